@@ -1,0 +1,40 @@
+# make demo    train a small model on real images, generate, judge
+# make test    the tests
+# make lint    ruff and mypy
+#
+# The first call makes .venv; CPU=1 takes the CPU build of torch, which is much smaller:
+#   make demo CPU=1
+# PYTHON names another interpreter (3.10 or later); DEMO=long trains five times as long.
+
+PYTHON ?= python3
+DEMO ?= short
+TORCH_INDEX = https://download.pytorch.org/whl/cpu
+BIN = .venv/bin
+
+.PHONY: help demo test lint clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile
+
+.venv/.installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "limpid needs Python 3.10 or later; name one with PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' \
+	  || { echo "Python's venv module is missing (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(if $(CPU),$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep ^torch== requirements.txt)" --index-url $(TORCH_INDEX))
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+demo: .venv/.installed
+	$(BIN)/python demo.py --length=$(DEMO)
+
+test: .venv/.installed
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf out .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,223 @@
+"""Samplers: Algorithms 1 and 2 of the paper, for any schedule and any scaling.
+
+    images = sample(D, torch.randn(4, 3, 32, 32))
+
+Times are 0-d float64 tensors on the CPU and images are float64 on their device, so that no
+comparison of two times ever waits for a GPU. (Apple's MPS has no float64: images are float32 there.)
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from diffusion.discretization import Discretization, EDMSteps
+from diffusion.schedules import LinearSchedule, NoScaling, Scaling, Schedule
+
+RandnLike = Callable[[Tensor], Tensor]
+
+
+class Denoise:
+    """D(x; σ) with the labels bound, and what a sampler may ask of a network.
+
+    `net(x, sigma, class_labels)` returns D for x [B, C, H, W] and sigma [] or [B]. Its attributes
+    `sigma_min`, `sigma_max` and `round_sigma` are optional: absent, they mean 0, ∞ and the identity.
+    """
+
+    def __init__(self, net: Callable[..., Tensor], class_labels: Tensor | None = None) -> None:
+        self.net = net
+        self.class_labels = class_labels
+        self.sigma_min = float(getattr(net, 'sigma_min', 0.0))
+        self.sigma_max = float(getattr(net, 'sigma_max', math.inf))
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """x and the result in the sampler's precision; sigma [] on the CPU, or [B] beside x."""
+        if sigma.device != x.device:   # filled in by a kernel: a copy would wait for the device
+            sigma = torch.full([], float(sigma), dtype=x.dtype, device=x.device)
+        return self.net(x, sigma, self.class_labels).to(x.dtype)
+
+    def nearest(self, sigma: Tensor) -> Tensor:
+        """The noise levels the network takes sigma for, on the CPU."""
+        round_sigma = getattr(self.net, 'round_sigma', None)
+        return sigma if round_sigma is None else round_sigma(sigma).to(sigma)
+
+    def levels(self, discretization: Discretization, num_steps: int) -> Tensor:
+        """σ_0 ≥ … ≥ σ_{N−1} of the discretization that this network supports, then σ_N = 0: [N + 1]."""
+        sigmas = self.nearest(discretization.sigmas(num_steps, self.sigma_min, self.sigma_max))
+        return torch.nn.functional.pad(sigmas, (0, 1))
+
+
+class Sampler(Protocol):
+    def __call__(self, denoise: Denoise, noise: Tensor, sigmas: Tensor, randn_like: RandnLike) -> Tensor:
+        """noise [B, C, H, W] of unit variance -> images, through the noise levels `sigmas` [N + 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class ProbabilityFlow:
+    """The ODE that carries noise to images (Eq. 4), with the score written through D (Eq. 3)."""
+    denoise: Denoise
+    schedule: Schedule
+    scaling: Scaling
+
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        """dx/dt = (σ̇/σ + ṡ/s) x − (σ̇ s/σ) D(x/s; σ)        (Algorithm 1, line 4)
+
+        With ṡ/s = (ln s)′(σ) σ̇ the time enters through the factor σ̇ alone.
+        """
+        sigma = self.schedule.sigma(t)
+        s, dlog_s = self.scaling.s(sigma), self.scaling.dlog_s(sigma)
+        denoised = self.denoise(x / s, sigma)
+        return self.schedule.sigma_dot(t) * ((x - s * denoised) / sigma + dlog_s * x)
+
+    def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
+        """x_0 ~ N(0, σ² s² I)        (Algorithm 1, line 2)"""
+        return noise * (sigma * self.scaling.s(sigma))
+
+    def add_noise(self, x: Tensor, sigma: Tensor, sigma_hat: Tensor, noise: Tensor) -> Tensor:
+        """Move x up from noise level σ to the noisier σ̂        (Algorithm 2, line 6)"""
+        s, s_hat = self.scaling.s(sigma), self.scaling.s(sigma_hat)
+        return s_hat / s * x + s_hat * (sigma_hat**2 - sigma**2).clamp(min=0).sqrt() * noise
+
+
+Perturb = Callable[[int, Tensor], tuple[Tensor, Tensor]]   # (step i, x_i) -> (x̂_i, t̂_i)
+Solver = Callable[[ProbabilityFlow, Tensor, Tensor, Perturb], Tensor]   # (flow, x, times [N+1], perturb) -> image
+
+
+@dataclass(frozen=True)
+class Euler:
+    """x_{i+1} = x̂ + h d: first order, one evaluation per step (Algorithm 1 without lines 6 to 8)."""
+
+    def __call__(self, flow: ProbabilityFlow, x: Tensor, times: Tensor, perturb: Perturb) -> Tensor:
+        for i, t_next in enumerate(times[1:]):
+            x, t = perturb(i, x)
+            x = x + (t_next - t) * flow.velocity(x, t)
+        return x
+
+
+@dataclass(frozen=True)
+class SecondOrder:
+    """x_{i+1} = x̂ + h [(1 − 1/(2α)) d + 1/(2α) d′],  d′ at x̂ + α h d        (Algorithm 3)
+
+    α = 1 is Heun's method (Algorithm 1), ½ the midpoint rule, ⅔ Ralston's method. The last step, and
+    any whose second point would fall at or below t = 0, is an Euler step: the ODE is singular there.
+    """
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.alpha > 0:
+            raise ValueError(f'alpha must be positive, not {self.alpha:g}')
+
+    def __call__(self, flow: ProbabilityFlow, x: Tensor, times: Tensor, perturb: Perturb) -> Tensor:
+        num_steps = len(times) - 1
+        late = 1 / (2 * self.alpha)
+        for i, t_next in enumerate(times[1:]):
+            x, t = perturb(i, x)
+            h = t_next - t
+            d = flow.velocity(x, t)
+            # For alpha = 1 exactly t_next, whatever the rounding of t + h.
+            t_prime = t_next if self.alpha == 1 else t + self.alpha * h
+            if i == num_steps - 1 or t_prime <= 0:
+                x = x + h * d
+            else:
+                d_prime = flow.velocity(x + self.alpha * h * d, t_prime)
+                x = x + h * ((1 - late) * d + late * d_prime)
+        return x
+
+
+@dataclass(frozen=True)
+class Churn:
+    """How much fresh noise is added before each step (Algorithm 2, lines 4 to 6)."""
+    S_churn: float = 0.0
+    S_min: float = 0.0
+    S_max: float = math.inf
+    S_noise: float = 1.0
+
+    def gamma(self, sigma: float, num_steps: int) -> float:
+        """γ_i = min(S_churn/N, √2 − 1) for S_min ≤ σ_i ≤ S_max, else 0"""
+        inside = self.S_min <= sigma <= self.S_max
+        return min(self.S_churn / num_steps, math.sqrt(2) - 1) if inside else 0.0
+
+
+@dataclass(frozen=True)
+class RowsOfTable1:
+    """The paper's sampler: a solver for the probability flow, with noise added before each step.
+
+    Algorithm 2, generalised to any schedule and scaling (Algorithm 3 with churn). Without churn it
+    is Algorithm 1. Evaluations of the network: N with Euler, 2N − 1 with Heun.
+    """
+    solver: Solver = SecondOrder()
+    schedule: Schedule = LinearSchedule()
+    scaling: Scaling = NoScaling()
+    churn: Churn = Churn()
+
+    def __call__(self, denoise: Denoise, noise: Tensor, sigmas: Tensor, randn_like: RandnLike) -> Tensor:
+        flow = ProbabilityFlow(denoise, self.schedule, self.scaling)
+        num_steps = len(sigmas) - 1
+        # The last time is 0 by definition, even where σ⁻¹(0) is not (a VP schedule with β_min < 0).
+        times = torch.nn.functional.pad(self.schedule.sigma_inv(sigmas[:-1]), (0, 1))
+
+        def perturb(i: int, x: Tensor) -> tuple[Tensor, Tensor]:
+            if self.churn.S_churn == 0:
+                return x, times[i]
+            xi = randn_like(x)   # drawn at every step, so that later steps do not depend on S_min and S_max
+            gamma = self.churn.gamma(float(sigmas[i]), num_steps)
+            sigma_hat = denoise.nearest(sigmas[i] * (1 + gamma))
+            if sigma_hat <= sigmas[i]:
+                return x, times[i]
+            return flow.add_noise(x, sigmas[i], sigma_hat, self.churn.S_noise * xi), self.schedule.sigma_inv(sigma_hat)
+
+        return self.solver(flow, flow.start(noise, sigmas[0]), times, perturb)
+
+
+def working_precision(noise: Tensor) -> Tensor:
+    """`noise` in the precision in which samplers work on its device."""
+    return noise.to(torch.float32 if noise.device.type == 'mps' else torch.float64)
+
+
+@torch.no_grad()
+def sample(
+    net: Callable[..., Tensor],
+    noise: Tensor,
+    class_labels: Tensor | None = None,
+    *,
+    num_steps: int = 18,
+    solver: Solver = SecondOrder(),
+    discretization: Discretization = EDMSteps(),
+    schedule: Schedule = LinearSchedule(),
+    scaling: Scaling = NoScaling(),
+    churn: Churn = Churn(),
+    randn_like: RandnLike = torch.randn_like,
+) -> Tensor:
+    """Draw one image per row of `noise`. Every keyword is one row of Table 1.
+
+    net           D(x, sigma, class_labels) -> denoised x, and optionally sigma_min, sigma_max and
+                  round_sigma (absent: 0, infinity, the identity).
+    noise         [B, C, H, W], standard normal.
+    class_labels  [B, label_dim], or whatever the network takes.
+    randn_like    where the noise of stochastic steps comes from.
+
+    Returns images [B, C, H, W] in [-1, 1] (up to the network's errors), float64 on the device of
+    `noise`. Raises ValueError for fewer than one step and for an empty range of noise levels.
+    """
+    denoise = Denoise(net, class_labels)
+    sampler = RowsOfTable1(solver, schedule, scaling, churn)
+    return run(sampler, denoise, noise, denoise.levels(discretization, num_steps), randn_like)
+
+
+@torch.no_grad()
+def run(sampler: Sampler, denoise: Denoise, noise: Tensor, sigmas: Tensor,
+        randn_like: RandnLike = torch.randn_like) -> Tensor:
+    """Apply any sampler to `noise` [B, C, H, W] through the noise levels `sigmas` [N + 1]."""
+    return sampler(denoise, working_precision(noise), sigmas, randn_like)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """clip(127.5 x + 128, 0, 255), truncated: [-1, 1] -> uint8"""
+    return (images * 127.5 + 128).clip(0, 255).to(torch.uint8)
+
+
+SOLVERS: dict[str, Any] = {'euler': Euler, 'heun': SecondOrder}

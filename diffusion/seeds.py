@@ -1,0 +1,48 @@
+"""An image is a function of its seed alone: not of its batch, nor of the number of devices."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion.discretization import Discretization
+from diffusion.samplers import Denoise, Sampler, run, to_uint8
+from torch_utils.random import StackedGenerator
+
+
+def latents_and_labels(net: Any, seeds: Sequence[int], classes: Sequence[int] | None,  # noqa: ANN401 (a Denoiser)
+                       generator: StackedGenerator) -> tuple[Tensor, Tensor | None]:
+    """The first draws of each seed's generator: the latent, then, of conditional networks, the class.
+
+    Returns noise [B, C, H, W] float32 and one-hot labels [B, label_dim], or None. `classes` gives the
+    class of each seed; the random class is drawn all the same, so that it changes nothing else.
+    """
+    noise = generator.randn([len(seeds), net.img_channels, net.img_resolution, net.img_resolution])
+    if not net.label_dim:
+        return noise, None
+    drawn = generator.randint(net.label_dim, [len(seeds)])
+    chosen = drawn if classes is None else torch.tensor(list(classes), device=drawn.device)
+    return noise, torch.nn.functional.one_hot(chosen, net.label_dim).to(torch.float32)
+
+
+def generate(net: Any, sampler: Sampler, discretization: Discretization, num_steps: int, seeds: Sequence[int],  # noqa: ANN401
+             classes: Sequence[int] | None, device: torch.device, rng: str | None = None) -> Tensor:
+    """uint8 images [B, C, H, W] of these seeds, on `device`.
+
+    rng='cpu' draws all random numbers on the CPU, so that every device starts from the same ones.
+    """
+    generator = StackedGenerator(seeds, device, source=rng)
+    noise, labels = latents_and_labels(net, seeds, classes, generator)
+    denoise = Denoise(net, labels)
+    return to_uint8(run(sampler, denoise, noise, denoise.levels(discretization, num_steps), generator.randn_like))
+
+
+def share_of(seeds: Sequence[int], batch: int, rank: int, world_size: int) -> list[np.ndarray]:
+    """The positions in `seeds` that this rank works on, in batches of at most `batch`.
+
+    All ranks get the same number of batches (some may be empty), of nearly the same size.
+    """
+    rounds = -(-len(seeds) // (batch * world_size))
+    return np.array_split(np.arange(len(seeds)), rounds * world_size)[rank::world_size]

@@ -1,0 +1,142 @@
+"""From command-line options to objects. An option that would have no effect is an error."""
+
+import dataclasses
+import functools
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+
+class GroupedCommand(click.Command):
+    """A command whose help lists the options under the headings given by `heading(...)`.
+
+    The text of the docstring after a line `Examples:` is printed last, as it stands.
+    """
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        text, _, examples = inspect.cleandoc(self.callback.__doc__ or '').partition('Examples:\n')
+        self.format_usage(ctx, formatter)
+        for paragraph in text.strip().split('\n\n'):
+            formatter.write_paragraph()
+            formatter.write_text(' '.join(paragraph.split()))
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(getattr(parameter, 'heading', 'Other options'), []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+        if examples:
+            with formatter.section('Examples'):
+                for line in inspect.cleandoc(examples).splitlines():
+                    formatter.write(f'  {line}'.rstrip() + '\n')
+
+
+class _HeadedOption(click.Option):
+    def __init__(self, *args: Any, heading: str, **kwargs: Any) -> None:  # noqa: ANN401 (click's own)
+        super().__init__(*args, **kwargs)
+        self.heading = heading
+
+
+def heading(title: str) -> Callable[..., Any]:
+    """A `click.option` whose options appear under `title` in the help of a GroupedCommand."""
+    return functools.partial(click.option, cls=_HeadedOption, heading=title)
+
+
+class IntList(click.ParamType):  # type: ignore[type-arg]
+    """`1,2,5-10` -> [1, 2, 5, 6, 7, 8, 9, 10], in the order given."""
+    name = 'LIST'
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        if not isinstance(value, str):
+            return value
+        numbers: list[int] = []
+        for part in value.split(','):
+            match = re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part)
+            if match is None:
+                self.fail(f'{value!r} is not a list of integers and ranges such as 1,2,5-10', param, ctx)
+            first, last = int(match[1]), int(match[2] or match[1])
+            if last < first:
+                self.fail(f'the range {part.strip()} is empty: write the smaller number first', param, ctx)
+            numbers.extend(range(first, last + 1))
+        return numbers
+
+
+class FloatList(click.ParamType):  # type: ignore[type-arg]
+    """`80,10,1` -> [80.0, 10.0, 1.0], in the order given."""
+    name = 'LIST'
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        if not isinstance(value, str):
+            return value
+        try:
+            return [float(part) for part in value.split(',')]
+        except ValueError:
+            self.fail(f'{value!r} is not a list of numbers such as 80,10,1', param, ctx)
+
+
+def with_options(obj: Any, options: dict[str, Any]) -> Any:  # noqa: ANN401 (any dataclass)
+    """A copy of `obj` with the fields that were given on the command line (None: not given)."""
+    names = {field.name for field in dataclasses.fields(obj)}
+    given = {k: v for k, v in options.items() if k in names and v is not None}
+    return dataclasses.replace(obj, **given)
+
+
+def reject_unused(options: dict[str, Any], *objects: Any) -> None:  # noqa: ANN401 (any dataclasses)
+    """Raise ValueError for a given option that is a field of none of the chosen `objects`."""
+    names = {field.name for obj in objects for field in dataclasses.fields(obj)}
+    for name, value in options.items():
+        if value is not None and name not in names:
+            chosen = ', '.join(type(obj).__name__ for obj in objects)
+            known = ', '.join(f'--{name}' for name in sorted(names)) or 'no numbers'
+            raise ValueError(f'--{name} would have no effect with {chosen}, which take {known}')
+
+
+def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn what the user can mend into one line and an exit code, instead of a stack trace.
+
+    ValueError, FileNotFoundError and their kin are usage: exit code 2. Running out of disk or of
+    memory while working is a failure: exit code 1. LIMPID_TRACEBACK=1 shows the stack trace.
+    """
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        try:
+            return function(*args, **kwargs)
+        except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError,
+                PermissionError, FileExistsError) as error:
+            if os.environ.get('LIMPID_TRACEBACK'):
+                raise
+            raise _fail(_line(error), code=2) from error
+        except (OSError, MemoryError) as error:
+            if os.environ.get('LIMPID_TRACEBACK'):
+                raise
+            raise _fail(_line(error), code=1) from error
+        except RuntimeError as error:
+            if 'out of memory' not in str(error) or os.environ.get('LIMPID_TRACEBACK'):
+                raise
+            raise _fail(f'{_line(error)} (a smaller --batch or --batch-gpu needs less)', code=1) from error
+
+    return wrapper
+
+
+def _line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f'{error.filename}: {error.strerror}'
+    return ' '.join(str(error).split()) or type(error).__name__
+
+
+def _fail(message: str, code: int) -> click.ClickException:
+    failure = click.ClickException(message)
+    failure.exit_code = code  # type: ignore[misc]
+    return failure
+
+
+def is_terminal() -> bool:
+    """Whether somebody watches: progress bars are drawn only then."""
+    return sys.stderr.isatty()

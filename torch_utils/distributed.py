@@ -1,0 +1,104 @@
+"""One process or many: the same calls work without a process group, with gloo and with NCCL."""
+
+import datetime
+import os
+import socket
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def init(device: str = 'auto') -> torch.device:
+    """Choose this process's device and, under torchrun, join the process group.
+
+    `device` is auto (CUDA, else Apple's MPS, else CPU), or a name such as cuda, cuda:1, mps, cpu.
+    Without torchrun's environment (WORLD_SIZE absent or 1) no process group is made.
+    Raises ValueError when the device asked for does not exist.
+    """
+    chosen = _device(device)
+    if int(os.environ.get('WORLD_SIZE', '1')) > 1 and not torch.distributed.is_initialized():
+        os.environ.setdefault('MASTER_ADDR', 'localhost')
+        os.environ.setdefault('MASTER_PORT', str(_free_port()))
+        backend = 'nccl' if chosen.type == 'cuda' else 'gloo'
+        torch.distributed.init_process_group(backend, timeout=datetime.timedelta(hours=1))
+    return chosen
+
+
+def _device(name: str) -> torch.device:
+    local_rank = int(os.environ.get('LOCAL_RANK', '0'))
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'mps' if _has_mps() else 'cpu'
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f'--device={name} is not a device: use auto, cuda, cuda:1, mps or cpu') from None
+    if device.type == 'cuda':
+        if not torch.cuda.is_available():
+            raise ValueError(f'--device={name}: no CUDA device was found here; use --device=cpu or auto')
+        index = local_rank if device.index is None else device.index
+        count = torch.cuda.device_count()
+        if index >= count:
+            raise ValueError(f'--device={name}: process {local_rank} needs GPU {index}, but only {count} were found')
+        device = torch.device('cuda', index)
+        torch.cuda.set_device(device)
+    elif device.type == 'mps' and not _has_mps():
+        raise ValueError(f'--device={name}: no MPS device was found here; use --device=cpu or auto')
+    elif device.type not in ('cpu', 'mps'):
+        raise ValueError(f'--device={name} is not supported: use auto, cuda, cuda:1, mps or cpu')
+    return device
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(('localhost', 0))
+        return int(probe.getsockname()[1])
+
+
+def _active() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def get_rank() -> int:
+    return torch.distributed.get_rank() if _active() else 0
+
+
+def get_world_size() -> int:
+    return torch.distributed.get_world_size() if _active() else 1
+
+
+def barrier() -> None:
+    if _active():
+        torch.distributed.barrier()
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum of `tensor` over all ranks, in place; without a process group, `tensor` itself."""
+    if _active():
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+def gather_objects(value: Any) -> list[Any]:  # noqa: ANN401 (anything that can be pickled between our own ranks)
+    """Everybody's `value` in the order of the ranks, on every rank."""
+    if not _active():
+        return [value]
+    values: list[Any] = [None] * get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def print0(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 (print's own)
+    """Print on rank 0 only."""
+    if get_rank() == 0:
+        print(*args, **kwargs, flush=True)
+
+
+def shutdown() -> None:
+    """Leave the process group, if there is one."""
+    if _active():
+        torch.distributed.destroy_process_group()

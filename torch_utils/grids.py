@@ -1,0 +1,37 @@
+"""Pictures made of many pictures."""
+
+import os
+
+import numpy as np
+import PIL.Image
+
+from dnnlib.files import atomic_write
+
+
+def tile(images: np.ndarray, columns: int) -> np.ndarray:
+    """uint8 [N, C, H, W] -> uint8 [rows H, columns W, C], row by row; a last row is filled with black."""
+    count, channels, height, width = images.shape
+    rows = -(-count // columns)
+    canvas = np.zeros([rows * columns, channels, height, width], dtype=np.uint8)
+    canvas[:count] = images
+    canvas = canvas.reshape(rows, columns, channels, height, width)
+    return canvas.transpose(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
+
+
+def to_pil(pixels: np.ndarray) -> PIL.Image.Image:
+    """uint8 [H, W, C] with 1 channel (greyscale) or 3 (RGB) -> an image."""
+    if pixels.shape[-1] not in (1, 3):
+        raise ValueError(f'an image file holds 1 or 3 channels, not {pixels.shape[-1]}')
+    return PIL.Image.fromarray(pixels[:, :, 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def save_png(pixels: np.ndarray, path: str | os.PathLike[str], durable: bool = True) -> None:
+    """Write uint8 [H, W, C] as a PNG file, atomically."""
+    with atomic_write(path, durable) as file:
+        to_pil(pixels).save(file, format='PNG')
+
+
+def save_grid(images: np.ndarray, path: str | os.PathLike[str], columns: int, zoom: int = 1) -> None:
+    """Write uint8 [N, C, H, W] as one picture with `columns` columns, each pixel `zoom` pixels wide."""
+    pixels = tile(np.asarray(images), columns)
+    save_png(pixels.repeat(zoom, axis=0).repeat(zoom, axis=1), path)

@@ -1,0 +1,51 @@
+"""Running means of named numbers, kept on the device until somebody asks."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from torch_utils import distributed
+
+
+class Collector:
+    """For each name the count, the sum and the sum of squares of everything added since `take`.
+
+    Adding never waits for the device. `take` is collective: every rank calls it with the same names.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.dtype = torch.float32 if device.type == 'mps' else torch.float64
+        self.moments: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, name: str, values: Tensor | float) -> None:
+        x = torch.as_tensor(values, device=self.device).detach().to(self.dtype).flatten()
+        if name not in self.moments:
+            self.moments[name] = torch.zeros(3, dtype=self.dtype, device=self.device)
+        self.moments[name][0] += x.numel()
+        self.moments[name][1] += x.sum()
+        self.moments[name][2] += x.square().sum()
+
+    def take(self) -> dict[str, dict[str, float]]:
+        """{name: {num, mean, std}} over all ranks; starts anew."""
+        if not self.moments:
+            return {}
+        names = sorted(self.moments)
+        totals = distributed.all_reduce_sum(torch.stack([self.moments[name] for name in names])).cpu()
+        self.moments = {}
+        return {name: _summary(*row) for name, row in zip(names, totals.tolist(), strict=True)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: moments.cpu() for name, moments in self.moments.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.moments = {name: moments.to(self.device, self.dtype) for name, moments in state.items()}
+
+
+def _summary(num: float, total: float, squares: float) -> dict[str, float]:
+    if num == 0:
+        return {'num': 0, 'mean': math.nan, 'std': math.nan}
+    mean = total / num
+    return {'num': int(num), 'mean': mean, 'std': math.sqrt(max(squares / num - mean**2, 0))}

@@ -1,0 +1,115 @@
+"""Table 1 of the paper. Hold it beside the page: columns are columns, rows are rows.
+
+`python -m training.table1` prints it, formulas and numbers, from the objects below.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from diffusion.discretization import Discretization, EDMSteps, IDDPMSteps, VESteps, VPSteps
+from diffusion.preconditioning import EDM, IDDPM, VE, VP, Preconditioner
+from diffusion.samplers import Euler, SecondOrder, Solver
+from diffusion.schedules import (
+    IDDPMLevels,
+    LinearSchedule,
+    NoScaling,
+    Scaling,
+    Schedule,
+    VESchedule,
+    VPScaling,
+    VPSchedule,
+)
+from training.loss import (
+    InverseCOut,
+    InverseVariance,
+    LogNormal,
+    LogUniform,
+    NoiseDistribution,
+    UniformLevel,
+    UniformTime,
+    Weighting,
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    # Sampling (Section 3)
+    solver: Solver
+    discretization: Discretization
+    schedule: Schedule
+    scaling: Scaling
+    # Network and preconditioning (Section 5)
+    architecture: str
+    precond: Preconditioner
+    # Training (Section 5)
+    noise_distribution: NoiseDistribution
+    weighting: Weighting
+
+
+def vp(schedule: VPSchedule = VPSchedule()) -> Column:
+    return Column(
+        solver=Euler(),
+        discretization=VPSteps(),
+        schedule=schedule,
+        scaling=VPScaling(),
+        architecture='ddpmpp',
+        precond=VP(schedule),
+        noise_distribution=UniformTime(schedule),
+        weighting=InverseVariance(),
+    )
+
+
+def ve(schedule: VESchedule = VESchedule()) -> Column:
+    return Column(
+        solver=Euler(),
+        discretization=VESteps(schedule.sigma_min, schedule.sigma_max),
+        schedule=schedule,
+        scaling=NoScaling(),
+        architecture='ncsnpp',
+        precond=VE(),
+        noise_distribution=LogUniform(schedule),
+        weighting=InverseVariance(),
+    )
+
+
+def iddpm(levels: IDDPMLevels = IDDPMLevels()) -> Column:
+    return Column(
+        solver=Euler(),
+        discretization=IDDPMSteps(levels=levels),
+        schedule=LinearSchedule(),
+        scaling=NoScaling(),
+        architecture='adm',
+        precond=IDDPM(levels),
+        noise_distribution=UniformLevel(levels),
+        weighting=InverseVariance(),   # + L_vlb for the learned variance: HybridLoss
+    )
+
+
+def edm(precond: EDM = EDM()) -> Column:
+    return Column(
+        solver=SecondOrder(alpha=1),
+        discretization=EDMSteps(),
+        schedule=LinearSchedule(),
+        scaling=NoScaling(),
+        architecture='ddpmpp',   # "(any)"
+        precond=precond,
+        noise_distribution=LogNormal(),
+        weighting=InverseCOut(precond),
+    )
+
+
+TABLE_1: dict[str, Callable[..., Column]] = {'vp': vp, 've': ve, 'iddpm': iddpm, 'edm': edm}
+
+
+def print_table() -> None:
+    for row in fields(Column):
+        print(f'\n{row.name}')
+        for name, column in TABLE_1.items():
+            cell: Any = getattr(column(), row.name)
+            formula = cell if isinstance(cell, str) else cell.__doc__.splitlines()[0]
+            print(f'    {name:6s} {formula}    {"" if isinstance(cell, str) else cell}'.rstrip())
+
+
+if __name__ == '__main__':
+    print_table()
