@@ -129,6 +129,77 @@ class SecondOrder:
 
 
 @dataclass(frozen=True)
+class Multistep2M:
+    """x_{i+1} = s′ (D̄ + (σ′/σ)(x_i/s − D̄)),  D̄ = D_i + (D_i − D_{i−1})/(2r): DPM-Solver++(2M)
+
+    The flow solved exactly for a D̄ that is extrapolated linearly in ln σ from the step before; r is the
+    ratio of that step to this one in ln σ. Second order, one evaluation per step. The first step and the
+    one to σ = 0 take D̄ = D_i. (Lu et al. 2022, Algorithm 2; the schedule drops out, since only σ enters.)
+    """
+
+    def __call__(self, flow: ProbabilityFlow, x: Tensor, times: Tensor, perturb: Perturb) -> Tensor:
+        sigmas = flow.schedule.sigma(times[:-1])
+        previous: tuple[Tensor, Tensor] | None = None   # (D, ln σ) of the step before
+        for i, sigma in enumerate(sigmas):
+            x, _ = perturb(i, x)
+            sigma_next = sigmas[i + 1] if i + 1 < len(sigmas) else torch.zeros_like(sigma)
+            if sigma_next == sigma:
+                continue
+            s, s_next = flow.scaling.s(sigma), flow.scaling.s(sigma_next)
+            D = target = flow.denoise(x / s, sigma)
+            if previous is not None and sigma_next > 0:
+                D_previous, log_previous = previous
+                r = (log_previous - sigma.log()) / (sigma.log() - sigma_next.log())
+                target = D + (D - D_previous) / (2 * r)
+            x = s_next * (target + sigma_next / sigma * (x / s - target))
+            previous = D, sigma.log()
+        return x
+
+
+@dataclass(frozen=True)
+class Adams:
+    """x_{i+1} = x_i + h Σ_j w_j d_{i−j}: Adams–Bashforth of `order` 1, 2 or 3 on uneven steps
+
+    The weights integrate the polynomial through the last `order` velocities over the step. The first
+    `order` − 1 steps are Heun's, so that nothing is lost at the start; the last is Euler's. One
+    evaluation per step and one more for each Heun step: N + order − 1.
+    """
+    order: int = 3
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2, 3):
+            raise ValueError(f'order must be 1, 2 or 3, not {self.order}')
+
+    def __call__(self, flow: ProbabilityFlow, x: Tensor, times: Tensor, perturb: Perturb) -> Tensor:
+        history: list[tuple[Tensor, Tensor]] = []   # (t, d), newest first
+        for i, t_next in enumerate(times[1:]):
+            x, t = perturb(i, x)
+            h = t_next - t
+            if h == 0:
+                continue
+            d = flow.velocity(x, t)
+            history = [(t, d), *history[:self.order - 1]]
+            if i == len(times) - 2:
+                x = x + h * d
+            elif len(history) < self.order:
+                x = x + h * (d + flow.velocity(x + h * d, t_next)) / 2
+            else:
+                weights = self.weights([float((earlier - t) / h) for earlier, _ in history])
+                x = x + h * sum(w * velocity for w, (_, velocity) in zip(weights, history, strict=True))
+        return x
+
+    @staticmethod
+    def weights(nodes: list[float]) -> list[float]:
+        """w with Σ_j w_j p(nodes_j) = ∫_0^1 p for every polynomial p of degree below len(nodes)."""
+        powers = torch.arange(len(nodes), dtype=torch.float64)
+        vandermonde = torch.tensor(nodes, dtype=torch.float64) ** powers.reshape(-1, 1)
+        return torch.linalg.solve(vandermonde, 1 / (powers + 1)).tolist()
+
+
+MULTISTEP = (Multistep2M, Adams)   # they remember earlier steps, which fresh noise would make untrue
+
+
+@dataclass(frozen=True)
 class Churn:
     """How much fresh noise is added before each step (Algorithm 2, lines 4 to 6)."""
     S_churn: float = 0.0
@@ -155,6 +226,9 @@ class RowsOfTable1:
     churn: Churn = Churn()
 
     def __call__(self, denoise: Denoise, noise: Tensor, sigmas: Tensor, randn_like: RandnLike) -> Tensor:
+        if self.churn.S_churn > 0 and isinstance(self.solver, MULTISTEP):
+            raise ValueError(f'S_churn={self.churn.S_churn:g}: a multistep solver cannot take fresh noise between '
+                             'its steps; use euler or heun')
         flow = ProbabilityFlow(denoise, self.schedule, self.scaling)
         num_steps = len(sigmas) - 1
         # The last time is 0 by definition, even where σ⁻¹(0) is not (a VP schedule with β_min < 0).
@@ -220,4 +294,4 @@ def to_uint8(images: Tensor) -> Tensor:
     return (images * 127.5 + 128).clip(0, 255).to(torch.uint8)
 
 
-SOLVERS: dict[str, Any] = {'euler': Euler, 'heun': SecondOrder}
+SOLVERS: dict[str, Any] = {'euler': Euler, 'heun': SecondOrder, 'dpmpp-2m': Multistep2M, 'adams': Adams}

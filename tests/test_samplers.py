@@ -13,9 +13,11 @@ import torch
 from diffusion.discretization import DISCRETIZATIONS, EDMSteps, noise_range
 from diffusion.samplers import (
     SOLVERS,
+    Adams,
     Churn,
     Denoise,
     Euler,
+    Multistep2M,
     ProbabilityFlow,
     RowsOfTable1,
     SecondOrder,
@@ -127,7 +129,8 @@ def gaussian_case(sigmas):
 
 # Lower bounds of the order of convergence: Gaussian data superconverge in some frames.
 ORDERS = {'euler': (Euler(), 1), 'heun': (SecondOrder(), 2), 'midpoint': (SecondOrder(0.5), 2),
-          'ralston': (SecondOrder(2 / 3), 2), 'alpha-1.1': (SecondOrder(1.1), 2)}
+          'ralston': (SecondOrder(2 / 3), 2), 'alpha-1.1': (SecondOrder(1.1), 2),
+          'dpmpp-2m': (Multistep2M(), 2), 'adams': (Adams(), 3), 'adams-2': (Adams(2), 2), 'adams-1': (Adams(1), 1)}
 
 
 @pytest.mark.parametrize('name', ORDERS)

@@ -1,0 +1,397 @@
+"""Turn images into a data set for training: square, of one size, in a zip or a folder."""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import re
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import PIL.Image
+import tqdm
+
+from dnnlib.cli import GroupedCommand, heading, is_terminal, one_line_errors
+from dnnlib.files import atomic_write
+from training.dataset import ImageFiles, label_array
+
+Image = PIL.Image.Image
+Size = tuple[int, int]   # width, height in pixels, as in Pillow
+KINDS = {'L': 'greyscale', 'RGB': 'RGB'}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images in their final order: what they are called, how to load one, what labels there are."""
+    names: list[str]
+    load: Callable[[str], Image]
+    labels: dict[str, Any] = field(default_factory=dict)   # empty: no labels
+    resolution: Size | None = None                         # where --resolution is not given
+
+
+def is_digits(path: str) -> bool:
+    return path == 'digits'
+
+
+def read_digits(path: str) -> Source:
+    """The 1,797 8x8 scans that come with scikit-learn, greys 0..16 stretched to 0..255."""
+    try:
+        datasets = importlib.import_module('sklearn.datasets')
+    except ImportError as error:
+        raise ValueError(
+            '--source=digits needs scikit-learn: pip install "limpid[demo]"') from error
+    digits = datasets.load_digits()
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    names = [f'{i:08d}' for i in range(len(pixels))]
+    labels = dict(zip(names, digits.target.tolist(), strict=True))
+    return Source(names, lambda name: PIL.Image.fromarray(pixels[int(name)]), labels, (16, 16))
+
+
+def is_folder(path: str) -> bool:
+    return os.path.isdir(path)
+
+
+def read_folder(path: str) -> Source:
+    """A folder and its subfolders, component by component: `a/z.png` comes before `a.b/c.png`."""
+    files = ImageFiles(path)
+    names = sorted(files.names, key=lambda name: name.split('/'))
+    return Source(names, files.image, find_labels(files, names))
+
+
+def is_zip(path: str) -> bool:
+    return os.path.isfile(path) and (path.lower().endswith('.zip') or zipfile.is_zipfile(path))
+
+
+def read_zip(path: str) -> Source:
+    """A zip, in the order of the sorted names."""
+    files = ImageFiles(path)
+    return Source(files.names, files.image, find_labels(files, files.names))
+
+
+def find_labels(files: ImageFiles, names: list[str]) -> dict[str, Any]:
+    """Name -> label from dataset.json, else from the top-level folders; {} if neither has any."""
+    found = files.labels()
+    if not found:
+        return folder_labels(names)
+    known = {name: found[name] for name in names if found.get(name) is not None}
+    if known:   # what train.py would refuse is refused here, before the work
+        label_array(known, list(known), f'{files.path}: dataset.json')
+    return known
+
+
+def folder_labels(names: list[str]) -> dict[str, int]:
+    """Classes from the sorted names of the top-level folders ('': no folder); {} if only one."""
+    tops = {name: name.partition('/')[0] if '/' in name else '' for name in names}
+    classes = {top: i for i, top in enumerate(sorted(set(tops.values())))}
+    return {name: classes[top] for name, top in tops.items()} if len(classes) > 1 else {}
+
+
+def is_unsupported(path: str) -> bool:
+    name = os.path.basename(os.path.abspath(path))
+    files = ('cifar-10-python.tar.gz', 'train-images-idx3-ubyte.gz')
+    return name.endswith('_lmdb') or name in files
+
+
+def read_unsupported(path: str) -> Source:
+    raise ValueError(f'--source={path}: LSUN (lmdb), CIFAR-10 and MNIST files are not supported '
+                     'yet: unpack the images into a folder, with one subfolder per class')
+
+
+# The first that accepts --source reads it. A reader raises ValueError for what it cannot read.
+SOURCES: dict[str, tuple[Callable[[str], bool], Callable[[str], Source]]] = {
+    'digits': (is_digits, read_digits),
+    'unsupported': (is_unsupported, read_unsupported),
+    'folder': (is_folder, read_folder),
+    'zip': (is_zip, read_zip),
+}
+
+
+def open_source(path: str) -> Source:
+    """Read the names and labels of --source; its images are loaded one by one later."""
+    for accepts, read in SOURCES.values():
+        if accepts(path):
+            return read(path)
+    problem = 'cannot be used' if os.path.exists(path) else 'does not exist'
+    raise ValueError(f'--source={path} {problem}: give a folder of images, a zip of images, '
+                     'or the word digits')
+
+
+def to_grey_or_rgb(image: Image, color: str | None = None) -> Image:
+    """Any image as 8-bit greyscale (mode L) or RGB; `color` forces one of them.
+
+    Transparent parts show white. Of 16 bits the upper 8 are kept. Palettes and CMYK become RGB.
+    Raises ValueError for pixels of 32 bits and for whatever else Pillow cannot convert.
+    """
+    if image.mode.startswith('I;16') or (image.mode == 'I' and image.format == 'PNG'):
+        image = PIL.Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
+    if image.mode in ('I', 'F'):
+        raise ValueError('its pixels have 32 bits: save it with 8 or 16')
+    grey = image.mode in ('1', 'L', 'LA')
+    if 'A' in image.getbands() or 'transparency' in image.info:
+        white = PIL.Image.new('RGBA', image.size, 'white')
+        image = PIL.Image.alpha_composite(white, image.convert('RGBA'))
+    return image.convert({'grey': 'L', 'rgb': 'RGB', None: 'L' if grey else 'RGB'}[color])
+
+
+def resize(image: Image, size: Size) -> Image:
+    return image if image.size == size else image.resize(size, PIL.Image.Resampling.LANCZOS)
+
+
+def center_crop(image: Image, size: Size) -> Image:
+    """The middle square, resized; RGB."""
+    w, h = image.size
+    c = min(w, h)
+    box = ((w - c) // 2, (h - c) // 2, (w + c) // 2, (h + c) // 2)
+    return resize(image.convert('RGB').crop(box), size)
+
+
+def center_crop_wide(image: Image, size: Size) -> Image | None:
+    """The middle rows of aspect W:H, resized, on a black W x W canvas; RGB. None: too small."""
+    (w, h), (W, H) = image.size, size
+    ch = round(W * h / w)
+    if w < W or ch < H:
+        return None
+    middle = resize(image.convert('RGB').crop((0, (h - ch) // 2, w, (h + ch) // 2)), size)
+    canvas = PIL.Image.new('RGB', (W, W))
+    canvas.paste(middle, (0, (W - H) // 2))
+    return canvas
+
+
+TRANSFORMS: dict[str, Callable[[Image, Size], Image | None]] = {
+    'center-crop': center_crop,
+    'center-crop-wide': center_crop_wide,
+}
+
+
+def check_transform(transform: str | None, resolution: Size | None) -> None:
+    """Raise ValueError where --transform and --resolution could not give square images."""
+    if resolution is None:
+        if transform is not None:
+            raise ValueError(f'--transform={transform} needs --resolution, '
+                             'for example --resolution=64x64')
+        return
+    W, H = resolution
+    if transform == 'center-crop-wide' and W < H:
+        raise ValueError(f'--resolution={W}x{H} is higher than wide: center-crop-wide needs '
+                         'a width of at least the height, for example --resolution=512x384')
+    if transform != 'center-crop-wide' and W != H:
+        raise ValueError(f'--resolution={W}x{H} is not square: use --resolution={W}x{W}, '
+                         'or --transform=center-crop-wide for black bars')
+
+
+def prepare(
+    image: Image, transform: str | None, resolution: Size | None, color: str | None,
+) -> Image | None:
+    """The image as it goes into the data set; None where the transform skips it."""
+    image = to_grey_or_rgb(image, color)
+    if resolution is None:
+        return image
+    result = (TRANSFORMS[transform] if transform else resize)(image, resolution)
+    return result.convert('L') if result is not None and color == 'grey' else result
+
+
+def images(
+    source: Source, max_images: int | None, transform: str | None, resolution: Size | None,
+    color: str | None,
+) -> Iterator[tuple[int, str, Image]]:
+    """(number, name, final image) of the first `max_images` images that the transform keeps.
+
+    Raises ValueError, naming the image, for one that is unreadable, not square or unlike the first.
+    """
+    first: tuple[Image, str] | None = None
+    names = source.names[:max_images]
+    for index, name in enumerate(tqdm.tqdm(names, unit='img', disable=not is_terminal())):
+        loaded = source.load(name)
+        try:
+            image = prepare(loaded, transform, resolution, color)
+        except ValueError as error:
+            raise ValueError(f'{name} ({loaded.mode}) cannot be converted: {error}') from error
+        if image is None:
+            continue
+        first = first or (image, name)
+        check_image(image, name, *first)
+        yield index, name, image
+
+
+def check_image(image: Image, name: str, first: Image, first_name: str) -> None:
+    """Raise ValueError unless `image` is square and has the size and the colours of the first."""
+    (w, h), (W, H) = image.size, first.size
+    if w != h:
+        raise ValueError(f'{name} is {w}x{h}, not square: crop it with --transform=center-crop '
+                         f'--resolution={min(w, h)}x{min(w, h)}')
+    if (w, h) != (W, H):
+        raise ValueError(f'{name} is {w}x{h}, but {first_name} is {W}x{H}: '
+                         f'resize all images with --resolution={W}x{H}')
+    if image.mode != first.mode:
+        raise ValueError(f'{name} is {KINDS[image.mode]}, but {first_name} is {KINDS[first.mode]}: '
+                         'convert all images with --color=rgb or --color=grey')
+
+
+def encode_png(image: Image) -> bytes:
+    """An uncompressed PNG, quick to read; nothing but the pixels."""
+    data = io.BytesIO()
+    PIL.Image.fromarray(np.asarray(image)).save(data, format='PNG', compress_level=0)
+    return data.getvalue()
+
+
+Save = Callable[[str, bytes], None]
+
+
+@contextlib.contextmanager
+def open_dest(path: str) -> Iterator[Save]:
+    """A function save(name, bytes) into --dest, which appears when the block ends without an error.
+
+    A zip replaces an older one of that name; a folder must be absent or empty.
+    """
+    dest = Path(os.path.abspath(path))
+    made = [parent for parent in dest.parents if not parent.exists()]
+    try:
+        with (_zip_dest if dest.suffix.lower() == '.zip' else _folder_dest)(dest) as save:
+            yield save
+    except BaseException:
+        for parent in made:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _zip_dest(dest: Path) -> Iterator[Save]:
+    if dest.is_dir():
+        raise ValueError(f'--dest={dest} is a folder: give the name of a zip file, '
+                         'or a folder without .zip')
+    with atomic_write(dest) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
+        def save(name: str, data: bytes) -> None:
+            # no clock, no system: the same images make the same bytes
+            entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            entry.create_system = 3
+            entry.external_attr = 0o100644 << 16
+            archive.writestr(entry, data)
+
+        yield save
+
+
+@contextlib.contextmanager
+def _folder_dest(dest: Path) -> Iterator[Save]:
+    if dest.exists() and not dest.is_dir():
+        raise ValueError(f'--dest={dest} is a file: give a new name, an empty folder '
+                         'or a name that ends in .zip')
+    if dest.exists() and any(dest.iterdir()):
+        raise ValueError(f'--dest={dest} is not empty: give a new name or an empty folder')
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f'.{dest.name}.', dir=dest.parent) as temporary:
+        filled = Path(temporary, 'data')   # the outer folder lacks the usual permissions
+        filled.mkdir()
+
+        def save(name: str, data: bytes) -> None:
+            file = filled / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(data)
+
+        yield save
+        if dest.exists():
+            dest.rmdir()
+        os.replace(filled, dest)
+
+
+def convert(
+    source: Source, dest: str, max_images: int | None = None, transform: str | None = None,
+    resolution: Size | None = None, color: str | None = None,
+) -> str:
+    """Write the data set `dest`; returns what was written, in one line.
+
+    Images are called `00000/img00000000.png` by their number in the source, so skipped ones leave
+    gaps. dataset.json holds {"labels": [[name, label], ...]}, or null unless every image has one.
+    """
+    resolution = resolution or source.resolution
+    check_transform(transform, resolution)
+    labels: list[tuple[str, Any]] = []
+    unlabelled: list[str] = []
+    with open_dest(dest) as save:
+        for index, name, image in images(source, max_images, transform, resolution, color):
+            file = f'{index // 1000:05d}/img{index:08d}.png'
+            save(file, encode_png(image))
+            labels.append((file, source.labels.get(name)))
+            if name not in source.labels:
+                unlabelled.append(name)
+        if not labels:
+            raise ValueError(f'--transform={transform} skips images smaller than --resolution: '
+                             'all of them are')
+        save('dataset.json', json.dumps({'labels': None if unlabelled else labels}).encode())
+    missing = f' ({unlabelled[0]} has none)' if unlabelled and source.labels else ''
+    return (f'{dest}: {len(labels)} images, {image.width}x{image.height} {KINDS[image.mode]}, '
+            f'{"without" if unlabelled else "with"} labels{missing}')
+
+
+class Resolution(click.ParamType):
+    """`64x64` or `64,64`: width and height in pixels."""
+    name = 'WxH'
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None,   # noqa: ANN401
+    ) -> Size:
+        match = re.fullmatch(r'(\d{1,5})[x,](\d{1,5})', str(value))
+        if match is None or int(match[1]) == 0 or int(match[2]) == 0:
+            self.fail(f'{value!r} is not a width and a height in pixels such as 64x64', param, ctx)
+        return int(match[1]), int(match[2])
+
+
+@click.command(cls=GroupedCommand, context_settings={'max_content_width': 100})
+@heading('From and to')(
+    '--source', metavar='PATH', required=True,
+    help='A folder of images (with its subfolders), a zip of images, or the word digits: 1,797 '
+         'scanned digits with labels, 16x16 unless --resolution is given (needs scikit-learn).')
+@heading('From and to')(
+    '--dest', metavar='PATH', required=True,
+    help='What to write: a zip if its name ends in .zip; else a folder, which must be new or empty.')
+@heading('From and to')(
+    '--max-images', type=click.IntRange(min=1), metavar='INT',
+    help='Use only the first INT images of the source.  [default: all]')
+@heading('What to do with each image')(
+    '--transform', type=click.Choice(list(TRANSFORMS)), metavar='NAME',
+    help='center-crop: cut out the middle square and resize it to --resolution. center-crop-wide: '
+         'cut out the middle rows in the aspect W:H of --resolution, resize them and add black '
+         'bars to make them WxW; images smaller than WxH are skipped. Both give RGB.  '
+         '[default: no cropping]')
+@heading('What to do with each image')(
+    '--resolution', type=Resolution(), metavar='WxH',
+    help='Width and height in pixels, such as 64x64 or 64,64. Resizing uses the Lanczos filter.  '
+         '[default: the size of the images]')
+@heading('What to do with each image')(
+    '--color', type=click.Choice(['grey', 'rgb']),
+    help='Convert every image.  [default: greyscale stays greyscale, the rest becomes RGB]')
+@one_line_errors
+def main(source: str, dest: str, **options: Any) -> None:   # noqa: ANN401 (click's own)
+    """Turn images into a data set for train.py: square PNG files of one size, with labels.
+
+    The images may be BMP, GIF, JPEG, PNG, PPM, TIFF or WebP. Transparent parts become white, and
+    16 bits become 8. The results must be square and of one size, all greyscale or all RGB.
+
+    Labels come from dataset.json in the source, {"labels": [["cats/1.png", 0], ...]}, where a label
+    is a class from 0 or a list of numbers; without that file, each top-level folder is a class, in
+    sorted order. Unless every image has a label, the result has none.
+
+    Examples:
+    # a first data set, which needs no download
+    python dataset_tool.py --source=digits --dest=datasets/digits-16x16.zip
+
+    # any folder of photographs, as 64x64 RGB
+    python dataset_tool.py --source=photos --dest=datasets/photos-64x64.zip \\
+        --transform=center-crop --resolution=64x64
+
+    # the first thousand images of a data set, in greyscale, as a folder
+    python dataset_tool.py --source=datasets/photos-64x64.zip --dest=datasets/grey \\
+        --max-images=1000 --color=grey
+    """
+    click.echo(convert(open_source(source), dest, **options))
+
+
+if __name__ == '__main__':
+    main()

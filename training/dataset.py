@@ -1,0 +1,479 @@
+"""Images and labels from a zip or a folder, in an order that depends on (seed, nimg) alone."""
+
+import functools
+import hashlib
+import io
+import json
+import os
+import warnings
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+
+# Pillow knows more formats, some of which start other programs: only these are ever opened.
+IMAGE_FORMATS = {
+    '.bmp': 'BMP', '.gif': 'GIF', '.jpeg': 'JPEG', '.jpg': 'JPEG', '.pgm': 'PPM', '.png': 'PNG',
+    '.ppm': 'PPM', '.tif': 'TIFF', '.tiff': 'TIFF', '.webp': 'WEBP',
+}
+
+
+class ImageFiles:
+    """The image files of a zip or of a folder and its subfolders, named like `00000/a.png`.
+
+    `names` are sorted as strings. The zip is opened anew in every process that reads from it, so
+    that no two processes share a position in the file; a copy made by pickle is independent too.
+    Raises ValueError, in one line, where `path` is missing, damaged or holds no image.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self.is_zip = os.path.isfile(self.path)
+        self._zip: zipfile.ZipFile | None = None
+        self._process = 0
+        if not os.path.exists(self.path):
+            raise ValueError(f'{self.path}: no such zip or folder')
+        names = self._zip_names() if self.is_zip else self._folder_names()
+        self.names = sorted(filter(_is_image, names))
+        if not self.names:
+            endings = ', '.join(IMAGE_FORMATS)
+            raise ValueError(f'{self.path} holds no images (files that end in {endings})')
+
+    def _zip_names(self) -> list[str]:
+        return list(self._archive().NameToInfo)
+
+    def _folder_names(self) -> list[str]:
+        found = (Path(root, file) for root, _, files in os.walk(self.path) for file in files)
+        return [file.relative_to(self.path).as_posix() for file in found]
+
+    def _archive(self) -> zipfile.ZipFile:
+        if self._zip is None or self._process != os.getpid():
+            try:
+                self._zip = zipfile.ZipFile(self.path)
+            except zipfile.BadZipFile as error:
+                raise ValueError(f'{self.path} is not a zip, or a damaged one: {error}') from error
+            self._process = os.getpid()
+        return self._zip
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_zip': None}
+
+    def close(self) -> None:
+        """Close the zip; the next read opens it again."""
+        if self._zip is not None and self._process == os.getpid():
+            self._zip.close()
+        self._zip = None
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file. Raises ValueError, naming it, where they cannot be had."""
+        try:
+            if self.is_zip:
+                return self._archive().read(name)
+            return Path(self.path, name).read_bytes()
+        except Exception as error:   # zipfile raises a dozen unrelated kinds on damaged files
+            raise ValueError(f'{self.path}: {name} cannot be read: {error}') from error
+
+    def image(self, name: str) -> PIL.Image.Image:
+        """One decoded image of any mode. Raises ValueError, naming a file that is damaged."""
+        return self.decode(name, self.read(name))
+
+    def decode(self, name: str, data: bytes) -> PIL.Image.Image:
+        """The image that `data`, the bytes of the file `name`, encode."""
+        try:
+            image = PIL.Image.open(io.BytesIO(data), formats=sorted(set(IMAGE_FORMATS.values())))
+            image.load()
+        except PIL.UnidentifiedImageError as error:
+            raise ValueError(f'{self.path}: {name} is not an image, or a damaged one') from error
+        except Exception as error:   # so do Pillow's decoders
+            raise ValueError(f'{self.path}: {name} is damaged: {error}') from error
+        return image
+
+    def labels(self) -> dict[str, Any] | None:
+        """Name -> label from dataset.json, {"labels": [[name, label], ...]}; None: no labels."""
+        where = f'{self.path}: dataset.json'
+        if not self._has_json():
+            return None
+        try:
+            content = json.loads(self.read('dataset.json'))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f'{where} is not JSON: {error}') from error
+        pairs = content.get('labels') if isinstance(content, dict) else 'not a dictionary'
+        if pairs is None:
+            return None
+        if not isinstance(pairs, list) or not all(map(_is_pair, pairs)):
+            raise ValueError(f'{where} should be {{"labels": [["name.png", label], ...]}} '
+                             'or {"labels": null}')
+        return {name.replace('\\', '/'): label for name, label in pairs}
+
+    def _has_json(self) -> bool:
+        if self.is_zip:
+            return 'dataset.json' in self._archive().NameToInfo
+        return Path(self.path, 'dataset.json').is_file()
+
+    def fingerprint(self) -> str:
+        """sha256 over dataset.json and the sorted names, with sizes and (in a zip) CRC-32s.
+
+        It reads no image. A change that keeps the size of a file is seen in a zip, not in a folder.
+        """
+        digest = hashlib.sha256()
+        for name in self.names:
+            digest.update(os.fsencode(name) + f'\0{self._signature(name)}\n'.encode())
+        if self._has_json():
+            digest.update(self.read('dataset.json'))
+        return digest.hexdigest()
+
+    def _signature(self, name: str) -> str:
+        if self.is_zip:
+            entry = self._archive().NameToInfo[name]
+            return f'{entry.file_size} {entry.CRC:08x}'
+        return str(os.path.getsize(Path(self.path, name)))
+
+
+def _is_image(name: str) -> bool:
+    """By extension; `._photo.png` is what macOS puts beside `photo.png` in a zip, not an image."""
+    file = name.rpartition('/')[2]
+    return os.path.splitext(file)[1].lower() in IMAGE_FORMATS and not file.startswith('._')
+
+
+def _is_pair(pair: Any) -> bool:   # noqa: ANN401 (anything that JSON can hold)
+    return isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
+
+
+def label_array(labels: dict[str, Any], names: list[str], where: str) -> np.ndarray:
+    """The labels of `names`: int64 [N] of classes from 0, or float32 [N, L] of vectors.
+
+    Raises ValueError, naming the image and `where` it was looked up, for a label that is missing,
+    is neither an integer nor a list of finite numbers, or is of another kind than the first.
+    """
+    for name in names:
+        if name not in labels:
+            raise ValueError(f'{where} has no label for {name}: label every image or none')
+        label, first = labels[name], labels[names[0]]
+        if not (_is_class(label) or _is_vector(label)):
+            raise ValueError(f'{where}: the label of {name} is {json.dumps(label)}, '
+                             'which is neither an integer from 0 nor a list of finite numbers')
+        if _length(label) != _length(first):
+            raise ValueError(f'{where}: the label of {name} is {_describe(label)}, '
+                             f'but that of {names[0]} is {_describe(first)}')
+    values = [labels[name] for name in names]
+    return np.array(values, dtype=np.int64 if _is_class(values[0]) else np.float32)
+
+
+def _is_class(label: Any) -> bool:   # noqa: ANN401
+    return type(label) is int and 0 <= label < 2**31
+
+
+def _is_vector(label: Any) -> bool:   # noqa: ANN401
+    return isinstance(label, list) and len(label) > 0 and all(
+        type(value) in (int, float) and abs(value) <= np.finfo(np.float32).max for value in label)
+
+
+def _length(label: int | list[float]) -> int:
+    return len(label) if isinstance(label, list) else 0
+
+
+def _describe(label: int | list[float]) -> str:
+    return f'a list of {len(label)}' if isinstance(label, list) else 'an integer'
+
+
+@dataclass(frozen=True)
+class Details:
+    """Where an item comes from: the number of its file, whether mirrored, the label as stored."""
+    raw_idx: int
+    xflip: bool
+    raw_label: np.ndarray | None   # [] int64 or [label_dim] float32
+
+
+class ImageFolderDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
+    """Item i is (uint8 image [C, H, W], float32 label [label_dim]) of a zip or folder of images.
+
+    Images are 8-bit greyscale (C = 1) or RGB (C = 3), all of the shape of the first. Labels come
+    from dataset.json: a class becomes a one-hot vector with label_dim = highest class of the whole
+    set + 1, a vector stays itself; without `use_labels`, label_dim = 0.
+
+    `max_size` keeps that many images, chosen by `random_seed`, in the order of their names. `xflip`
+    doubles the set: first every image, then every image mirrored. `resolution` states the height
+    and width that are expected. `cache` keeps decoded images in memory, each from its first use on;
+    worker processes of a DataLoader would have one each, `batches()` below has one in all.
+
+    Opening reads the list of files, the labels and the first image; the others are checked when
+    they are decoded. Errors are ValueError in one line that names the file inside the set.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        resolution: int | None = None,
+        *,
+        use_pyspng: bool | None = None,
+        max_size: int | None = None,
+        use_labels: bool = False,
+        xflip: bool = False,
+        random_seed: int = 0,
+        cache: bool = False,
+    ) -> None:
+        if use_pyspng is not None:
+            warnings.warn('use_pyspng has no effect: Pillow decodes every image', stacklevel=2)
+        if max_size is not None and max_size < 1:
+            raise ValueError(f'max_size={max_size}: keep at least 1 image, or None for all')
+        self.files = ImageFiles(path)
+        self.path = self.files.path
+        self.name = os.path.splitext(os.path.basename(os.path.abspath(self.path)))[0]
+        self.xflip = xflip
+        self.cache = cache
+        self.label_dim = 0
+        self._labels: np.ndarray | None = self._read_labels() if use_labels else None
+        self._kept = _keep(len(self.files.names), max_size, random_seed)
+        self.image_shape: list[int] = list(self._decode(0).shape)
+        if resolution is not None and self.image_shape[1:] != [resolution, resolution]:
+            raise ValueError(f'{self.path}: {self.files.names[0]} is {_size(self.image_shape)}, '
+                             f'but resolution={resolution} means {resolution}x{resolution} pixels')
+        self._pixels: np.ndarray | None = None   # the cache: [images kept, C, H, W]
+        self._present: np.ndarray | None = None
+
+    def _read_labels(self) -> np.ndarray:
+        labels = self.files.labels()
+        if labels is None:
+            raise ValueError(f'{self.path} has no labels: add a dataset.json with '
+                             '{"labels": [["name.png", label], ...]}, or do without labels')
+        values = label_array(labels, self.files.names, f'{self.path}: dataset.json')
+        self.label_dim = int(values.max()) + 1 if values.ndim == 1 else values.shape[1]
+        return values
+
+    def _decode(self, raw_idx: int) -> np.ndarray:
+        name, first = self.files.names[raw_idx], self.files.names[0]
+        data = self.files.read(name)
+        image = self.files.decode(name, data)
+        if image.mode not in ('L', 'RGB') or _is_16_bit(data):
+            mode = '16-bit' if _is_16_bit(data) else image.mode
+            raise ValueError(f'{self.path}: {name} is {mode}, not 8-bit greyscale (L) or RGB: '
+                             'convert the set with dataset_tool.py')
+        pixels = np.asarray(image)
+        pixels = pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        if raw_idx > 0 and list(pixels.shape) != self.image_shape:
+            raise ValueError(f'{self.path}: {name} is {_size(pixels.shape)}, but {first} is '
+                             f'{_size(self.image_shape)}: convert the set with dataset_tool.py')
+        return pixels
+
+    def __len__(self) -> int:
+        return len(self._kept) * (2 if self.xflip else 1)
+
+    def __getitem__(self, idx: int) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = self.batch(np.array([self._checked(idx)]))
+        return images[0], labels[0]
+
+    def _checked(self, idx: int) -> int:
+        if not -len(self) <= idx < len(self):
+            raise IndexError(f'image {idx} of {self.path}, which has {len(self)}')
+        return idx % len(self)
+
+    def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Items int [B] -> images uint8 [B, C, H, W], labels float32 [B, label_dim]: new arrays."""
+        kept, flipped = indices % len(self._kept), indices >= len(self._kept)
+        images = self._cached(kept) if self.cache else self._decoded(kept)
+        if flipped.any():
+            images[flipped] = images[flipped, :, :, ::-1]
+        return images, self._label_vectors(self._kept[kept])
+
+    def _decoded(self, kept: np.ndarray) -> np.ndarray:
+        return np.stack([self._decode(raw_idx) for raw_idx in self._kept[kept]])
+
+    def _cached(self, kept: np.ndarray) -> np.ndarray:
+        if self._pixels is None or self._present is None:
+            # the operating system hands out memory page by page as it is written
+            self._pixels = np.empty([len(self._kept), *self.image_shape], dtype=np.uint8)
+            self._present = np.zeros(len(self._kept), dtype=bool)
+        for i in kept[~self._present[kept]]:
+            self._pixels[i] = self._decode(self._kept[i])
+            self._present[i] = True
+        return self._pixels[kept]
+
+    def _label_vectors(self, raw: np.ndarray) -> np.ndarray:
+        if self._labels is not None and self._labels.ndim == 2:
+            return self._labels[raw]
+        vectors = np.zeros([len(raw), self.label_dim], dtype=np.float32)
+        if self._labels is not None:
+            vectors[np.arange(len(raw)), self._labels[raw]] = 1
+        return vectors
+
+    def get_label(self, idx: int) -> np.ndarray:
+        """The float32 label [label_dim] of item `idx`, without decoding its image."""
+        return self._label_vectors(self._kept[[self._checked(idx) % len(self._kept)]])[0]
+
+    def get_details(self, idx: int) -> Details:
+        """Where item `idx` comes from."""
+        idx = self._checked(idx)
+        raw_idx = int(self._kept[idx % len(self._kept)])
+        raw_label = None if self._labels is None else self._labels[raw_idx].copy()
+        return Details(raw_idx, idx >= len(self._kept), raw_label)
+
+    def fingerprint(self) -> str:
+        """Which files these are (ImageFiles.fingerprint), whatever the options of the set."""
+        return self.files.fingerprint()
+
+    def close(self) -> None:
+        """Close the zip and drop the cache; both come back when an item is read."""
+        self.files.close()
+        self._pixels = self._present = None
+
+    def __enter__(self) -> 'ImageFolderDataset':
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_pixels': None, '_present': None}
+
+    @property
+    def num_channels(self) -> int:
+        return self.image_shape[0]
+
+    @property
+    def resolution(self) -> int:
+        """The height and width of square images; ValueError for others."""
+        if self.image_shape[1] != self.image_shape[2]:
+            raise ValueError(f'{self.path}: {self.files.names[0]} is {_size(self.image_shape)}, '
+                             'which is not square')
+        return self.image_shape[1]
+
+    @property
+    def label_shape(self) -> list[int]:
+        return [self.label_dim]
+
+    @property
+    def has_labels(self) -> bool:
+        return self.label_dim > 0
+
+    @property
+    def has_onehot_labels(self) -> bool:
+        return self._labels is not None and self._labels.ndim == 1
+
+
+def _keep(count: int, max_size: int | None, random_seed: int) -> np.ndarray:
+    kept = np.arange(count)
+    if max_size is not None and max_size < count:
+        np.random.RandomState(random_seed % 2**31).shuffle(kept)
+        kept = np.sort(kept[:max_size])
+    return kept
+
+
+def _is_16_bit(data: bytes) -> bool:
+    """Whether this is a 16-bit PNG: Pillow shows one with colours as if it were 8-bit RGB."""
+    return data.startswith(b'\x89PNG') and data[24] == 16
+
+
+def _size(shape: Any) -> str:   # noqa: ANN401 (a list or a tuple)
+    channels, height, width = shape
+    return f'{width}x{height} pixels with {channels} channel{"s" if channels > 1 else ""}'
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to train on, and how it is read.
+
+    `cache` keeps decoded images in memory (one copy per rank); `workers` is the number of processes
+    that read and decode ahead where there is no cache (0: none, the training process reads).
+    """
+    path: str
+    use_labels: bool = False
+    xflip: bool = False
+    max_size: int | None = None
+    random_seed: int = 0
+    cache: bool = True
+    workers: int = 1
+
+    def open(self) -> ImageFolderDataset:
+        """The data set itself; usable in a `with` statement, which closes it."""
+        return ImageFolderDataset(
+            self.path, use_labels=self.use_labels, xflip=self.xflip, max_size=self.max_size,
+            random_seed=self.random_seed, cache=self.cache)
+
+
+def order_index(seed: int, size: int, nimg: int | range) -> np.ndarray:
+    """Which items of a set of `size` come at positions `nimg` of the endless stream: int64 [n].
+
+    Pass p = nimg // size visits every item once, in a permutation of its own that depends on
+    (seed, p) alone. An integer stands for one position.
+    """
+    where = nimg if isinstance(nimg, range) else range(nimg, nimg + 1)
+    positions = np.arange(where.start, where.stop, where.step)
+    passes, offsets = np.divmod(positions, size)
+    indices = np.empty_like(positions)
+    for p in np.unique(passes):
+        indices[passes == p] = _permutation(seed, size, int(p))[offsets[passes == p]]
+    return indices
+
+
+@functools.lru_cache(maxsize=2)   # a batch may begin in one pass and end in the next
+def _permutation(seed: int, size: int, p: int) -> np.ndarray:
+    # Raw bits are the same in every version of numpy; Generator.permutation need not be.
+    bits = np.random.PCG64(np.random.SeedSequence([seed % 2**64, p])).random_raw(size)
+    return np.argsort(bits, kind='stable')
+
+
+class _BatchReader(torch.utils.data.Dataset[Any]):
+    """A data set whose index is a whole batch, for a DataLoader without automatic batching."""
+
+    def __init__(self, dataset: ImageFolderDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, indices: np.ndarray) -> tuple[Tensor, Tensor] | str:
+        try:
+            images, labels = self.dataset.batch(indices)
+        except ValueError as error:
+            return str(error)   # raised in a worker, it would arrive as that worker's stack trace
+        return torch.from_numpy(images), torch.from_numpy(labels)
+
+
+def batches(
+    dataset: ImageFolderDataset,
+    seed: int,
+    nimg: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless (images uint8 [b, C, H, W], labels float32 [b, label_dim]) from counter `nimg` on.
+
+    Each global batch is the next `batch_size` positions of `order_index`; rank r of w gets the
+    positions nimg + r b ... nimg + (r+1) b - 1, b = batch_size / w. What comes depends on neither
+    `workers` nor the cache; the ranks' shares together do not depend on their number. Tensors are
+    on the CPU, with `pin_memory` in pinned memory (then copies to a CUDA device need not wait).
+
+    A set with a cache is read by this process, whatever `workers` says: one copy of the images,
+    and once they have been seen a batch is one indexing operation. Otherwise `workers` processes
+    read ahead. Raises ValueError for a batch that `world_size` does not divide, and for a bad file.
+    """
+    if batch_size < 1 or batch_size % world_size != 0:
+        raise ValueError(f'a batch of {batch_size} images cannot be shared equally by {world_size} '
+                         f'processes: use a multiple of {world_size}')
+    share = batch_size // world_size
+
+    def indices() -> Iterator[np.ndarray]:
+        start = nimg + rank * share
+        while True:
+            yield order_index(seed, len(dataset), range(start, start + share))
+            start += batch_size
+
+    loader = torch.utils.data.DataLoader(
+        _BatchReader(dataset), batch_size=None, sampler=indices(), pin_memory=pin_memory,
+        num_workers=0 if dataset.cache else workers,
+        generator=torch.Generator())   # or else it would draw from the global generator
+
+    def stream() -> Iterator[tuple[Tensor, Tensor]]:
+        for item in loader:
+            if isinstance(item, str):
+                raise ValueError(item)
+            images, labels = item
+            yield images, labels
+
+    return stream()
