@@ -1,13 +1,19 @@
 """Noise distributions, weightings and losses against closed forms and the reference implementation."""
 
 import itertools
+import json
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from diffusion.preconditioning import EDM, PRECONDITIONERS
 from diffusion.schedules import IDDPMLevels
+from tests.golden_weights import fill
+from training import networks
+from training.augment import AugmentPipe
 from training.loss import (
     NOISE_DISTRIBUTIONS,
     WEIGHTINGS,
@@ -25,6 +31,7 @@ from training.loss import (
     variational_bound,
 )
 
+GOLDEN = Path(__file__).parent / 'golden'
 f64 = torch.float64
 
 
@@ -210,3 +217,25 @@ def test_every_weighting_goes_with_every_noise_distribution_and_preconditioner()
         sigma = noise().quantile(torch.tensor([0.1, 0.9], dtype=f64)).to(torch.float32).reshape(-1, 1, 1, 1)
         expected = weighting(precond())(sigma) * (precond().c_skip(sigma) * sigma) ** 2
         torch.testing.assert_close(value, expected.expand_as(y))
+
+
+@pytest.mark.parametrize('name', ['loss_vp', 'loss_ve', 'loss_edm_aug'])
+def test_the_reference_losses(name):
+    """torch.manual_seed(123), then the loss of a network with known weights: every draw in the reference's order."""
+    arrays = np.load(GOLDEN / f'{name}.npz')
+    meta = json.loads(str(arrays['__meta__']))
+    net = fill(getattr(networks, meta['precond_cls'])(**meta['precond_kwargs'])).eval()
+    pipe = None if meta['augment_kwargs'] is None else AugmentPipe(**meta['augment_kwargs'])
+    loss_fn = {'VPLoss': VPLoss, 'VELoss': VELoss, 'EDMLoss': EDMLoss}[meta['cls']](**meta['loss_kwargs'])
+    seen = {}
+
+    def spy(x, sigma, class_labels=None, **conditions):
+        seen.update(y_plus_n=x, sigma=sigma, D=net(x, sigma, class_labels, **conditions), **conditions)
+        return seen['D']
+
+    torch.manual_seed(meta['seed'])
+    seen['loss'] = loss_fn(spy, torch.as_tensor(arrays['images']), torch.as_tensor(arrays['labels']), pipe)
+    for key in ['sigma', 'y_plus_n', 'augment_labels', 'D', 'loss']:
+        if key in arrays:
+            expected = arrays[key]
+            assert np.abs(seen[key].detach().numpy() - expected).max() <= 2e-5 * np.abs(expected).max(), key

@@ -26,8 +26,11 @@ from diffusion.samplers import (
     to_uint8,
 )
 from diffusion.schedules import SCALINGS, SCHEDULES, LinearSchedule, NoScaling, VESchedule, VPScaling, VPSchedule
+from diffusion.seeds import latents_and_labels
+from tests.golden_weights import fill
 from tests.oracles import Gaussian, TwoDiracs
 from torch_utils.random import StackedGenerator
+from training import networks
 
 GOLDEN = Path(__file__).parent / 'golden'
 f64 = torch.float64
@@ -332,3 +335,20 @@ def test_run_takes_any_sampler():
     assert float(sigmas[-1]) == 0 and len(sigmas) == 6
     x = run(RowsOfTable1(), denoise, torch.ones(1, 1, 1, 1), sigmas)
     torch.testing.assert_close(x, sample(Gaussian(), torch.ones(1, 1, 1, 1), num_steps=5), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('name', ['netsample_edm_ddpmpp', 'netsample_edm_churn', 'netsample_vp_abl'])
+def test_small_networks_sample_like_the_reference(name):
+    """Latents, labels and step noise of seeds 5 and 6, through a network with known weights."""
+    arrays = np.load(GOLDEN / f'{name}.npz')
+    meta = json.loads(str(arrays['__meta__']))
+    net = fill(getattr(networks, meta['precond_cls'])(**meta['precond_kwargs'])).eval()
+    generator = StackedGenerator(meta['seeds'], 'cpu')
+    noise, labels = latents_and_labels(net, meta['seeds'], None, generator)
+    assert np.array_equal(noise.numpy(), arrays['latents'])
+    assert np.array_equal(labels.numpy(), arrays['class_labels'])
+    rows = rows_from(meta['kwargs'], net.sigma_min, net.sigma_max)
+    x = sample(net, noise, labels, randn_like=generator.randn_like, **rows)
+    assert np.abs(x.numpy() - arrays['x']).max() <= 2e-5 * np.abs(arrays['x']).max()
+    difference = to_uint8(x).permute(0, 2, 3, 1).numpy().astype(int) - arrays['images_u8']
+    assert np.abs(difference).max() <= 1 and (difference != 0).mean() <= 1e-3
