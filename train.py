@@ -20,8 +20,9 @@ from training.dataset import DataConfig
 from training.ema import EMAConfig
 from training.loss import NOISE_DISTRIBUTIONS, WEIGHTINGS, DenoisingLoss, HybridLoss, UniformLevel, sigma_range
 from training.networks import ARCHITECTURES, NetworkConfig, complete_arguments
+from training.state import TrainState
 from training.table1 import TABLE_1
-from training.training_loop import training_loop
+from training.training_loop import prepare, training_loop
 
 files = heading('Files')
 column = heading('Rows of Table 1: network, preconditioning, training')
@@ -121,13 +122,14 @@ def main(outdir: str, nosubdir: bool, desc: str | None, transfer: str | None, re
         distributed.print0(json.dumps(configs.encode(config), indent=2))
         distributed.shutdown()
         return
-    run_dir = make_run_dir(outdir, nosubdir, run_name(config, options, desc))
+    state, origin = prepare(config, chosen, resume, transfer)
+    run_dir = make_run_dir(outdir, nosubdir, run_name(config, options, desc))   # nothing is written before all is well
     with LogFile(run_dir / 'log.txt' if distributed.get_rank() == 0 else None):
         if distributed.get_rank() == 0:
             with atomic_write(run_dir / 'training_options.json') as file:
                 file.write(json.dumps(configs.encode(config), indent=2).encode())
-        announce(config, run_dir, str(chosen))
-        training_loop(config, run_dir, chosen, resume=resume, transfer=transfer)
+        announce(config, state, run_dir, str(chosen), origin)
+        training_loop(config, state, run_dir, chosen)
         distributed.print0('Done.')
     distributed.shutdown()
 
@@ -140,10 +142,7 @@ def resolve(*, data: str, cond: bool, arch: str, precond: str, noise: str | None
             fp16: bool, bf16: bool, ls: float, bench: bool, cache: bool, workers: int,
             tick: float, snap: int, dump: int, seed: int, world_size: int) -> TrainConfig:
     """Options -> configuration. Opens the data set to learn its shape; ValueError in one line."""
-    if batch % world_size:
-        low = batch // world_size * world_size
-        right = f'{low} or {low + world_size}' if low else f'{world_size}'
-        raise ValueError(f'--batch={batch} is not a multiple of the {world_size} processes: use {right}')
+    check_batch(batch, world_size)
     if fp16 and bf16:
         raise ValueError('--fp16 and --bf16 exclude each other')
     if label_dropout and not cond:
@@ -189,6 +188,13 @@ def resolve(*, data: str, cond: bool, arch: str, precond: str, noise: str | None
     )
 
 
+def check_batch(batch: int, world_size: int) -> None:
+    if batch % world_size:
+        low = batch // world_size * world_size
+        right = f'{low} or {low + world_size}' if low else f'{world_size}'
+        raise ValueError(f'--batch={batch} is not a multiple of the {world_size} processes: use {right}')
+
+
 def network_config(arch: str, preconditioner: Any, noise_distribution: Any, channels: int, resolution: int,  # noqa: ANN401
                    label_dim: int, precision: str, **given: Any) -> NetworkConfig:  # noqa: ANN401
     """The network for such images, with the range of noise levels that it will be trained for."""
@@ -232,15 +238,18 @@ def run_name(config: TrainConfig, options: dict[str, Any], desc: str | None) -> 
     return '-'.join(parts + ([desc] if desc else []))
 
 
-def announce(config: TrainConfig, run_dir: Path, device: str) -> None:
+def announce(config: TrainConfig, state: TrainState, run_dir: Path, device: str, origin: str) -> None:
     network = config.network
+    num_parameters = sum(parameter.numel() for parameter in state.net.parameters())
     summary = {
         'Run folder': run_dir,
         'Data set': f'{config.data.path}, {network.img_channels} x {network.img_resolution} x {network.img_resolution}, '
                     f'{network.label_dim} classes' if network.label_dim else config.data.path,
-        'Network': f'{network.model_type}, {type(network.precond).__name__} preconditioning, {network.precision}',
+        'Network': f'{network.model_type}, {type(network.precond).__name__} preconditioning, '
+                   f'{num_parameters:,} parameters, {network.precision}',
         'Loss': f'{config.loss.noise_distribution}, {type(config.loss.weighting).__name__}',
         'Batch': f'{config.batch_size} on {distributed.get_world_size()} x {device}',
+        'Weights': origin,
         'Duration': f'{config.total_nimg / 1000:g} kimg, {-(-config.total_nimg // config.batch_size)} steps',
     }
     for name, value in summary.items():

@@ -42,6 +42,7 @@ from training.training_loop import (
     duration,
     generate_grid,
     parameter_strides,
+    prepare,
     training_loop,
 )
 
@@ -116,9 +117,11 @@ def test_the_loop_writes_its_files_and_continues_from_them(digits, tmp_path):
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     whole.mkdir()
     parts.mkdir()
-    training_loop(config, whole, CPU)
-    training_loop(replace(config, total_nimg=48), parts, CPU)
-    training_loop(config, parts, CPU, resume=str(parts / 'training-state-000000.pt'))
+    training_loop(config, build(config, CPU), whole, CPU)
+    training_loop(replace(config, total_nimg=48), build(config, CPU), parts, CPU)
+    state, line = prepare(config, CPU, resume=parts / 'training-state-000000.pt')
+    assert line.endswith('training-state-000000.pt at 0.0 kimg')
+    training_loop(config, state, parts, CPU)
     a, contents = load_snapshot(whole / 'network-snapshot-000000.pkl')
     b, _ = load_snapshot(parts / 'network-snapshot-000000.pkl')
     assert_same(a.state_dict(), b.state_dict())
@@ -136,7 +139,7 @@ def test_the_loop_writes_its_files_and_continues_from_them(digits, tmp_path):
 
 def test_snapshots_hold_plain_values_and_bare_names(digits, tmp_path):
     config = small_config(digits, total_nimg=16)
-    training_loop(config, tmp_path, CPU)
+    training_loop(config, build(config, CPU), tmp_path, CPU)
     contents = torch.load(tmp_path / 'network-snapshot-000000.pkl', weights_only=True)
     assert configs.decode(contents['config'], TrainConfig) == config
     assert all(name.startswith('model.') for name in contents['ema'])
@@ -240,7 +243,7 @@ def test_training_learns(digits):
 
 def test_transfer_copies_what_fits_and_says_so(digits, tmp_path):
     config = small_config(digits, total_nimg=32)
-    training_loop(config, tmp_path, CPU)
+    training_loop(config, build(config, CPU), tmp_path, CPU)
     path = tmp_path / 'network-snapshot-000000.pkl'
     source, _ = load_snapshot(path)
     state = build(replace(config, seed=8, network=replace(config.network, label_dim=5)), CPU)

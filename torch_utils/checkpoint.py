@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ def load(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(2, f'there is no such {kind}', str(path))
     try:
-        contents = torch.load(path, map_location='cpu', weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')   # what torch thinks of other people's pickles is said below, in one line
+            contents = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(f'{path} is not a {kind} of ours: {_first_sentence(error)}; '
                          'nothing in it was executed') from None

@@ -38,28 +38,35 @@ WEIGHTS, NOISE_LEVEL, NOISE, AUGMENT, LABEL_DROPOUT, DROPOUT = range(6)
 GRID = 10   # columns of the pictures, and at most as many rows
 
 
-def training_loop(config: TrainConfig, run_dir: Path, device: torch.device, *,
-                  resume: str | None = None, transfer: str | None = None) -> None:
+def prepare(config: TrainConfig, device: torch.device, resume: str | None = None,
+            transfer: str | None = None) -> tuple[TrainState, str]:
+    """The state to start from, and a line that says what it is; writes nothing.
+
+    `resume` is a training state to continue from, `transfer` a snapshot to take weights from. Raises
+    FileNotFoundError or ValueError in one line for a file that cannot be used.
+    """
+    state = build(config, device)
+    if resume is not None:
+        restore_state(state, resume)
+        return state, f'Continuing from {resume} at {state.nimg / 1000:.1f} kimg'
+    if transfer is not None:
+        copied, fresh = transfer_weights(state, transfer)
+        return state, f'Copied {len(copied)} tensors from {transfer}; starting fresh: {", ".join(fresh) or "none"}'
+    return state, 'Starting from random weights'
+
+
+def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device: torch.device) -> None:
     """Train until config.total_nimg images were shown; every rank calls this.
 
     `run_dir` receives the snapshots, states, pictures and statistics (rank 0 writes them).
-    `resume` is a training state to continue from, `transfer` a snapshot to take weights from.
     """
     _set_precision_flags(config)
     dataset = config.data.open()
-    state = build(config, device)
-    if transfer is not None:
-        copied, fresh = transfer_weights(state, transfer)
-        distributed.print0(f'Copied {len(copied)} tensors from {transfer}; '
-                           f'starting fresh: {", ".join(fresh) if fresh else "none"}')
-    if resume is not None:
-        restore_state(state, resume)
-        distributed.print0(f'Continuing from {resume} at {state.nimg / 1000:.1f} kimg')
     step = StepFunction(config, state, device)
     reporter = Reporter(config, state, run_dir, device)
     reporter.reals(dataset)
 
-    saved = state.nimg if resume is not None else -1   # what was saved by the run before is there already
+    saved = state.nimg or -1   # what the run before saved is there already
     stream = batches(dataset, config.seed, state.nimg, config.batch_size, distributed.get_rank(),
                      distributed.get_world_size(), config.data.workers, pin_memory=device.type == 'cuda')
     for images, labels in stream:
