@@ -156,7 +156,7 @@ def _iddpm_levels(levels: IDDPMLevels) -> Tensor:
     for j in range(levels.M, 0, -1):
         ratio = max(levels.alpha_bar(j - 1) / levels.alpha_bar(j), levels.C_1)
         u.append(math.sqrt((u[-1] ** 2 + 1) / ratio - 1))
-    return torch.tensor(u[::-1], dtype=torch.float64)
+    return torch.tensor(u[::-1], dtype=torch.float64, device='cpu')   # kept, whatever the default device is now
 
 
 SCHEDULES = {'vp': VPSchedule, 've': VESchedule, 'linear': LinearSchedule}

@@ -103,7 +103,7 @@ WEIGHTINGS: dict[str, Callable[[Preconditioner], Weighting]] = {
 
 def _beside(y: Tensor, values: Tensor) -> Tensor:
     """float64 values from the CPU in the precision and on the device of y."""
-    return values.to(y.dtype).to(y.device, non_blocking=True)
+    return values.to(y.dtype).to(y.device, non_blocking=y.device.type == 'cuda')
 
 
 @dataclass(frozen=True)

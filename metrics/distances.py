@@ -1,0 +1,44 @@
+"""Distances between sets of images: statistics of features -> a number."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metrics.statistics import one_thread
+
+
+def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray,
+                     mu2: np.ndarray, sigma2: np.ndarray) -> float:
+    """‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁ Σ₂)^½, the Fréchet distance of two Gaussians.
+
+    mu [d], sigma [d, d]. With Σ₁ = A Aᵀ and Σ₂ = B Bᵀ, the eigenvalues of Σ₁ Σ₂ are the squared
+    singular values of Aᵀ B: no number ever becomes complex, and rounding stays rounding, also
+    where a covariance is singular. In float64, with the same bits whatever the number of threads.
+    Of equal arguments it is 0 up to rounding, which may be negative and is returned as it is.
+    Raises ValueError for shapes that do not fit and for values that are not finite.
+    """
+    arrays = {'mu1': mu1, 'sigma1': sigma1, 'mu2': mu2, 'sigma2': sigma2}
+    for name, array in arrays.items():
+        right = [len(mu1)] if name.startswith('mu') else [len(mu1), len(mu1)]
+        if list(np.shape(array)) != right:
+            raise ValueError(
+                f'frechet_distance: {name} has shape {list(np.shape(array))}, not {right}')
+        if not np.isfinite(array).all():
+            raise ValueError(f'frechet_distance: {name} has values that are not finite')
+    m1, S1, m2, S2 = (torch.tensor(np.asarray(a), dtype=torch.float64) for a in arrays.values())
+    with one_thread():
+        trace_of_root = torch.linalg.svdvals(_root(S1).T @ _root(S2)).sum()
+        distance = (m1 - m2).square().sum() + S1.trace() + S2.trace() - 2 * trace_of_root
+    return float(distance)
+
+
+def _root(S: Tensor) -> Tensor:
+    """A [d, rank] with A Aᵀ = S, for a covariance S.
+
+    Eigenvalues within the rounding of the largest are zeros: their roots would be noise.
+    """
+    eigenvalues, U = torch.linalg.eigh((S + S.T) / 2)
+    rounding = eigenvalues.abs().max() * len(S) * torch.finfo(S.dtype).eps
+    kept = eigenvalues > rounding
+    A: Tensor = U[:, kept] * eigenvalues[kept].sqrt()
+    return A
