@@ -1,7 +1,7 @@
 """Generate images from a trained network: snapshot + seeds + rows of Table 1 -> PNG files."""
 
-import dataclasses
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +10,18 @@ import numpy as np
 import torch
 import tqdm
 
-from diffusion.discretization import DISCRETIZATIONS, Discretization, noise_range
-from diffusion.samplers import SOLVERS, Churn, RowsOfTable1
-from diffusion.schedules import SCALINGS, SCHEDULES, VPSchedule
 from diffusion.seeds import generate, share_of
-from dnnlib.cli import GroupedCommand, IntList, heading, is_terminal, one_line_errors, with_options
+from diffusion.watch import Watched
+from dnnlib.cli import GroupedCommand, IntList, heading, is_terminal, one_line_errors
 from torch_utils import distributed
 from torch_utils.grids import save_grid, save_png
-from training.state import load_snapshot
+from training.open_network import open_network
+from training.sampling import resolve_sampler, sampler_options
 
 files = heading('Network and images')
-rows = heading('Rows of Table 1')
-numbers = heading('Numbers of the chosen rows')
 speed = heading('Performance')
+
+TRAJECTORY = 12, 16   # at most so many noise levels and images are shown
 
 
 class GridSize(click.ParamType):
@@ -37,34 +36,22 @@ class GridSize(click.ParamType):
 
 
 @click.command(cls=GroupedCommand, context_settings={'max_content_width': 110})
-@files('--network', 'network_path', help='Snapshot of a training run', metavar='PATH', required=True)
+@files('--network', 'network_path', help='Snapshot of a training run, or ideal:DATASET for the ideal denoiser of a zip or folder', metavar='PATH', required=True)
 @files('--outdir', help='Where the images are written, as <seed>.png', metavar='DIR', required=True)
 @files('--seeds', help='Random seeds, one image each, e.g. 1,2,5-10  [default: 0-63, or as many as --grid holds]', type=IntList())
 @files('--subdirs', help='Make a subfolder for every 1000 seeds', is_flag=True)
 @files('--class', 'classes', help='Class labels, cycled over the seeds, e.g. 3 or 0-9  [default: random, drawn from the seed]', type=IntList())
 @files('--grid', help='Write one picture of R rows and C columns, grid.png, instead of single files', type=GridSize())
-@rows('--steps', 'num_steps', help='Sampling steps N; Heun evaluates the network 2N - 1 times', type=click.IntRange(min=1),
-      metavar='INT', default=18, show_default=True)
-@rows('--solver', help='ODE solver  [default: heun]', type=click.Choice(list(SOLVERS)))
-@rows('--disc', help='Time steps t_i  [default: edm]', type=click.Choice(list(DISCRETIZATIONS)))
-@rows('--schedule', help='Noise schedule σ(t); vp takes its constants from the noise range  [default: linear]', type=click.Choice(list(SCHEDULES)))
-@rows('--scaling', help='Signal scaling s(t)  [default: none]', type=click.Choice(list(SCALINGS)))
-@numbers('--sigma_min', help='Lowest noise level  [default: by --disc; never below what the network supports]',
-         type=click.FloatRange(min=0, min_open=True), metavar='FLOAT')
-@numbers('--sigma_max', help='Highest noise level  [default: by --disc; never above what the network supports]',
-         type=click.FloatRange(min=0, min_open=True), metavar='FLOAT')
-@numbers('--rho', help='Exponent of the edm time steps; inf is geometric  [default: 7]', type=click.FloatRange(min=0, min_open=True), metavar='FLOAT')
-@numbers('--alpha', help='Second-order solver: 1 Heun, 0.5 midpoint, 0.6667 Ralston  [default: 1]', type=click.FloatRange(min=0, min_open=True), metavar='FLOAT')
-@numbers('--S_churn', 'S_churn', help='Amount of fresh noise; 0 is the deterministic sampler  [default: 0]', type=click.FloatRange(min=0), metavar='FLOAT')
-@numbers('--S_min', 'S_min', help='Fresh noise only at noise levels from here  [default: 0]', type=click.FloatRange(min=0), metavar='FLOAT')
-@numbers('--S_max', 'S_max', help='Fresh noise only at noise levels up to here  [default: inf]', type=click.FloatRange(min=0), metavar='FLOAT')
-@numbers('--S_noise', 'S_noise', help='Standard deviation of the fresh noise  [default: 1]', type=float, metavar='FLOAT')
+@files('--trajectory', help='Also write trajectory.png: the denoised images at each noise level, a row for each of the first 16 images', is_flag=True)
+@files('--stats', help='Also print the evaluations of the network, the time per image and the noise levels', is_flag=True)
+@sampler_options
 @speed('--batch', help='Largest batch per device', type=click.IntRange(min=1), metavar='INT', default=64, show_default=True)
 @speed('--device', help='auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu', metavar='NAME', default='auto', show_default=True)
 @speed('--rng', help='Where random numbers are drawn; cpu gives the same images on any device  [default: the device]', type=click.Choice(['cpu']))
 @one_line_errors
 def main(network_path: str, outdir: str, seeds: list[int] | None, subdirs: bool, classes: list[int] | None,
-         grid: tuple[int, int] | None, num_steps: int, batch: int, device: str, rng: str | None, **options: Any) -> None:  # noqa: ANN401
+         grid: tuple[int, int] | None, trajectory: bool, stats: bool, batch: int, device: str, rng: str | None,
+         **options: Any) -> None:  # noqa: ANN401
     """Generate images from a trained network.
 
     Each image depends on its seed alone: not on the batch, the number of devices, or other seeds.
@@ -72,51 +59,94 @@ def main(network_path: str, outdir: str, seeds: list[int] | None, subdirs: bool,
 
     Examples:
     # 64 images of a snapshot, deterministic, 18 steps (35 evaluations of the network)
-    python generate.py --network=out/demo/network-snapshot-000100.pkl --outdir=out/images
+    python generate.py --network=out/demo/run/network-snapshot-000064.pkl --outdir=out/images
 
-    # One picture with a row for each class
-    python generate.py --network=out/demo/network-snapshot-000100.pkl --outdir=out --grid=10x10 \\
-        --class=0,0,0,0,0,0,0,0,0,0,1,1,1,1,1,1,1,1,1,1,2,2,2,2,2,2,2,2,2,2,3,3,3,3,3,3,3,3,3,3,4,4,4,4,4,4,4,4,4,4,5
+    # One picture, a column for each class; how it came about; and what it took
+    python generate.py --network=out/demo/run/network-snapshot-000064.pkl --outdir=out --grid=4x10 --class=0-9 --trajectory --stats
 
     # Stochastic sampling (Algorithm 2), on 8 GPUs
     torchrun --standalone --nproc_per_node=8 generate.py --network=net.pkl --outdir=out --seeds=0-49999 --subdirs \\
         --steps=256 --S_churn=40 --S_min=0.05 --S_max=50 --S_noise=1.003
 
-    # The VP sampler of the paper's Table 1
-    python generate.py --network=net.pkl --outdir=out --steps=256 --solver=euler --disc=vp --schedule=vp --scaling=vp
+    # The VP column of Table 1; its sampler with another solver; a sampler of previous work
+    python generate.py --network=net.pkl --outdir=out --family=vp --steps=256
+    python generate.py --network=net.pkl --outdir=out --family=vp --steps=64 --solver=heun
+    python generate.py --network=net.pkl --outdir=out --sampler=pc --steps=500
+
+    # No training at all: the ideal denoiser of a data set
+    python generate.py --network=ideal:datasets/digits-16x16.zip --outdir=out --grid=8x8 --steps=10 --stats
     """
     if seeds is None:
         seeds = list(range(grid[0] * grid[1] if grid else 64))
     if grid and len(seeds) != grid[0] * grid[1]:
         raise ValueError(f'--grid={grid[0]}x{grid[1]} holds {grid[0] * grid[1]} images, but --seeds names {len(seeds)}')
     chosen_device = distributed.init(device)
-    net, _ = load_snapshot(network_path, chosen_device)
+    net = open_network(network_path, chosen_device)
     check_classes(classes, net.label_dim)
-    discretization, sampler, notes = sampler_rows(options, net.sigma_min, net.sigma_max)
-    for note in notes:
+    sampling = resolve_sampler(options, net.sigma_min, net.sigma_max)
+    for note in sampling.notes:
         distributed.print0(f'Note: {note}')
+    watched = Watched(net, keep_frames=trajectory)
 
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     distributed.print0(f'Generating {len(seeds)} images to {outdir} ...')
-    kept: dict[int, np.ndarray] = {}
+    kept: dict[int, np.ndarray] = {}     # for the grid, by position
+    frames: dict[int, np.ndarray] = {}   # for the trajectory: [noise levels, C, H, W]
+    start = time.monotonic()
     for positions in tqdm.tqdm(share_of(seeds, batch, rank, world_size), unit='batch', disable=rank != 0 or not is_terminal()):
         if len(positions) == 0:
             continue
         batch_seeds = [seeds[i] for i in positions]
         batch_classes = None if classes is None else [classes[i % len(classes)] for i in positions]
-        images = generate(net, sampler, discretization, num_steps, batch_seeds, batch_classes, chosen_device, rng).cpu().numpy()
+        images = generate(watched, sampling.sampler, sampling.discretization, sampling.num_steps, batch_seeds, batch_classes,
+                          chosen_device, rng).cpu().numpy()
+        if trajectory and positions[0] < TRAJECTORY[1]:
+            frames.update(zip(positions.tolist(), steps_of(watched, images), strict=True))
+        watched.frames.clear()
         if grid:
             kept.update(zip(positions.tolist(), images, strict=True))
             continue
         for seed, image in zip(batch_seeds, images, strict=True):
             save_png(image.transpose(1, 2, 0), image_path(outdir, seed, subdirs), durable=False)
+    seconds = time.monotonic() - start
     if grid:
-        everything = {k: v for part in distributed.gather_objects(kept) for k, v in part.items()}
+        everything = merged(kept)
         if rank == 0:
             save_grid(np.stack([everything[i] for i in range(len(seeds))]), Path(outdir) / 'grid.png', columns=grid[1])
+    if trajectory:
+        shown = merged(frames)
+        if rank == 0:
+            rows = np.stack([shown[i] for i in range(min(len(seeds), TRAJECTORY[1]))])
+            save_grid(rows.reshape(-1, *rows.shape[2:]), Path(outdir) / 'trajectory.png', columns=rows.shape[1])
+    if stats:
+        print_stats(distributed.gather_objects((watched.images, watched.calls, seconds)), watched, len(seeds))
     distributed.barrier()
     distributed.print0('Done.')
     distributed.shutdown()
+
+
+def merged(parts: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """The dictionaries of all ranks in one; collective."""
+    return {k: v for part in distributed.gather_objects(parts) for k, v in part.items()}
+
+
+def steps_of(watched: Watched, images: np.ndarray) -> np.ndarray:
+    """[B, noise levels, C, H, W]: denoised images at up to 12 noise levels, the highest first, and the result."""
+    sigmas = sorted(watched.frames, reverse=True)
+    chosen = np.unique(np.linspace(0, len(sigmas) - 1, min(len(sigmas), TRAJECTORY[0] - 1)).round().astype(int))
+    return np.stack([*(watched.frames[sigmas[i]].numpy() for i in chosen), images], axis=1)
+
+
+def print_stats(ranks: list[tuple[int, int, float]], watched: Watched, count: int) -> None:
+    """Evaluations per image, seconds per image, and the noise levels of rank 0's batches."""
+    evaluations, _, seconds = (sum(column) for column in zip(*ranks, strict=True))
+    levels = sorted(set(watched.noise_levels()), reverse=True)
+    shown = [f'{level:.4g}' for level in levels]
+    if len(levels) > 40:
+        shown[20:-20] = ['...']
+    distributed.print0(f'Evaluations of the network: {evaluations / count:g} per image (NFE)')
+    distributed.print0(f'Time: {seconds / count:.4g} s per image and device')
+    distributed.print0(f'Noise levels ({len(levels)}): {", ".join(shown)}')
 
 
 def image_path(outdir: str, seed: int, subdirs: bool) -> Path:
@@ -133,28 +163,6 @@ def check_classes(classes: list[int] | None, label_dim: int) -> None:
     for label in classes:
         if label >= label_dim:
             raise ValueError(f'--class={label} is out of range: this network knows the classes 0 to {label_dim - 1}')
-
-
-def sampler_rows(options: dict[str, Any], lowest: float, highest: float) -> tuple[Discretization, RowsOfTable1, list[str]]:
-    """Options (None: not given) -> time steps, sampler, and notes on options without effect.
-
-    [lowest, highest] is the range of the network: a VP schedule takes its constants from the noise
-    range that is left of the one asked for.
-    """
-    discretization = with_options(DISCRETIZATIONS[options['disc'] or 'edm'](), options)
-    solver = with_options(SOLVERS[options['solver'] or 'heun'](), options)
-    low, high = noise_range(discretization, lowest, highest)
-    name = options['schedule'] or 'linear'
-    schedule = VPSchedule.through(low, high) if name == 'vp' else SCHEDULES[name]()
-    scaling = SCALINGS[options['scaling'] or 'none']()
-    churn = with_options(Churn(), options)
-    notes = [
-        f'--{option} has no effect with --disc={options["disc"]}'
-        for option in ('rho',) if options[option] is not None and not hasattr(discretization, option)
-    ]
-    if options['alpha'] is not None and 'alpha' not in {f.name for f in dataclasses.fields(solver)}:
-        raise ValueError(f'--alpha would have no effect with --solver={options["solver"]}')
-    return discretization, RowsOfTable1(solver, schedule, scaling, churn), notes
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ maps them to t_i = σ⁻¹(σ_i) and appends t_N = 0.
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -120,6 +121,29 @@ class EDMSteps:
             return geometric(num_steps, low, high)
         start, end = high ** (1 / self.rho), low ** (1 / self.rho)
         return (start + ramp(num_steps) * (end - start)) ** self.rho
+
+
+@dataclass(frozen=True)
+class ExplicitSteps:
+    """σ_i as given: falling, positive, within what the network supports; their number is that of the steps."""
+    levels: tuple[float, ...]
+
+    @property
+    def sigma_min(self) -> float:
+        return min(self.levels)
+
+    @property
+    def sigma_max(self) -> float:
+        return max(self.levels)
+
+    def sigmas(self, num_steps: int, lowest: float = 0.0, highest: float = math.inf) -> Tensor:
+        if any(b >= a for a, b in pairwise(self.levels)):
+            raise ValueError(f'noise levels must fall: {", ".join(f"{level:g}" for level in self.levels)} do not')
+        for level in self.levels:
+            if not (0 < level < math.inf and lowest <= level <= highest):
+                raise ValueError(f'the noise level {level:g} must be positive and within the range of the network, '
+                                 f'[{lowest:g}, {highest:g}]')
+        return torch.tensor(self.levels, dtype=torch.float64)
 
 
 DISCRETIZATIONS = {'vp': VPSteps, 've': VESteps, 'iddpm': IDDPMSteps, 'edm': EDMSteps}

@@ -11,6 +11,8 @@ from click.testing import CliRunner
 
 import generate
 import train
+from diffusion.discretization import EDMSteps
+from diffusion.samplers import RowsOfTable1
 from diffusion.seeds import share_of
 from tests.test_training import digits, small_config, small_pictures, torchrun  # noqa: F401 (fixtures)
 from torch_utils import checkpoint
@@ -80,8 +82,8 @@ def test_a_grid_is_one_picture_of_the_same_images(snapshots, tmp_path):
     assert run(generate.main, *common, f'--outdir={tmp_path}/grid', '--grid=2x3').exit_code == 0
     assert run(generate.main, *common, f'--outdir={tmp_path}/files', '--seeds=0-5').exit_code == 0
     grid = np.asarray(PIL.Image.open(tmp_path / 'grid' / 'grid.png'))
-    assert grid.shape == (16, 24)
-    assert np.array_equal(grid[8:16, 8:16], pixels(tmp_path / 'files', range(6))[4])
+    assert grid.shape == (64, 96)   # images of 8 pixels are shown four times as large
+    assert np.array_equal(grid[32:64:4, 32:64:4], pixels(tmp_path / 'files', range(6))[4])
     assert [path.name for path in (tmp_path / 'grid').iterdir()] == ['grid.png']
 
 
@@ -90,8 +92,7 @@ def test_classes_are_cycled_and_random_ones_come_from_the_seed(snapshots, tmp_pa
     seen = []
     net.model.register_forward_pre_hook(lambda module, args: seen.append(args[2].argmax(dim=1).tolist()))
     device = torch.device('cpu')
-    discretization, sampler, _ = generate.sampler_rows(dict.fromkeys(
-        ['disc', 'solver', 'schedule', 'scaling', 'rho', 'alpha', 'S_churn', 'sigma_min', 'sigma_max'], None), 0, 80)
+    sampler, discretization = RowsOfTable1(), EDMSteps()
     generate.generate(net, sampler, discretization, 1, [5, 6], None, device)
     generator = torch.Generator().manual_seed(5)
     torch.randn([1, 8, 8], generator=generator)
@@ -111,9 +112,9 @@ def test_one_step_works_and_an_unconditional_network_too(snapshots, tmp_path):
 def test_an_old_option_without_effect_is_a_note_and_an_added_one_an_error(snapshots, tmp_path):
     common = [f'--network={snapshots}/cond.pkl', '--seeds=0', '--steps=2', '--device=cpu', f'--outdir={tmp_path}/x']
     result = run(generate.main, *common, '--disc=ve', '--rho=5')
-    assert result.exit_code == 0 and 'Note: --rho has no effect with --disc=ve' in result.output
+    assert result.exit_code == 0 and 'Note: --rho has no effect with --sampler=table1 --disc=ve' in result.output
     result = run(generate.main, *common, '--solver=euler', '--alpha=0.5')
-    assert result.exit_code == 2 and 'Error: --alpha would have no effect with --solver=euler' in result.output
+    assert result.exit_code == 2 and 'Error: --alpha would have no effect with --sampler=table1 --solver=euler' in result.output
 
 
 MISTAKES = {

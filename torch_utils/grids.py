@@ -31,7 +31,11 @@ def save_png(pixels: np.ndarray, path: str | os.PathLike[str], durable: bool = T
         to_pil(pixels).save(file, format='PNG')
 
 
-def save_grid(images: np.ndarray, path: str | os.PathLike[str], columns: int, zoom: int = 1) -> None:
-    """Write uint8 [N, C, H, W] as one picture with `columns` columns, each pixel `zoom` pixels wide."""
+def save_grid(images: np.ndarray, path: str | os.PathLike[str], columns: int) -> None:
+    """Write uint8 [N, C, H, W] as one picture with `columns` columns.
+
+    Images under 32 pixels are enlarged by a whole number, pixel by pixel, so that one can see them.
+    """
     pixels = tile(np.asarray(images), columns)
+    zoom = -(-32 // images.shape[-1])
     save_png(pixels.repeat(zoom, axis=0).repeat(zoom, axis=1), path)

@@ -1,0 +1,45 @@
+"""What generate.py and its like can draw from: a trained network, or the ideal denoiser of a data set."""
+
+import contextlib
+import os
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffusion.ideal import IdealDenoiser
+from training.dataset import ImageFiles, ImageFolderDataset
+from training.state import load_snapshot
+
+IDEAL = 'ideal:'
+
+
+def open_network(spec: str | os.PathLike[str], device: torch.device | str = 'cpu') -> Any:   # noqa: ANN401 (a Denoiser)
+    """A denoiser, called as net(x, sigma, class_labels), on `device`.
+
+        out/run/network-snapshot-010000.pkl    the averaged network of a snapshot
+        ideal:datasets/digits-16x16.zip        the ideal denoiser of a data set (Eq. 57), conditional if
+                                               the set has classes
+
+    Raises FileNotFoundError or ValueError, in one line that names the file.
+    """
+    path = os.fspath(spec)
+    if path.startswith(IDEAL):
+        return ideal_denoiser(path[len(IDEAL):], device)
+    return load_snapshot(path, device)[0]
+
+
+def ideal_denoiser(path: str | os.PathLike[str], device: torch.device | str = 'cpu') -> IdealDenoiser:
+    """The ideal denoiser of the images in a zip or folder, with its classes if it has any.
+
+    MPS has no float64: for such a device the work is done on the CPU.
+    """
+    with contextlib.closing(ImageFiles(path)) as files:
+        has_labels = files.labels() is not None
+    with ImageFolderDataset(path, use_labels=has_labels) as dataset:
+        images, labels = dataset.batch(np.arange(len(dataset)))
+        onehot = dataset.has_onehot_labels
+    if torch.device(device).type == 'mps':
+        device = 'cpu'
+    pixels = torch.from_numpy(images).to(device).to(torch.float32) / 127.5 - 1
+    return IdealDenoiser(pixels, torch.from_numpy(labels).to(device) if onehot else None)
