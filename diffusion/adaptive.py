@@ -190,7 +190,7 @@ class RK45:
         h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).minimum(whole)
         d2 = self.norm((flow.velocity(x - h0 * f, t - h0) - f) / scale) / h0
         steepest = d1.maximum(d2)
-        h1 = torch.where(steepest <= 1e-15, (h0 * 1e-3).clamp(min=1e-6), power(0.01 / steepest, 0.2))
+        h1 = torch.where(steepest <= 1e-15, 1e-6, power(0.01 / steepest, 0.2))
         return (100 * h0).minimum(h1).minimum(whole)
 
 

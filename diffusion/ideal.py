@@ -53,7 +53,7 @@ class IdealDenoiser:
         self._kept = [self._prepare(i) for i in self._starts()] if images.numel() <= KEPT else None
 
     def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """x [B, C, H, W], sigma [] or [B], class_labels one-hot [B, L] or None -> D [B, C, H, W]"""
+        """x [B, C, H, W], sigma [] or [B], class_labels one-hot [B or 1, L] or None -> D [B, C, H, W]"""
         _, total, weighted = self._sums(*self._rows(x, sigma), self._classes(class_labels, len(x)))
         D = self.mean + weighted / total
         return D.reshape(x.shape).to(_like(x))
@@ -76,7 +76,7 @@ class IdealDenoiser:
         if x.shape[1:] != self.images.shape[1:]:
             raise ValueError(f'images of shape {list(x.shape[1:])} given to the ideal denoiser of images of shape '
                              f'{list(self.images.shape[1:])}')
-        sigma = torch.as_tensor(sigma, dtype=f64, device=self.images.device).expand(len(x))
+        sigma = torch.as_tensor(sigma, dtype=f64, device=self.images.device).reshape(-1).expand(len(x))
         rows = x.to(self.images.device, f64).flatten(1)
         return torch.where(sigma.isinf()[:, None], 0, rows - self.mean), sigma
 
@@ -84,9 +84,9 @@ class IdealDenoiser:
         """One-hot labels, with ones throughout for all classes: [B, L] float64."""
         if class_labels is None or not self.label_dim:
             return None
-        if list(class_labels.shape) != [batch, self.label_dim]:
+        if list(class_labels.shape) not in ([batch, self.label_dim], [1, self.label_dim]):
             raise ValueError(f'class_labels must be [{batch}, {self.label_dim}], not {list(class_labels.shape)}')
-        classes = class_labels.to(self.images.device, f64)
+        classes = class_labels.to(self.images.device, f64).expand(batch, -1)
         classes = torch.where(classes.any(dim=1, keepdim=True), classes, 1)
         if not self._counts(classes).all():
             raise ValueError(f'a class was asked for of which the {len(self.images)} images hold none')

@@ -1,6 +1,7 @@
 """Ideal denoisers against sums written out, derivatives, and each other."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,10 +9,17 @@ import scipy.special
 import torch
 
 from diffusion import ideal
+from diffusion.flow import _velocity_and_divergence
 from diffusion.ideal import Gaussian, IdealDenoiser, Mixture
-from diffusion.samplers import sample
+from diffusion.preconditioning import EDM
+from diffusion.samplers import Denoise, sample
 from torch_utils.grids import save_png
+from training.config import TrainConfig
+from training.dataset import DataConfig
+from training.loss import DenoisingLoss, InverseCOut, LogNormal
+from training.networks import NetworkConfig, build_network
 from training.open_network import open_network
+from training.state import save_snapshot
 
 f64 = torch.float64
 
@@ -98,6 +106,7 @@ def test_classes(images, labels):
     for k in range(3):
         own = IdealDenoiser(images[k::3])
         classes = labels[k].expand(5, 3)
+        assert torch.equal(net(x, sigma.reshape(1, 1, 1, 1), classes[:1]), net(x, sigma, classes))
         assert torch.allclose(net(x, sigma, classes), own(x, sigma), rtol=0, atol=1e-12)
         assert torch.allclose(net.log_prob(x, sigma, classes), own.log_prob(x, sigma), rtol=1e-12)
         assert torch.allclose(net(x, torch.tensor(0.0), classes), own(x, torch.tensor(0.0)), rtol=0, atol=1e-12)
@@ -245,6 +254,28 @@ def test_open_network_reads_a_data_set(folder):
     assert net.label_dim == 2
     classes = torch.tensor([[0.0, 1.0]]).expand(5, 2)
     assert torch.allclose(net(x, sigma, classes), IdealDenoiser(images[1::2])(x, sigma), atol=1e-12)
+
+
+def test_open_network_reads_a_snapshot(tmp_path):
+    config = TrainConfig(
+        DataConfig('nowhere'), NetworkConfig('SongUNet', EDM(), 0.0, math.inf, 8, 1, model={'model_channels': 8}),
+        DenoisingLoss(LogNormal(), InverseCOut()))
+    torch.manual_seed(0)
+    trained = build_network(config.network)
+    for parameter in trained.parameters():   # a fresh network's outputs are nearly zero
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    path = save_snapshot(SimpleNamespace(nimg=5000, ema=SimpleNamespace(net=trained)), config, tmp_path)
+    net, x = open_network(path), torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(net(x, torch.tensor(0.5)), trained.eval()(x, torch.tensor(0.5)))
+    # What its likelihood is made of, in float32, against its whole Jacobian.
+    sigma, d = torch.tensor(0.7, dtype=f64), 0.4
+    phi = (sigma / d).atan()
+    z = x[:1].double() / torch.hypot(sigma, torch.tensor(d, dtype=f64))
+    probes = torch.eye(64, dtype=f64).reshape(64, 1, 1, 8, 8) * 8   # Σ_k e_kᵀ J e_k = mean_k (8 e_k)ᵀ J (8 e_k)
+    _, divergence = _velocity_and_divergence(Denoise(net), z, phi, d, probes)
+    jacobian = torch.autograd.functional.jacobian(lambda x: net(x, sigma), x[:1]).reshape(64, 64)
+    expected = (64 * phi.cos() - jacobian.trace() / phi.cos()) / phi.sin()
+    assert divergence.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_open_network_names_what_is_missing(tmp_path):

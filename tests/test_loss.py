@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from diffusion.preconditioning import EDM, PRECONDITIONERS
+from diffusion.previous import posterior_variances
 from diffusion.schedules import IDDPMLevels
 from tests.golden_weights import fill
 from training import networks
@@ -26,7 +27,6 @@ from training.loss import (
     UniformLevel,
     VELoss,
     VPLoss,
-    posterior_variances,
     sigma_range,
     variational_bound,
 )

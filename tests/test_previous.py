@@ -14,14 +14,12 @@ from diffusion.previous import (
     EulerMaruyama,
     PredictorCorrector,
     denoise_with_variance,
-    posterior_variances,
     sum_squares,
 )
 from diffusion.samplers import Denoise, Euler, RowsOfTable1, run
 from diffusion.schedules import NoScaling, VESchedule, VPScaling, VPSchedule
 from tests.oracles import Gaussian
 from torch_utils.random import StackedGenerator
-from training.loss import posterior_variances as posterior_variances_of_the_loss
 from training.networks import EDMPrecond, iDDPMPrecond
 
 f64 = torch.float64
@@ -429,11 +427,6 @@ def test_sum_of_squares_adds_halves_in_every_batch():
     expected = [by_halves([v * v for v in image.flatten().tolist()]) for image in x]
     assert sum_squares(x).flatten().tolist() == expected
     assert sum_squares(x[3:4]).item() == expected[3]
-
-
-def test_variances_of_sampler_and_loss_are_the_same():
-    a, b = IDDPMSteps().sigmas(50)[:-1], IDDPMSteps().sigmas(50)[1:]
-    assert all(map(torch.equal, posterior_variances(a, b), posterior_variances_of_the_loss(a, b)))
 
 
 def small_network(cls, **kwargs):

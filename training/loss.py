@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffusion.preconditioning import EDM, Preconditioner
+from diffusion.previous import posterior_variances
 from diffusion.schedules import IDDPMLevels, VESchedule, VPSchedule
 
 
@@ -172,17 +173,6 @@ def variational_bound(levels: IDDPMLevels, j: Tensor, y: Tensor, denoised: Tenso
     lower = torch.special.ndtr((error - 1 / 255) * inverse_std).where(y >= -0.999, 0.0)
     nll = -(upper - lower).clamp(min=1e-12).log2()
     return torch.where((j == last).reshape(-1, 1, 1, 1).to(y.device), nll, kl)
-
-
-def posterior_variances(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(q, ln w_lo², ln w_hi²) of an ancestral step from noise level a down to b > 0, unscaled frame.
-
-    q = b²/a²;  w_lo² = b² (1 − q) is iDDPM's β̃;  w_hi² = (a² − b²)(1 + b²)/(1 + a²) is its β.
-    """
-    q = (b / a) ** 2
-    log_lo = (b**2 * (1 - q)).log()
-    log_hi = ((a**2 - b**2) * (1 + b**2) / (1 + a**2)).log()
-    return q, log_lo, log_hi
 
 
 @dataclass(frozen=True)
