@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {'max_content_width': 110}
 
 NETWORK = files('--network', 'network_path', help='Snapshot of a training run, or ideal:DATASET', metavar='PATH', required=True)
 IMAGES = files('--images', help='Folder or zip of images of the size of the network; with its labels, if the network is conditional', metavar='PATH|ZIP', required=True)
-NUM = files('--num', help='Use only this many images, a random choice by --seed  [default: all]', type=click.IntRange(min=1), metavar='INT')
+NUM = files('--max-images', 'num', help='Use only this many images, a random choice by --seed  [default: all]', type=click.IntRange(min=1), metavar='INT')
 CLASS = files('--class', 'label', help='One class for all images  [default: the labels of the images]', type=click.IntRange(min=0), metavar='INT')
 SEED = files('--seed', help='Random seed', type=click.IntRange(min=0), metavar='INT', default=0, show_default=True)
 BATCH = speed('--batch', help='Largest batch per device', type=click.IntRange(min=1), metavar='INT', default=64, show_default=True)
@@ -70,7 +70,7 @@ def encode_command(network_path: str, images: str, dest: str, check: bool, num: 
     steps; --check tells whether these are enough.
 
     Examples:
-    python flow.py encode --network=out/demo/run/network-snapshot-000064.pkl --images=datasets/digits-16x16.zip --num=16 \\
+    python flow.py encode --network=out/demo/run/network-snapshot-000064.pkl --images=datasets/digits-16x16.zip --max-images=16 \\
         --dest=out/latents.npz --check
     """
     _ends_in(dest, '--dest', ('.npz',))
@@ -212,7 +212,7 @@ def likelihood_command(network_path: str, images: str, dest: str, num: int | Non
     directions. The numbers depend on sigma_min, which is printed with them.
 
     Examples:
-    python flow.py likelihood --network=out/demo/run/network-snapshot-000064.pkl --images=datasets/digits-16x16.zip --num=64 \\
+    python flow.py likelihood --network=out/demo/run/network-snapshot-000064.pkl --images=datasets/digits-16x16.zip --max-images=64 \\
         --dest=out/bits.csv
     """
     _ends_in(dest, '--dest', ('.csv',))
@@ -280,7 +280,7 @@ def _labelled(path: str, num: int | None, seed: int, label: int | None, net: Any
     if dataset.image_shape != expected:
         raise ValueError(f'--images={path} has images of {dataset.image_shape} (channels, height, width), but the network takes {expected}')
     if num is not None and len(dataset) < num:
-        raise ValueError(f'--images={path} has {len(dataset)} images, fewer than --num={num}')
+        raise ValueError(f'--images={path} has {len(dataset)} images, fewer than --max-images={num}')
     if not net.label_dim or label is not None:
         one = torch.zeros([0]) if label is None else _one_hot(label, net)
         return dataset, one.expand(len(dataset), -1)

@@ -213,7 +213,7 @@ class AdaptiveSDE:
 
     x̃ = x + K_1,  K_1 = −h a(x, t) + √h g(t) z;  K_2 = −h a(x̃, t − h) + √h g(t − h) z;  x <- x + (K_1 + K_2)/2
     is accepted where Q = RMS((K_2 − K_1)/2 / max(eps_abs, eps_rel max(|x̃|, |x̃ of the step before|))) <= 1;
-    then h <- min(t − t_end, theta h Q^−r). At the lowest noise level x is denoised. (Jolicoeur-Martineau
+    then h <- min(t − t_end, theta h Q^−exponent). At the lowest noise level x is denoised. (Jolicoeur-Martineau
     et al. 2021, Algorithm 1; a and g are drift and diffusion of GeneralSDE with β = σ̇/σ.) NFE: 2 per step
     that was tried, and 1. Time steps: any; only the highest and the lowest noise level count.
 
@@ -224,13 +224,13 @@ class AdaptiveSDE:
     eps_rel: float = 0.02
     eps_abs: float = 2 / 256
     theta: float = 0.9
-    r: float = 0.9
+    exponent: float = 0.9
     h_init: float = 0.01
     sde: str = 'vp'
 
     def __post_init__(self) -> None:
         one_of('sde', self.sde, ('vp', 've'))
-        for name in ('eps_rel', 'eps_abs', 'theta', 'r', 'h_init'):
+        for name in ('eps_rel', 'eps_abs', 'theta', 'exponent', 'h_init'):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f'{name} must be positive, not {getattr(self, name):g}')
 
@@ -268,7 +268,7 @@ class AdaptiveSDE:
             accepted = Q <= 1
             x_tilde = torch.where(accepted, x + k1, x_tilde)
             x, t = torch.where(accepted, x + (k1 + k2) / 2, x), torch.where(accepted, t_next, t)
-            h = self.theta * h * power(Q, -self.r)   # what is beyond the end is cut off above
+            h = self.theta * h * power(Q, -self.exponent)   # what is beyond the end is cut off above
             there = reached(end, t, ~(h >= smallest), f'AdaptiveSDE with eps_rel={self.eps_rel:g}')
             if any(there):
                 left = journey.arrive(there, (x,))

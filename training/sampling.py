@@ -89,7 +89,7 @@ OPTIONS = [
     others('--eps_rel', help='adaptive: relative tolerance  [default: 0.02]', type=positive, metavar='FLOAT'),
     others('--eps_abs', help='adaptive: absolute tolerance  [default: 0.0078125, one level of 8 bits]', type=positive, metavar='FLOAT'),
     others('--theta', help='adaptive: safety factor of the next step  [default: 0.9]', type=positive, metavar='FLOAT'),
-    others('--r', help='adaptive: exponent of the next step  [default: 0.9]', type=positive, metavar='FLOAT'),
+    others('--exponent', help='adaptive: exponent of the next step, r in its paper  [default: 0.9]', type=positive, metavar='FLOAT'),
     others('--h_init', help='adaptive: first step, as a fraction of the time  [default: 0.01]', type=positive, metavar='FLOAT'),
 ]
 
