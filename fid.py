@@ -128,8 +128,6 @@ def ref(path: str, dest: str, detector: str, batch: int, workers: int, device: s
 
 def _start(device: str) -> torch.device:
     chosen = distributed.init(device)
-    torch.backends.cudnn.allow_tf32 = False   # float32 means float32
-    torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     return chosen
 

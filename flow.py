@@ -218,6 +218,7 @@ def likelihood_command(network_path: str, images: str, dest: str, num: int | Non
     _ends_in(dest, '--dest', ('.csv',))
     device_ = distributed.init(device)
     net = open_network(network_path, device_)
+    _in_float32(net)
     dataset, labels = _labelled(images, num, seed, label, net)
     steps = EDMSteps(sigma_min, sigma_max, rho)
     rounds = len(share_of(range(len(dataset)), batch, 0, distributed.get_world_size())) * draws * (num_steps - 1)
@@ -264,6 +265,7 @@ def _open(network_path: str, device: str, options: dict[str, Any], num_steps: in
     net = open_network(network_path, chosen)
     if options['num_steps'] is None and options['sigmas'] is None and options['preset'] is None:
         options['num_steps'] = num_steps
+    _in_float32(net)
     sampling = resolve_sampler(options, net.sigma_min, net.sigma_max)
     rows = sampling.sampler
     if not isinstance(rows, RowsOfTable1) or rows.churn.S_churn > 0:
@@ -271,6 +273,12 @@ def _open(network_path: str, device: str, options: dict[str, Any], num_steps: in
     for note in sampling.notes:
         distributed.print0(f'Note: {note}')
     return net, sampling, rows, chosen
+
+
+def _in_float32(net: Any) -> None:  # noqa: ANN401
+    """Half precision is for drawing images; what is solved backwards or differentiated needs more."""
+    if hasattr(net, 'dtype'):
+        net.dtype = torch.float32
 
 
 def _labelled(path: str, num: int | None, seed: int, label: int | None, net: Any) -> tuple[ImageFolderDataset, Tensor]:  # noqa: ANN401

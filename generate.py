@@ -86,7 +86,7 @@ def main(network_path: str, outdir: str, seeds: list[int] | None, subdirs: bool,
     sampling = resolve_sampler(options, net.sigma_min, net.sigma_max)
     for note in sampling.notes:
         distributed.print0(f'Note: {note}')
-    watched = Watched(net, keep_frames=trajectory)
+    watched = Watched(net, keep_sigmas=stats, keep_frames=trajectory)
 
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     distributed.print0(f'Generating {len(seeds)} images to {outdir} ...')
@@ -103,6 +103,7 @@ def main(network_path: str, outdir: str, seeds: list[int] | None, subdirs: bool,
         if trajectory and positions[0] < TRAJECTORY[1]:
             frames.update(zip(positions.tolist(), steps_of(watched, images), strict=True))
         watched.frames.clear()
+        watched.keep_sigmas = False   # those of the first batch are enough
         if grid:
             kept.update(zip(positions.tolist(), images, strict=True))
             continue
@@ -138,7 +139,7 @@ def steps_of(watched: Watched, images: np.ndarray) -> np.ndarray:
 
 
 def print_stats(ranks: list[tuple[int, int, float]], watched: Watched, count: int) -> None:
-    """Evaluations per image, seconds per image, and the noise levels of rank 0's batches."""
+    """Evaluations per image, seconds per image, and the noise levels of the first batch."""
     evaluations, _, seconds = (sum(column) for column in zip(*ranks, strict=True))
     levels = sorted(set(watched.noise_levels()), reverse=True)
     shown = [f'{level:.4g}' for level in levels]

@@ -1,28 +1,44 @@
 """Train a diffusion model: options -> TrainConfig -> training loop."""
 
+import contextlib
 import json
+import math
 import os
 import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from diffusion.preconditioning import IDDPM
-from dnnlib.cli import GroupedCommand, IntList, heading, one_line_errors, reject_unused, with_options
-from dnnlib.files import atomic_write
+from dnnlib.cli import (
+    FloatList,
+    GroupedCommand,
+    IntList,
+    NumberOr,
+    Seconds,
+    heading,
+    one_line_errors,
+    reject_unused,
+    with_options,
+)
+from dnnlib.files import atomic_write, held
 from dnnlib.logfile import LogFile
 from torch_utils import distributed
 from training import config as configs
 from training.augment import AugmentConfig
-from training.config import OptimizerConfig, TrainConfig
+from training.config import NanConfig, OptimizerConfig, TrainConfig
 from training.dataset import DataConfig
-from training.ema import EMAConfig
+from training.ema import HalfLife, PowerFunction, power_of
 from training.loss import NOISE_DISTRIBUTIONS, WEIGHTINGS, DenoisingLoss, HybridLoss, UniformLevel, sigma_range
 from training.networks import ARCHITECTURES, NetworkConfig, complete_arguments
-from training.state import TrainState
+from training.state import STATE, TrainState, files_of, latest_state, load_state
 from training.table1 import TABLE_1
-from training.training_loop import prepare, training_loop
+from training.training_loop import Interrupted, NonFiniteError, prepare, training_loop
 
 files = heading('Files')
 column = heading('Rows of Table 1: network, preconditioning, training')
@@ -30,16 +46,20 @@ sizes = heading('Size of the network')
 hyper = heading('Hyperparameters')
 speed = heading('Performance')
 output = heading('Reports and files written')
+trouble = heading('Interruptions and numerical trouble')
 other = heading('Other')
 
 
 @click.command(cls=GroupedCommand, context_settings={'max_content_width': 110})
-@files('--outdir', help='Where the folder of the run is made', metavar='DIR', required=True)
+@files('--outdir', help='Where the folder of the run is made  [required, unless --run is given]', metavar='DIR')
 @files('--data', help='Data set: zip or folder, made by dataset_tool.py', metavar='ZIP|DIR', required=True)
 @files('--nosubdir', help='Write into --outdir itself', is_flag=True)
+@files('--run', '--run-dir', 'run', help='The folder of the run itself: short for --outdir=DIR --nosubdir. Under torchrun write --run-dir: '
+                                        'some versions take --run for an option of their own', metavar='DIR')
 @files('--desc', help='Suffix of the folder\'s name', metavar='STR')
 @files('--transfer', help='Start from the weights of a snapshot', metavar='PKL')
-@files('--resume', help='Continue from a training state', metavar='PT')
+@files('--resume', help='auto: continue from the newest training state in the folder of the run; never; or a training state  '
+                        '[default: auto with --run or --nosubdir, else never]', metavar='auto|never|PT')
 @column('--cond', help='Class-conditional: train on the labels', type=bool, metavar='BOOL', default=False, show_default=True)
 @column('--arch', help='Backbone', type=click.Choice(list(ARCHITECTURES)), default='ddpmpp', show_default=True)
 @column('--precond', help='Column of Table 1: preconditioning and, unless given, noise and weighting',
@@ -67,10 +87,14 @@ other = heading('Other')
        default=OptimizerConfig.lr, show_default=True)
 @hyper('--lr-rampup', help='Linear ramp-up of the learning rate, millions of images', type=click.FloatRange(min=0),
        metavar='MIMG', default=OptimizerConfig.lr_rampup_nimg / 1e6, show_default=True)
-@hyper('--ema', help='Half-life of the average of the weights, millions of images', type=click.FloatRange(min=0),
-       metavar='MIMG', default=EMAConfig.halflife_nimg / 1e6, show_default=True)
+@hyper('--ema', help='Half-life of the average of the weights, millions of images; several give several averages, e.g. 0.5,0.05',
+       type=FloatList(), metavar='MIMG', default=f'{HalfLife.halflife_nimg / 1e6:g}', show_default=True)
+@hyper('--ema-power', help='Also keep power-function averages of these relative widths, e.g. 0.05,0.1, for checkpoint.py '
+                           'reconstruct', type=FloatList())
 @hyper('--ema-rampup', help='The half-life is at most this share of the images so far; 0 = no ramp-up',
-       type=click.FloatRange(min=0), metavar='FLOAT', default=EMAConfig.rampup_ratio, show_default=True)
+       type=click.FloatRange(min=0), metavar='FLOAT', default=HalfLife.rampup_ratio, show_default=True)
+@hyper('--clip', help='Largest norm of the gradient (of the loss summed over C, H, W and averaged over the batch)  [default: any]',
+       type=click.FloatRange(min=0, min_open=True), metavar='FLOAT')
 @hyper('--dropout', help='Dropout probability', type=click.FloatRange(min=0, max=1), metavar='FLOAT', default=0.13, show_default=True)
 @hyper('--label-dropout', help='Probability of hiding the label, with --cond', type=click.FloatRange(min=0, max=1),
        metavar='FLOAT', default=0.0, show_default=True)
@@ -79,7 +103,8 @@ other = heading('Other')
 @hyper('--xflip', help='Double the data set by x-flips', type=bool, metavar='BOOL', default=False, show_default=True)
 @speed('--fp16', help='Mixed precision: float16 in the backbone, on a GPU', type=bool, metavar='BOOL', default=False, show_default=True)
 @speed('--bf16', help='Mixed precision: bfloat16 in the backbone', type=bool, metavar='BOOL', default=False, show_default=True)
-@speed('--ls', help='Loss scaling', type=click.FloatRange(min=0, min_open=True), metavar='FLOAT', default=1, show_default=True)
+@speed('--ls', help='Loss scaling: a number, or dynamic (halved after an overflow, doubled after 2000 calm steps)',
+       type=NumberOr('dynamic'), metavar='FLOAT|dynamic', default=1, show_default=True)
 @speed('--bench', help='Let cuDNN choose the fastest algorithms', type=bool, metavar='BOOL', default=True, show_default=True)
 @speed('--cache', help='Keep the decoded images in memory', type=bool, metavar='BOOL', default=True, show_default=True)
 @speed('--workers', help='Loader processes', type=click.IntRange(min=0), metavar='INT', default=DataConfig.workers, show_default=True)
@@ -88,16 +113,29 @@ other = heading('Other')
         metavar='KIMG', default=50, show_default=True)
 @output('--snap', help='Snapshot and picture every so many ticks', type=click.IntRange(min=1), metavar='TICKS', default=50, show_default=True)
 @output('--dump', help='Training state every so many ticks', type=click.IntRange(min=1), metavar='TICKS', default=500, show_default=True)
+@output('--keep', help='Keep this many of the newest training states', type=NumberOr('all', integer=True), metavar='INT|all', default='all', show_default=True)
+@output('--keep-snapshots', help='Keep this many snapshots, evenly spread over the run, first and last included',
+        type=NumberOr('all', integer=True), metavar='INT|all', default='all', show_default=True)
+@trouble('--max-time', help='Save and leave before so much time is over, e.g. 30m, 47h, 2d; exit code 75', type=Seconds())
+@trouble('--nan-policy', help='Steps with non-finite gradients: skip them, or zero: go on with nan replaced by 0, inf by 1e5',
+         type=click.Choice(['skip', 'zero']), default=NanConfig.policy, show_default=True)
+@trouble('--nan-limit', help='How many such steps in a row are borne', type=click.IntRange(min=1), metavar='INT', default=NanConfig.limit, show_default=True)
+@trouble('--nan-then', help='What then: stop, or rollback to the last training state with half the learning rate',
+         type=click.Choice(['stop', 'rollback']), default=NanConfig.then, show_default=True)
 @other('--seed', help='Random seed', type=click.IntRange(min=0), metavar='INT', default=TrainConfig.seed, show_default=True)
 @other('-n', '--dry-run', help='Print the resolved options and stop', is_flag=True)
 @one_line_errors
-def main(outdir: str, nosubdir: bool, desc: str | None, transfer: str | None, resume: str | None,
-         dry_run: bool, device: str, **options: Any) -> None:  # noqa: ANN401
+def main(outdir: str | None, nosubdir: bool, run: str | None, desc: str | None, transfer: str | None, resume: str | None,
+         max_time: float | None, dry_run: bool, device: str, **options: Any) -> None:  # noqa: ANN401
     """Train a diffusion model on a data set of images.
 
     The options choose the rows of Table 1 of the EDM paper one by one; without any, the model is
     configuration F of its Table 2. The same command runs on one device and, under torchrun, on many.
     Units: KIMG and MIMG are thousands and millions of images shown.
+
+    With --run, the same command again continues where the run was, and the result is bit for bit that
+    of a run that was never interrupted. SIGTERM, SIGINT and SIGUSR1 finish the step, save everything and
+    leave with exit code 75 (under torchrun, torchrun itself reports 1).
 
     Examples:
     # A small class-conditional model, in minutes on a CPU
@@ -111,9 +149,15 @@ def main(outdir: str, nosubdir: bool, desc: str | None, transfer: str | None, re
     # VP preconditioning, but the EDM noise distribution and weighting; only show the options
     python train.py --outdir=runs --data=datasets/digits-16x16.zip --precond=vp --noise=edm --weighting=inverse-c-out --cres=1,2 -n
     """
-    if resume is not None and transfer is not None:
+    start = time.monotonic()
+    if (outdir is None) == (run is None):
+        raise click.UsageError('give either --outdir, where the folder of the run is made, or --run, the folder itself')
+    fixed = run or (outdir if nosubdir else None)   # the folder of the run, if it is known beforehand
+    if resume == 'auto' and fixed is None:
+        raise click.UsageError('--resume=auto needs to know the folder of the run: give --run=DIR')
+    if resume not in (None, 'auto', 'never') and transfer is not None:
         raise click.UsageError('--resume and --transfer exclude each other: a training state brings its own weights')
-    for option, path in [('--resume', resume), ('--transfer', transfer)]:
+    for option, path in [('--resume', None if resume in ('auto', 'never') else resume), ('--transfer', transfer)]:
         if path is not None and not os.path.isfile(path):
             raise click.UsageError(f'{option}={path}: there is no such file')
     chosen = distributed.init(device)
@@ -122,25 +166,73 @@ def main(outdir: str, nosubdir: bool, desc: str | None, transfer: str | None, re
         distributed.print0(json.dumps(configs.encode(config), indent=2))
         distributed.shutdown()
         return
-    state, origin = prepare(config, chosen, resume, transfer)
-    run_dir = make_run_dir(outdir, nosubdir, run_name(config, options, desc))   # nothing is written before all is well
-    with LogFile(run_dir / 'log.txt' if distributed.get_rank() == 0 else None):
+    stored = state_to_resume(resume, Path(fixed) if fixed else None)
+    with config.data.open() as dataset:
+        fingerprint = dataset.fingerprint()
+    state, origin = prepare(config, chosen, stored, None if stored else transfer, fingerprint)
+    run_dir = make_run_dir(fixed, outdir, run_name(config, options, desc))   # nothing is written before all is well
+    lock = held(run_dir / '.lock') if distributed.get_rank() == 0 else contextlib.nullcontext()
+    with lock, graceful_signals() as asked_to_stop, LogFile(run_dir / 'log.txt' if distributed.get_rank() == 0 else None):
         if distributed.get_rank() == 0:
             with atomic_write(run_dir / 'training_options.json') as file:
                 file.write(json.dumps(configs.encode(config), indent=2).encode())
         announce(config, state, run_dir, str(chosen), origin)
-        training_loop(config, state, run_dir, chosen)
+        try:
+            training_loop(config, state, run_dir, chosen, asked_to_stop, start + max_time if max_time else math.inf)
+        except Interrupted as reason:
+            distributed.print0(f'Interrupted: {reason}')
+            distributed.shutdown()
+            sys.exit(75)   # EX_TEMPFAIL: try again
+        except NonFiniteError as error:
+            distributed.print0(f'Stopped: {error}')
+            distributed.shutdown()
+            sys.exit(1)
         distributed.print0('Done.')
     distributed.shutdown()
+
+
+def state_to_resume(resume: str | None, run_dir: Path | None) -> tuple[str, dict[str, Any]] | None:
+    """The name and contents of the training state to continue from, if any."""
+    if resume == 'never' or (resume is None and run_dir is None):
+        return None
+    if resume not in (None, 'auto'):
+        return resume, load_state(resume)
+    assert run_dir is not None
+    found = latest_state(run_dir, lambda line: distributed.print0(f'Warning: {line}'))
+    if found is None and files_of(run_dir, STATE):
+        raise ValueError(f'{run_dir} has training states, but none of them is whole; --resume=never starts anew')
+    return (str(found[0]), found[1]) if found else None
+
+
+@contextlib.contextmanager
+def graceful_signals() -> Iterator[Callable[[], bool]]:
+    """While the block runs, SIGTERM, SIGINT and SIGUSR1 only ask to stop; a second SIGINT stops at once."""
+    received: list[int] = []
+
+    def receive(number: int, frame: object) -> None:
+        if number == signal.SIGINT and received:
+            raise KeyboardInterrupt
+        if not received:
+            distributed.print0(f'{signal.Signals(number).name} received: finishing this step and saving')
+        received.append(number)
+
+    wanted = [getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGUSR1') if hasattr(signal, name)]
+    before = {number: signal.signal(number, receive) for number in wanted}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def resolve(*, data: str, cond: bool, arch: str, precond: str, noise: str | None, weighting: str | None,
             hybrid: bool | None, cbase: int | None, cres: list[int] | None, blocks: int | None, attn: list[int] | None,
             P_mean: float | None, P_std: float | None, sigma_data: float | None,
-            duration: float, batch: int, batch_gpu: int | None, lr: float, lr_rampup: float, ema: float,
-            ema_rampup: float, dropout: float, label_dropout: float, augment: float, xflip: bool,
-            fp16: bool, bf16: bool, ls: float, bench: bool, cache: bool, workers: int,
-            tick: float, snap: int, dump: int, seed: int, world_size: int) -> TrainConfig:
+            duration: float, batch: int, batch_gpu: int | None, lr: float, lr_rampup: float, ema: list[float],
+            ema_rampup: float, ema_power: list[float] | None, clip: float | None, dropout: float, label_dropout: float, augment: float, xflip: bool,
+            fp16: bool, bf16: bool, ls: float | str, bench: bool, cache: bool, workers: int,
+            tick: float, snap: int, dump: int, keep: int | str, keep_snapshots: int | str,
+            nan_policy: str, nan_limit: int, nan_then: str, seed: int, world_size: int) -> TrainConfig:
     """Options -> configuration. Opens the data set to learn its shape; ValueError in one line."""
     check_batch(batch, world_size)
     if fp16 and bf16:
@@ -172,20 +264,35 @@ def resolve(*, data: str, cond: bool, arch: str, precond: str, noise: str | None
                                model_channels=cbase, channel_mult=cres, num_blocks=blocks, attn_resolutions=attn,
                                dropout=dropout, augment_dim=9 if augment else 0),
         loss=loss,
-        optimizer=OptimizerConfig(lr=lr, lr_rampup_nimg=lr_rampup * 1e6),
+        optimizer=OptimizerConfig(lr=lr, lr_rampup_nimg=lr_rampup * 1e6, clip=clip),
         augment=AugmentConfig(p=augment) if augment else None,
-        ema=EMAConfig(halflife_nimg=ema * 1e6, rampup_ratio=ema_rampup or None),
+        averages=averages_of(ema, ema_rampup, ema_power or []),
         label_dropout=label_dropout,
         seed=seed,
         batch_size=batch,
         batch_gpu=batch_gpu,
-        loss_scaling=ls,
+        loss_scaling=None if ls == 'dynamic' else float(ls),
+        nan=NanConfig(nan_policy, nan_limit, nan_then),
         total_nimg=max(round(duration * 1e6), 1),
         tick_nimg=max(round(tick * 1000), 1),
         snapshot_nimg=max(round(tick * 1000), 1) * snap,
         state_nimg=max(round(tick * 1000), 1) * dump,
+        keep_states=None if keep == 'all' else int(keep),
+        keep_snapshots=None if keep_snapshots == 'all' else int(keep_snapshots),
         cudnn_benchmark=bench,
     )
+
+
+def averages_of(halflives: list[float], rampup: float, widths: list[float]) -> tuple[HalfLife | PowerFunction, ...]:
+    """The averages to keep, the first of --ema first; ValueError for one that is given twice or makes no sense."""
+    if any(halflife < 0 for halflife in halflives):
+        raise ValueError(f'--ema={",".join(f"{h:g}" for h in halflives)}: a half-life is not negative')
+    for width in widths:
+        power_of(width)   # raises for a width that no average has
+    averages = (*(HalfLife(h * 1e6, rampup or None) for h in halflives), *map(PowerFunction, widths))
+    if len({average.name for average in averages}) < len(averages):
+        raise ValueError('--ema and --ema-power name an average twice')
+    return averages
 
 
 def check_batch(batch: int, world_size: int) -> None:
@@ -210,17 +317,18 @@ def network_config(arch: str, preconditioner: Any, noise_distribution: Any, chan
     )
 
 
-def make_run_dir(outdir: str, nosubdir: bool, name: str) -> Path:
-    """Make the folder of the run, the same on every rank: --outdir itself, or a numbered one in it."""
+def make_run_dir(fixed: str | None, outdir: str | None, name: str) -> Path:
+    """Make the folder of the run, the same on every rank: the fixed one, or a numbered one in --outdir."""
     run_dir = None
     if distributed.get_rank() == 0:
-        if nosubdir:
-            run_dir = Path(outdir)
+        if fixed is not None:
+            run_dir = Path(fixed)
         else:
+            assert outdir is not None
             names = os.listdir(outdir) if os.path.isdir(outdir) else []
             numbers = [int(match[1]) for match in (re.match(r'(\d+)(-|$)', n) for n in names) if match]
             run_dir = Path(outdir) / f'{max(numbers, default=-1) + 1:05d}-{name}'
-        run_dir.mkdir(parents=True, exist_ok=nosubdir)
+        run_dir.mkdir(parents=True, exist_ok=fixed is not None)
     return distributed.gather_objects(run_dir)[0]
 
 

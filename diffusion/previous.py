@@ -36,12 +36,14 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def vp_through(sigmas: Tensor) -> VPSchedule:
-    """The VP schedule with σ(1) = σ_0 and σ(0.001) = σ_{N−1}; that of Song where this one has no β_d > 0.
+    """The VP schedule with σ(1) = σ_0 and σ(0.001) = σ_{N−1}, or that of Song where there is none.
 
-    Of a single noise level, or of a very narrow range, β(t) would have to fall with t.
+    Any VP schedule solves the same SDE in another time: what matters is that it has the given levels.
     """
-    schedule = VPSchedule.through(float(sigmas[-2]), float(sigmas[0]))
-    return schedule if schedule.beta_d > 0 else VPSchedule()
+    try:
+        return VPSchedule.through(float(sigmas[-2]), float(sigmas[0]))
+    except ValueError:
+        return VPSchedule()
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ class PredictorCorrector:
       langevin   x <- x + e g + √(2e) z,  e = 2α (snr ‖z‖/‖g‖)²
       ald        the same with e = 2α (snr · s_a a)²
       reverse-diffusion   x <- (2 − s_a/s_b) x + s_a² (a² − b²) g + s_a √(a² − b²) ξ
-      ancestral           x <- s_b [D + (b/a)² (x/s_a − D) + b √(1 − (b/a)²) ξ]
+      ancestral           x <- s_b [D + (b/a)² (x/s_a − D)] + w ξ,  w = b √(1 − (b/a)²) for VE and
+                          w = √((a² − b²)/(1 + a²)) for VP
       probability-flow    reverse-diffusion with half the score and no noise
     The last predictor adds no noise. (Song et al. 2021; Figure 4b; Appendix C.2.) With corrector='none',
     probability-flow is the original deterministic sampler of Figure 2b: Euler's method with σ = √t.
@@ -148,7 +151,9 @@ class PredictorCorrector:
         q = (b / a) ** 2
         towards = (1 - q) * (D - x / s_a)   # (a² − b²) times the score of x/s
         if self.predictor == 'ancestral':
-            return s_b * (x / s_a + towards), s_b * b * (1 - q).sqrt()
+            vp = isinstance(self.scaling, VPScaling)   # √β of that step for VP, √β̃ for VE, as in Song's programs
+            std = ((a**2 - b**2) / (1 + a**2)).sqrt() if vp else s_b * b * (1 - q).sqrt()
+            return s_b * (x / s_a + towards), std
         share = 0.5 if self.predictor == 'probability-flow' else 1.0
         return (2 - s_a / s_b) * x + share * s_a * towards, s_a * a * (1 - q).sqrt()
 

@@ -108,7 +108,7 @@ class SecondOrder:
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.alpha > 0:
+        if not 0 < self.alpha < math.inf:
             raise ValueError(f'alpha must be positive, not {self.alpha:g}')
 
     def __call__(self, flow: ProbabilityFlow, x: Tensor, times: Tensor, perturb: Perturb) -> Tensor:
@@ -120,7 +120,8 @@ class SecondOrder:
             d = flow.velocity(x, t)
             # For alpha = 1 exactly t_next, whatever the rounding of t + h.
             t_prime = t_next if self.alpha == 1 else t + self.alpha * h
-            if i == num_steps - 1 or t_prime <= 0:
+            # Not below t = 0, nor where a VP schedule with β_min < 0 has no σ.
+            if i == num_steps - 1 or not (t_prime > 0 and flow.schedule.sigma(t_prime) > 0):
                 x = x + h * d
             else:
                 d_prime = flow.velocity(x + self.alpha * h * d, t_prime)
@@ -207,6 +208,11 @@ class Churn:
     S_max: float = math.inf
     S_noise: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name, value in (('S_churn', self.S_churn), ('S_noise', self.S_noise)):
+            if not math.isfinite(value):
+                raise ValueError(f'{name} must be a finite number, not {value:g}')
+
     def gamma(self, sigma: float, num_steps: int) -> float:
         """γ_i = min(S_churn/N, √2 − 1) for S_min ≤ σ_i ≤ S_max, else 0"""
         inside = self.S_min <= sigma <= self.S_max
@@ -234,15 +240,17 @@ class RowsOfTable1:
         # The last time is 0 by definition, even where σ⁻¹(0) is not (a VP schedule with β_min < 0).
         times = torch.nn.functional.pad(self.schedule.sigma_inv(sigmas[:-1]), (0, 1))
 
+        gammas = torch.tensor([self.churn.gamma(sigma, num_steps) for sigma in sigmas.tolist()], dtype=sigmas.dtype)
+        sigma_hats = denoise.nearest(sigmas * (1 + gammas))   # all at once: a network's levels are on its device
+
         def perturb(i: int, x: Tensor) -> tuple[Tensor, Tensor]:
             if self.churn.S_churn == 0:
                 return x, times[i]
             xi = randn_like(x)   # drawn at every step, so that later steps do not depend on S_min and S_max
-            gamma = self.churn.gamma(float(sigmas[i]), num_steps)
-            sigma_hat = denoise.nearest(sigmas[i] * (1 + gamma))
-            if sigma_hat <= sigmas[i]:
+            sigma, sigma_hat = sigmas[i], sigma_hats[i]
+            if sigma_hat <= sigma:
                 return x, times[i]
-            return flow.add_noise(x, sigmas[i], sigma_hat, self.churn.S_noise * xi), self.schedule.sigma_inv(sigma_hat)
+            return flow.add_noise(x, sigma, sigma_hat, self.churn.S_noise * xi), self.schedule.sigma_inv(sigma_hat)
 
         return self.solver(flow, flow.start(noise, sigmas[0]), times, perturb)
 

@@ -38,11 +38,15 @@ class VPSchedule:
     def through(cls, sigma_min: float, sigma_max: float, epsilon_s: float = 1e-3) -> 'VPSchedule':
         """The schedule with σ(ε_s) = sigma_min and σ(1) = sigma_max.
 
-        Two equations for the two constants. With the range of the defaults, [0.010486, 152.167], they
-        come out as 19.9 and 0.1. For low sigma_min, β_min may come out negative: then σ(t) exists
-        for t ≥ ε_s only, and t = 0 stands for σ = 0 by definition.
+        Two equations for the two constants; ValueError where β(t) would have to fall with t. With the
+        range of the defaults, [0.010486, 152.167], they come out as 19.9 and 0.1. For low sigma_min,
+        β_min may come out negative: then σ(t) exists for t ≥ ε_s only, and t = 0 stands for σ = 0.
         """
         low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
+        if low >= epsilon_s * high:
+            limit = math.sqrt(math.expm1(epsilon_s * high))
+            raise ValueError(f'no VP schedule goes from sigma({epsilon_s:g}) = {sigma_min:g} to sigma(1) = '
+                             f'{sigma_max:g}: with this sigma_max, sigma_min must be below {limit:.4g}')
         beta_d = 2 * (low / epsilon_s - high) / (epsilon_s - 1)
         return cls(beta_d=beta_d, beta_min=high - beta_d / 2)
 

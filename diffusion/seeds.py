@@ -31,12 +31,17 @@ def generate(net: Any, sampler: Sampler, discretization: Discretization, num_ste
              classes: Sequence[int] | None, device: torch.device, rng: str | None = None) -> Tensor:
     """uint8 images [B, C, H, W] of these seeds, on `device`.
 
-    rng='cpu' draws all random numbers on the CPU, so that every device starts from the same ones.
+    rng='cpu' draws all random numbers on the CPU, so that every device starts from the same ones. Raises
+    FloatingPointError when the images are not finite.
     """
     generator = StackedGenerator(seeds, device, source=rng)
     noise, labels = latents_and_labels(net, seeds, classes, generator)
     denoise = Denoise(net, labels)
-    return to_uint8(run(sampler, denoise, noise, denoise.levels(discretization, num_steps), generator.randn_like))
+    images = run(sampler, denoise, noise, denoise.levels(discretization, num_steps), generator.randn_like)
+    if not bool(images.isfinite().all()):
+        raise FloatingPointError('the images came out as numbers that are not finite, and were not written: '
+                                 'the network or the combination of sampler options is to blame')
+    return to_uint8(images)
 
 
 def share_of(seeds: Sequence[int], batch: int, rank: int, world_size: int) -> list[np.ndarray]:

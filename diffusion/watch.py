@@ -14,16 +14,13 @@ class Watched:
     calls    evaluations of a batch, or of those of its images that are not ready yet
     images   evaluations of single images
     sigmas   the noise level of each call; for levels per image, their mean
-    frames   {σ: uint8 images [B, C, H, W]}: the last denoised batch at each noise level, if `keep_frames`
+             (`keep_sigmas`)
+    frames   {σ: uint8 images [B, C, H, W]}: the last denoised batch at each noise level (`keep_frames`)
     """
 
-    def __init__(self, net: Any, keep_frames: bool = False) -> None:  # noqa: ANN401 (any denoiser)
+    def __init__(self, net: Any, keep_sigmas: bool = True, keep_frames: bool = False) -> None:  # noqa: ANN401 (any denoiser)
         self.net = net
-        self.keep_frames = keep_frames
-        self.forget()
-
-    def forget(self) -> None:
-        """Start counting anew."""
+        self.keep_sigmas, self.keep_frames = keep_sigmas, keep_frames
         self.calls = self.images = 0
         self.sigmas: list[Tensor] = []
         self.frames: dict[float, Tensor] = {}
@@ -34,7 +31,8 @@ class Watched:
     def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None, **conditions: Any) -> Any:  # noqa: ANN401
         self.calls += 1
         self.images += len(x)
-        self.sigmas.append(sigma.detach().mean())   # a number on the device: nobody waits for it now
+        if self.keep_sigmas:
+            self.sigmas.append(sigma.detach().mean())   # a number on the device: nobody waits for it now
         D = self.net(x, sigma, class_labels, **conditions)
         if self.keep_frames:
             if sigma.numel() > 1:

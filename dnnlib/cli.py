@@ -81,6 +81,37 @@ class FloatList(click.ParamType):  # type: ignore[type-arg]
             self.fail(f'{value!r} is not a list of numbers such as 80,10,1', param, ctx)
 
 
+class Seconds(click.ParamType):  # type: ignore[type-arg]
+    """`47h`, `90m`, `30s` or `2d` -> seconds."""
+    name = 'TIME'
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        match = re.fullmatch(r'(\d+(?:\.\d+)?)([smhd])', value) if isinstance(value, str) else None
+        if match is None:
+            self.fail(f'{value!r} is not a duration such as 30s, 90m, 47h or 2d', param, ctx)
+        return float(match[1]) * {'s': 1, 'm': 60, 'h': 3600, 'd': 86400}[match[2]]
+
+
+class NumberOr(click.ParamType):  # type: ignore[type-arg]
+    """A positive number, or one of some words."""
+    name = 'FLOAT'
+
+    def __init__(self, *words: str, integer: bool = False) -> None:
+        self.words, self.kind = words, int if integer else float
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        if value in self.words or not isinstance(value, str):
+            return value
+        try:
+            number = self.kind(value)
+        except ValueError:
+            number = self.kind(0)
+        if not number > 0:
+            number_kind = 'whole number' if self.kind is int else 'number'
+            self.fail(f'{value!r} is neither a positive {number_kind} nor {", ".join(self.words)}', param, ctx)
+        return number
+
+
 def with_options(obj: Any, options: dict[str, Any]) -> Any:  # noqa: ANN401 (any dataclass)
     """A copy of `obj` with the fields that were given on the command line (None: not given)."""
     names = {field.name for field in dataclasses.fields(obj)}
@@ -113,7 +144,7 @@ def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
             if os.environ.get('LIMPID_TRACEBACK'):
                 raise
             raise _fail(_line(error), code=2) from error
-        except (OSError, MemoryError) as error:
+        except (OSError, MemoryError, FloatingPointError) as error:
             if os.environ.get('LIMPID_TRACEBACK'):
                 raise
             raise _fail(_line(error), code=1) from error

@@ -32,6 +32,23 @@ def atomic_write(path: str | os.PathLike[str], durable: bool = True) -> Iterator
         raise
 
 
+@contextmanager
+def held(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold the file `path` while the block runs; ValueError if another process holds it.
+
+    The lock goes with the process, however it ends. Where the system has no such locks nobody is kept out.
+    """
+    with open(path, 'ab') as file:
+        try:
+            import fcntl
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f'{Path(path).parent} is in use by another process') from None
+        except (ImportError, OSError):
+            pass
+        yield
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

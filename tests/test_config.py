@@ -12,7 +12,7 @@ from training import config as configs
 from training.augment import AugmentConfig
 from training.config import OptimizerConfig, TrainConfig, learning_rate
 from training.dataset import DataConfig
-from training.ema import EMAConfig
+from training.ema import HalfLife, PowerFunction
 from training.loss import DenoisingLoss, HybridLoss, InverseCOut, InverseVariance, LogNormal, LogUniform, UniformTime
 from training.networks import NetworkConfig, complete_arguments
 
@@ -25,7 +25,7 @@ def a_config(**changes):
 
 CONFIGS = [
     a_config(),
-    a_config(loss=HybridLoss(), augment=AugmentConfig(p=0.15), batch_gpu=8, ema=EMAConfig(rampup_ratio=None)),
+    a_config(loss=HybridLoss(), augment=AugmentConfig(p=0.15), batch_gpu=8, averages=(HalfLife(rampup_ratio=None), PowerFunction(0.05))),
     a_config(loss=DenoisingLoss(UniformTime(VPSchedule(10.0, 0.2)), InverseCOut(VP(VPSchedule(10.0, 0.2), M=500)))),
     a_config(loss=DenoisingLoss(LogUniform(), InverseVariance()), optimizer=OptimizerConfig(betas=(0.8, 0.99))),
     a_config(network=NetworkConfig('DhariwalUNet', IDDPM(), 0.1, 5.0, 32, 3, 10, 'bf16', complete_arguments('DhariwalUNet', {}))),
@@ -63,7 +63,7 @@ def broken(change):
     (lambda d: d.update(batch_size=True), r'config\.batch_size is True, not of type int'),
     (lambda d: d['optimizer'].update(lr='fast'), r"config\.optimizer\.lr is 'fast', not a number"),
     (lambda d: d['optimizer'].update(betas=0.9), r'config\.optimizer\.betas is 0\.9, not a list'),
-    (lambda d: d.update(ema=5), r'config\.ema is 5, not the fields of EMAConfig'),
+    (lambda d: d.update(nan=5), r'config\.nan is 5, not the fields of NanConfig'),
 ])
 def test_what_does_not_fit_is_named(change, message):
     with pytest.raises(ValueError, match=message):

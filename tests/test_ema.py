@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from training.config import OptimizerConfig, learning_rate
-from training.ema import EMA, EMAConfig, ema_beta, ema_halflife
+from training.ema import EMA, HalfLife
 
 GOLDEN = Path(__file__).parent / 'golden'
 
@@ -19,10 +19,10 @@ def test_learning_rate_and_average_follow_the_reference():
     assert meta['columns'] == ['lr', 'ema_beta', 'ema_halflife_nimg']
     for setting, rows in zip(meta['settings'], arrays['values'], strict=True):
         optimizer = OptimizerConfig(setting.get('lr', 1e-3), 1000 * setting.get('lr_rampup_kimg', 10_000))
-        ema = EMAConfig(1000 * setting.get('ema_halflife_kimg', 500), setting.get('ema_rampup_ratio', 0.05))
+        ema = HalfLife(1000 * setting.get('ema_halflife_kimg', 500), setting.get('ema_rampup_ratio', 0.05))
         batch_size = setting.get('batch_size', 512)
         for nimg, expected in zip(meta['cur_nimg'], rows, strict=True):
-            ours = [learning_rate(nimg, optimizer), ema_beta(nimg, batch_size, ema), ema_halflife(nimg, ema)]
+            ours = [learning_rate(nimg, optimizer), ema.beta(nimg, batch_size), ema.halflife(nimg)]
             np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-300)
 
 
@@ -48,6 +48,5 @@ def test_the_average_starts_at_the_weights_and_copies_buffers():
 
 
 def test_half_is_kept_after_one_half_life():
-    config = EMAConfig(halflife_nimg=1000, rampup_ratio=None)
-    assert ema_beta(5000, 100, config) ** 10 == pytest.approx(0.5)
-    assert ema_beta(5000, 100, EMAConfig(1000, 0.05)) == pytest.approx(0.5 ** (100 / 250))   # 5 % of 5000
+    assert HalfLife(1000, None).beta(5000, 100) ** 10 == pytest.approx(0.5)
+    assert HalfLife(1000, 0.05).beta(5000, 100) == pytest.approx(0.5 ** (100 / 250))   # 5 % of 5000

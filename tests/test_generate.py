@@ -36,7 +36,7 @@ def snapshots(digits, tmp_path_factory):  # noqa: F811
                 if parameter.ndim > 1:
                     parameter.normal_(std=parameter[0].numel() ** -0.5)
         checkpoint.save({'kind': 'network snapshot', 'format': 1, 'config': configs.encode(config), 'nimg': 0,
-                         'ema': checkpoint.state_dict_of(net)}, folder / f'{name}.pkl')
+                         'ema': checkpoint.state_dict_of(net), 'ema_name': '0.5', 'averages': {}}, folder / f'{name}.pkl')
     return folder
 
 
@@ -162,16 +162,16 @@ def test_missing_damaged_and_foreign_networks(snapshots, tmp_path):
     foreign = tmp_path / 'foreign.pkl'
     foreign.write_bytes(pickle.dumps({'ema': Evil()}))
     other = tmp_path / 'other.pkl'
-    torch.save({'kind': 'training state'}, other)
+    torch.save({'kind': 'shopping list'}, other)
     unnamed = tmp_path / 'unnamed.pkl'
     torch.save({'a': 1}, unnamed)
     for path, message in [
-            (tmp_path / 'no.pkl', f'{tmp_path}/no.pkl: there is no such network snapshot'),
-            (tmp_path, f'{tmp_path} is a folder, not a network snapshot'),
-            (damaged(snapshots / 'cond.pkl', tmp_path), 'broken.pkl is damaged or not a network snapshot'),
-            (foreign, 'foreign.pkl is not a network snapshot of ours'),
-            (other, 'other.pkl is a training state, not a network snapshot'),
-            (unnamed, 'unnamed.pkl is not a network snapshot: it does not say what it is')]:
+            (tmp_path / 'no.pkl', f'{tmp_path}/no.pkl: there is no such network snapshot or training state'),
+            (tmp_path, f'{tmp_path} is a folder, not a network snapshot or training state'),
+            (damaged(snapshots / 'cond.pkl', tmp_path), 'broken.pkl is damaged or not a network snapshot or training state'),
+            (foreign, 'foreign.pkl is not a network snapshot or training state of ours'),
+            (other, 'other.pkl is a shopping list, not a network snapshot or training state'),
+            (unnamed, 'unnamed.pkl is not a network snapshot or training state: it does not say what it is')]:
         result = run(generate.main, f'--network={path}', f'--outdir={tmp_path}/out', '--device=cpu')
         assert result.exit_code == 2 and message in result.output, result.output
         assert len(result.output.strip().splitlines()) == 1
@@ -222,7 +222,8 @@ def test_dry_run_prints_the_options_and_makes_nothing(digits, tmp_path):  # noqa
     config = configs.decode(json.loads(result.output), configs.TrainConfig)
     assert type(config.loss).__name__ == 'HybridLoss' and config.seed == 0 and config.batch_size == 512
     assert (config.total_nimg, config.tick_nimg, config.snapshot_nimg, config.state_nimg) == (200_000_000, 50_000, 2_500_000, 25_000_000)
-    assert (config.ema.halflife_nimg, config.ema.rampup_ratio, config.network.model['dropout']) == (500_000, 0.05, 0.13)
+    assert config.averages[0].halflife_nimg == 500_000 and config.averages[0].rampup_ratio == 0.05
+    assert config.network.model['dropout'] == 0.13
     assert config.augment.p == 0.12 and config.optimizer.lr_rampup_nimg == 10_000_000
     assert not (tmp_path / 'runs').exists()
 
@@ -236,7 +237,7 @@ def test_run_folders_are_numbered_and_named(digits, tmp_path):  # noqa: F811
     folder = tmp_path / '00008-digits-8x8-cond-ddpmpp-edm-gpus1-batch4-fp32-mine'
     assert {path.name for path in folder.iterdir()} == {
         'training_options.json', 'log.txt', 'stats.jsonl', 'reals.png', 'fakes000000.png', 'network-snapshot-000000.pkl',
-        'training-state-000000.pt'}
+        'training-state-000000.pt', '.lock'}
     assert 'tick 0' in (folder / 'log.txt').read_text()
 
 

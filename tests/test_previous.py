@@ -157,7 +157,9 @@ def pc_recursion(sigmas, predictor, ald_steps, snr, vp):
         if predictor == 'ancestral':   # in the unscaled frame
             k, q = shrink(a), b**2 / a**2
             A = q + (1 - q) * k
-            m, V = s_b * (MU + A * (m / s_a - MU)), s_b**2 * (A**2 * V / s_a**2 + (b**2 * (1 - q)))
+            beta = 1 - (1 + b**2) / (1 + a**2)   # 1 - alpha-bar / alpha-bar', which Song's VP adds
+            m, V = s_b * (MU + A * (m / s_a - MU)), s_b**2 * A**2 * V / s_a**2
+            V += (beta if vp else b**2 * (1 - q)) if b > 0 else 0
         else:
             share = 0.5 if predictor == 'probability-flow' else 1.0
             m, V = ((2 - s_a / s_b) * m - share * v * precision * (m - s_a * MU),

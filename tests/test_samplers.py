@@ -218,6 +218,24 @@ def test_alpha_beyond_one_never_leaves_the_time_axis():
     assert len(net.sigmas) < 9
 
 
+@pytest.mark.parametrize('disc', DISCRETIZATIONS)
+def test_alpha_beyond_one_stays_finite_where_a_vp_schedule_ends_before_zero(disc):
+    """With β_min < 0 there is no σ(t) just above t = 0: a second point there makes the step Euler's."""
+    discretization = dataclasses.replace(DISCRETIZATIONS[disc](), sigma_min=0.002, sigma_max=80.0)
+    schedule = VPSchedule.through(0.002, 80)
+    assert schedule.beta_min < 0
+    for num_steps, alpha in itertools.product([5, 9, 10, 11, 24, 28, 101], [1.1, 1.5, 2.0]):
+        x = sample(Gaussian(), torch.ones(1, 1, 1, 1), num_steps=num_steps, solver=SecondOrder(alpha), scaling=VPScaling(),
+                   discretization=discretization, schedule=schedule)
+        assert bool(x.isfinite().all()), (num_steps, alpha)
+
+
+@pytest.mark.parametrize('make', [lambda: Churn(S_churn=math.nan), lambda: Churn(S_noise=math.inf), lambda: SecondOrder(math.inf), lambda: SecondOrder(math.nan)])
+def test_numbers_that_are_none_are_refused(make):
+    with pytest.raises(ValueError, match='must be'):
+        make()
+
+
 def test_one_step_is_the_denoiser_at_the_highest_level():
     net = Gaussian()
     z = torch.randn(2, 1, 3, 3, dtype=f64, generator=torch.Generator().manual_seed(1))

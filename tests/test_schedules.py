@@ -58,6 +58,15 @@ def test_vp_constants_from_the_noise_range():
     torch.testing.assert_close(edge.sigma_inv(edge.sigma(ends)), ends, rtol=1e-9, atol=0)
 
 
+def test_a_vp_schedule_that_would_have_to_turn_back_is_refused():
+    message = r'no VP schedule goes from sigma\(0.001\) = 0.2 to sigma\(1\) = 152: with this sigma_max, sigma_min must be below 0.1005$'
+    with pytest.raises(ValueError, match=message):
+        VPSchedule.through(0.2, 152)
+    assert VPSchedule.through(0.1, 152).beta_d > 0
+    with pytest.raises(ValueError, match='no VP schedule goes from'):
+        VPSteps(sigma_min=1, sigma_max=80).sigmas(8)
+
+
 def test_iddpm_levels():
     u = IDDPMLevels().u
     expected = [20291.17, 641.66, 320.83, 213.89, 160.41, 128.33, 106.94, 91.66, 80.20, 71.29]

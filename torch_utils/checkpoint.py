@@ -1,7 +1,9 @@
-"""Checkpoints: plain values and tensors, written atomically, read without executing anything."""
+"""Checkpoints: plain values and tensors, written atomically, checked when they are read, never executed."""
 
+import hashlib
 import os
 import pickle
+import struct
 import warnings
 import zipfile
 from pathlib import Path
@@ -13,43 +15,78 @@ from torch import nn
 from dnnlib.files import atomic_write
 
 
+class DamagedError(ValueError):
+    """A file that should be one of ours, but is torn or altered."""
+
+
 def save(contents: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write `contents` so that torch.load(path, weights_only=True) reads it, all of it or nothing."""
+    """Write `contents` so that torch.load(path, weights_only=True) reads it, all of it or nothing.
+
+    A checksum goes with it, since neither zip nor torch would notice every altered byte.
+    """
     with atomic_write(path) as file:
-        torch.save(contents, file)
+        torch.save({**contents, 'checksum': checksum(contents)}, file)
 
 
-def load(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
+def load(path: str | os.PathLike[str], *kinds: str) -> dict[str, Any]:
     """The contents of a file written by `save`, on the CPU.
 
-    `kind` is what the caller expects ('network snapshot', …); the file must carry the same word.
-    Raises FileNotFoundError, or ValueError in one line for a file that is damaged or something else.
+    `kinds` are what the caller can use ('network snapshot', …); the file must say it is one of them.
+    Raises FileNotFoundError; DamagedError or ValueError in one line for a file that is damaged or
+    something else.
     """
-    path = Path(path)
+    path, wanted = Path(path), ' or '.join(kinds)
     if path.is_dir():
-        raise ValueError(f'{path} is a folder, not a {kind}')
+        raise ValueError(f'{path} is a folder, not a {wanted}')
     if not path.exists():
-        raise FileNotFoundError(2, f'there is no such {kind}', str(path))
+        raise FileNotFoundError(2, f'there is no such {wanted}', str(path))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')   # what torch thinks of other people's pickles is said below, in one line
             contents = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f'{path} is not a {kind} of ours: {_first_sentence(error)}; '
-                         'nothing in it was executed') from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError,
-            UnicodeDecodeError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f'{path} is damaged or not a {kind}: {_first_sentence(error)}') from None
-    if not isinstance(contents, dict) or 'kind' not in contents:
-        raise ValueError(f'{path} is not a {kind}: it does not say what it is')
-    if contents['kind'] != kind:
-        raise ValueError(f"{path} is a {contents['kind']}, not a {kind}")
+        raise DamagedError(f'{path} is not a {wanted} of ours: {_first_sentence(error)}; '
+                           'nothing in it was executed') from None
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError,
+            OverflowError, MemoryError, struct.error, OSError, zipfile.BadZipFile) as error:
+        raise DamagedError(f'{path} is damaged or not a {wanted}: {_first_sentence(error)}') from None
+    if not isinstance(contents, dict) or not isinstance(contents.get('kind'), str):
+        raise ValueError(f'{path} is not a {wanted}: it does not say what it is')
+    if contents['kind'] not in kinds:
+        raise ValueError(f"{path} is a {contents['kind']}, not a {wanted}")
+    if contents.pop('checksum', None) != checksum(contents):
+        raise DamagedError(f'{path} is damaged: its contents do not have the checksum that was written with them')
     return contents
 
 
 def _first_sentence(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0].split('. ')[0][:200] if lines else type(error).__name__
+
+
+def checksum(value: Any) -> str:  # noqa: ANN401 (plain values and tensors, nested)
+    """The SHA-256 of plain values and tensors: of their types, shapes and bytes."""
+    digest = hashlib.sha256()
+    _feed(digest, value)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, value: Any) -> None:  # noqa: ANN401
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu().contiguous()
+        digest.update(f'T{tensor.dtype}{list(tensor.shape)}'.encode())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    elif isinstance(value, dict):
+        digest.update(f'D{len(value)}'.encode())
+        for key, item in value.items():
+            _feed(digest, key)
+            _feed(digest, item)
+    elif isinstance(value, list | tuple):
+        digest.update(f'L{len(value)}'.encode())
+        for item in value:
+            _feed(digest, item)
+    else:
+        digest.update(f'V{type(value).__name__}{value!r}'.encode())
 
 
 def state_dict_of(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -13,10 +13,13 @@ def init(device: str = 'auto') -> torch.device:
     """Choose this process's device and, under torchrun, join the process group.
 
     `device` is auto (CUDA, else Apple's MPS, else CPU), or a name such as cuda, cuda:1, mps, cpu.
+    Float32 arithmetic is float32 from here on: CUDA's TF32 is off.
     Without torchrun's environment (WORLD_SIZE absent or 1) no process group is made.
     Raises ValueError when the device asked for does not exist.
     """
     chosen = _device(device)
+    torch.backends.cudnn.allow_tf32 = False   # float32 means float32
+    torch.backends.cuda.matmul.allow_tf32 = False
     if int(os.environ.get('WORLD_SIZE', '1')) > 1 and not torch.distributed.is_initialized():
         os.environ.setdefault('MASTER_ADDR', 'localhost')
         os.environ.setdefault('MASTER_PORT', str(_free_port()))
@@ -90,6 +93,21 @@ def gather_objects(value: Any) -> list[Any]:  # noqa: ANN401 (anything that can 
     values: list[Any] = [None] * get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+class Votes:
+    """Asks all ranks a question without making the device wait: over gloo, on the CPU."""
+
+    def __init__(self) -> None:
+        self.group = torch.distributed.new_group(backend='gloo') if _active() else None
+
+    def any(self, mine: bool) -> bool:
+        """Whether any rank says yes; collective."""
+        if self.group is None:
+            return mine
+        vote = torch.tensor([mine], dtype=torch.int32)
+        torch.distributed.all_reduce(vote, op=torch.distributed.ReduceOp.MAX, group=self.group)
+        return bool(vote)
 
 
 def print0(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 (print's own)

@@ -40,8 +40,15 @@ class Collector:
     def state_dict(self) -> dict[str, Tensor]:
         return {name: moments.cpu() for name, moments in self.moments.items()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.moments = {name: moments.to(self.device, self.dtype) for name, moments in state.items()}
+    def restore(self, states: list[dict[str, Tensor]]) -> None:
+        """From the state_dicts of all ranks. With another number of ranks the first takes over all of it."""
+        if len(states) == distributed.get_world_size():
+            mine = states[distributed.get_rank()]
+        elif distributed.get_rank() == 0:
+            mine = {name: torch.stack([state[name] for state in states]).sum(dim=0) for name in states[0]}
+        else:
+            mine = {name: torch.zeros_like(moments) for name, moments in states[0].items()}
+        self.moments = {name: moments.to(self.device, self.dtype) for name, moments in mine.items()}
 
 
 def _summary(num: float, total: float, squares: float) -> dict[str, float]:

@@ -12,7 +12,7 @@ from dnnlib import config as plain
 from training import loss
 from training.augment import AugmentConfig
 from training.dataset import DataConfig
-from training.ema import EMAConfig
+from training.ema import HalfLife, PowerFunction
 from training.networks import NetworkConfig
 
 FORMAT = 1   # of checkpoints; a change that old files do not survive raises it and adds an upgrade
@@ -33,6 +33,8 @@ TAGS: dict[str, type] = {
     'schedule/vp': schedules.VPSchedule,
     'schedule/ve': schedules.VESchedule,
     'levels/iddpm': schedules.IDDPMLevels,
+    'average/half-life': HalfLife,
+    'average/power': PowerFunction,
 }
 
 
@@ -43,6 +45,21 @@ class OptimizerConfig:
     lr_rampup_nimg: float = 10_000_000
     betas: tuple[float, ...] = (0.9, 0.999)
     eps: float = 1e-8
+    clip: float | None = None   # the largest norm of the gradient of the mean over the batch; None: any
+
+
+@dataclass(frozen=True)
+class NanConfig:
+    """What happens to steps with non-finite gradients, and after `limit` of them in a row.
+
+    policy  'skip' leaves weights and averages as they are; 'zero' replaces nan by 0 and ±inf by ±1e5 in
+            the gradients and goes on, as the reference does
+    then    'stop' ends the run; 'rollback' goes back to the last training state with half the
+            learning rate
+    """
+    policy: str = 'skip'
+    limit: int = 20
+    then: str = 'stop'
 
 
 def learning_rate(nimg: int, config: OptimizerConfig) -> float:
@@ -58,16 +75,19 @@ class TrainConfig:
     loss: loss.DenoisingLoss | loss.HybridLoss
     optimizer: OptimizerConfig = OptimizerConfig()
     augment: AugmentConfig | None = None
-    ema: EMAConfig = EMAConfig()
+    averages: tuple[HalfLife | PowerFunction, ...] = (HalfLife(),)   # the first is the one that is sampled from
     label_dropout: float = 0.0
     seed: int = 0
     batch_size: int = 512
     batch_gpu: int | None = None
-    loss_scaling: float = 1.0
+    loss_scaling: float | None = 1.0   # None: dynamic
+    nan: NanConfig = NanConfig()
     total_nimg: int = 200_000_000
     tick_nimg: int = 50_000
     snapshot_nimg: int = 2_500_000
     state_nimg: int = 25_000_000
+    keep_states: int | None = None      # None: all
+    keep_snapshots: int | None = None
     cudnn_benchmark: bool = True
 
 

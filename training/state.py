@@ -1,20 +1,23 @@
 """Everything that changes during training, and the two kinds of files it is kept in.
 
-network-snapshot-<kimg>.pkl   the averaged network, to generate images with
+network-snapshot-<kimg>.pkl   the averaged networks, to generate images with
 training-state-<kimg>.pt      everything, to continue with
 
-Both hold plain values and tensors only and are read with weights_only=True. No generator state is
-ever saved: all randomness is a function of (seed, nimg).
+Both hold plain values and tensors only, are read with weights_only=True, and carry a checksum. No
+generator state is ever saved: all randomness is a function of (seed, nimg).
 """
 
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from torch_utils import checkpoint
+from torch_utils.checkpoint import DamagedError
 from torch_utils.stats import Collector
 from training import config as configs
 from training.config import TrainConfig
@@ -22,91 +25,228 @@ from training.ema import EMA
 from training.networks import Denoiser, NetworkConfig, build_network
 
 SNAPSHOT, STATE = 'network snapshot', 'training state'
+KEYS = {   # of format 1
+    SNAPSHOT: ('config', 'nimg', 'ema', 'ema_name', 'averages'),
+    STATE: ('config', 'fingerprint', 'nimg', 'seconds', 'ema_rampup', 'lr_factor', 'bad_steps', 'loss_scale', 'net',
+            'averages', 'optimizer', 'stats'),
+}
+
+
+@dataclass
+class LossScale:
+    """The factor of the loss in float16: static, or halved after an overflow and doubled after a long calm."""
+    scale: float = 1.0
+    dynamic: bool = False
+    calm: int = 0            # steps since the last change
+    growth_interval: int = 2000
+
+    def update(self, finite: bool) -> None:
+        if not self.dynamic:
+            return
+        self.calm = self.calm + 1 if finite else 0
+        if not finite:
+            self.scale = max(self.scale / 2, 2.0**-14)
+        elif self.calm == self.growth_interval:
+            self.scale, self.calm = min(self.scale * 2, 2.0**24), 0
 
 
 @dataclass
 class TrainState:
     net: Denoiser
-    ema: EMA
+    averages: dict[str, EMA]   # by name; the first is the one that snapshots are known for
     optimizer: torch.optim.Optimizer
     stats: Collector
+    loss_scale: LossScale = field(default_factory=LossScale)
     nimg: int = 0
-    seconds: float = 0.0   # of training, over all the processes that took part one after another
-    ema_rampup: bool = True   # not where training starts from another network's weights
+    seconds: float = 0.0       # of training, over all the processes that took part one after another
+    ema_rampup: bool = True    # not where training starts from another network's weights
+    lr_factor: float = 1.0     # halved at each roll-back
+    bad_steps: int = 0         # with non-finite gradients, in a row
+
+    @property
+    def ema(self) -> EMA:
+        return next(iter(self.averages.values()))
+
+
+def file_of(run_dir: Path, kind: str, nimg: int) -> Path:
+    if kind == SNAPSHOT:
+        return run_dir / f'network-snapshot-{nimg // 1000:06d}.pkl'
+    return run_dir / f'training-state-{nimg // 1000:06d}.pt'
+
+
+def files_of(run_dir: Path, kind: str) -> list[Path]:
+    """The snapshots or states of a run, the oldest first."""
+    pattern = r'network-snapshot-(\d+)\.pkl' if kind == SNAPSHOT else r'training-state-(\d+)\.pt'
+    found = [(re.fullmatch(pattern, path.name), path) for path in run_dir.iterdir()] if run_dir.is_dir() else []
+    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
 
 def save_snapshot(state: TrainState, config: TrainConfig, run_dir: Path) -> Path:
     """Write network-snapshot-<kimg>.pkl: the averaged weights and what is needed to use them."""
-    path = run_dir / f'network-snapshot-{state.nimg // 1000:06d}.pkl'
+    path = file_of(run_dir, SNAPSHOT, state.nimg)
+    main, *others = [(name, checkpoint.state_dict_of(average.net)) for name, average in state.averages.items()]
     checkpoint.save({
         'kind': SNAPSHOT,
         'format': configs.FORMAT,
         'config': configs.encode(config),
         'nimg': state.nimg,
-        'ema': checkpoint.state_dict_of(state.ema.net),
+        'ema': main[1],
+        'ema_name': main[0],
+        'averages': dict(others),
     }, path)
     return path
 
 
-def load_snapshot(path: str | os.PathLike[str], device: torch.device | str = 'cpu') -> tuple[Denoiser, dict[str, Any]]:
-    """The averaged network of a snapshot, in evaluation mode, and the rest of what the file holds.
+def load_snapshot(path: str | os.PathLike[str], device: torch.device | str = 'cpu',
+                  weights: str = 'ema') -> tuple[Denoiser, dict[str, Any]]:
+    """A network of a snapshot or a training state, in evaluation mode, and the rest of what the file holds.
 
+    `weights` is 'ema', the main average; 'ema:NAME', any average; or 'raw', which training states have.
     Raises FileNotFoundError or ValueError, in one line that names the file.
     """
-    contents = checkpoint.load(path, SNAPSHOT)
+    contents = checkpoint.load(path, SNAPSHOT, STATE)
     _check_format(contents, path)
     net = build_network(configs.decode(contents['config']['network'], NetworkConfig, f'{path}: network'))
-    checkpoint.load_into(net, contents.pop('ema'), str(path))
+    checkpoint.load_into(net, choose_weights(contents, weights, path), str(path))
     return net.eval().requires_grad_(False).to(device), contents
 
 
-def save_state(state: TrainState, config: TrainConfig, run_dir: Path) -> Path:
-    """Write training-state-<kimg>.pt."""
-    path = run_dir / f'training-state-{state.nimg // 1000:06d}.pt'
+def choose_weights(contents: dict[str, Any], weights: str, path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """The state dict called `weights`; ValueError that says what there is."""
+    if contents['kind'] == STATE:
+        names = list(contents['averages'])
+        there = {'raw': contents['net'], 'ema': contents['averages'][names[0]],
+                 **{f'ema:{name}': contents['averages'][name] for name in names}}
+    else:
+        there = {'ema': contents['ema'], f"ema:{contents['ema_name']}": contents['ema'],
+                 **{f'ema:{name}': average for name, average in contents['averages'].items()}}
+    if weights not in there:
+        hint = '; raw weights are in training-state-*.pt' if weights == 'raw' else ''
+        raise ValueError(f'--weights={weights}: {path} has {", ".join(there)}{hint}')
+    return there[weights]
+
+
+def save_state(state: TrainState, config: TrainConfig, run_dir: Path, fingerprint: str = '',
+               stats: list[dict[str, torch.Tensor]] | None = None) -> Path:
+    """Write training-state-<kimg>.pt; `fingerprint` is that of the data set, `stats` those of all ranks."""
+    path = file_of(run_dir, STATE, state.nimg)
     checkpoint.save({
         'kind': STATE,
         'format': configs.FORMAT,
         'config': configs.encode(config),
+        'fingerprint': fingerprint,
         'nimg': state.nimg,
         'seconds': state.seconds,
         'ema_rampup': state.ema_rampup,
+        'lr_factor': state.lr_factor,
+        'bad_steps': state.bad_steps,
+        'loss_scale': [state.loss_scale.scale, state.loss_scale.calm],
         'net': checkpoint.state_dict_of(state.net),
-        'ema': checkpoint.state_dict_of(state.ema.net),
+        'averages': {name: checkpoint.state_dict_of(average.net) for name, average in state.averages.items()},
         'optimizer': state.optimizer.state_dict(),
-        'stats': state.stats.state_dict(),
+        'stats': [state.stats.state_dict()] if stats is None else stats,
     }, path)
     return path
 
 
-def restore_state(state: TrainState, path: str | os.PathLike[str]) -> None:
-    """Continue from a training state; ValueError in one line for one that does not fit."""
+def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The contents of a training state; ValueError in one line for one that cannot be used."""
     contents = checkpoint.load(path, STATE)
     _check_format(contents, path)
-    checkpoint.load_into(state.net, contents['net'], str(path))
-    checkpoint.load_into(state.ema.net, contents['ema'], str(path))
+    return contents
+
+
+def restore_state(state: TrainState, contents: dict[str, Any], origin: str) -> None:
+    """Continue from the contents of a training state; ValueError in one line where they do not fit."""
+    if list(contents['averages']) != list(state.averages):
+        there, wanted = ', '.join(contents['averages']), ', '.join(state.averages)
+        raise ValueError(f'{origin} has the averages {there}, not {wanted}')
+    checkpoint.load_into(state.net, contents['net'], origin)
+    for name, average in state.averages.items():
+        checkpoint.load_into(average.net, contents['averages'][name], origin)
     state.optimizer.load_state_dict(contents['optimizer'])
-    state.stats.load_state_dict(contents['stats'])
+    state.stats.restore(contents['stats'])
+    state.loss_scale.scale, state.loss_scale.calm = contents['loss_scale']
     state.nimg, state.seconds, state.ema_rampup = contents['nimg'], contents['seconds'], contents['ema_rampup']
+    state.lr_factor, state.bad_steps = contents['lr_factor'], contents['bad_steps']
 
 
-def transfer_weights(state: TrainState, path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+def latest_state(run_dir: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest training state of a run that is whole; a damaged one is passed over, and `say` is told."""
+    for path in reversed(files_of(run_dir, STATE)):
+        try:
+            return path, load_state(path)
+        except DamagedError as error:
+            say(f'{error}; trying the one before it')
+    return None
+
+
+# What may differ between a run and its continuation: how long, how often, and how it is shared out.
+MAY_CHANGE = {'total_nimg', 'tick_nimg', 'snapshot_nimg', 'state_nimg', 'batch_gpu', 'data.workers', 'data.cache',
+              'data.path', 'keep_states', 'keep_snapshots'}
+
+
+def differences(stored: dict[str, Any], config: TrainConfig) -> list[str]:
+    """Each setting of a stored run that `config` has otherwise, as 'name: stored, now other'."""
+    old, new = _flat(stored), _flat(configs.encode(config))
+    return [f'{name}: {old.get(name, "absent")}, now {new.get(name, "absent")}'
+            for name in sorted(old.keys() | new.keys())
+            if name not in MAY_CHANGE and old.get(name, '') != new.get(name, '')]
+
+
+def _flat(data: Any, prefix: str = '') -> dict[str, Any]:  # noqa: ANN401
+    if isinstance(data, list) and any(isinstance(item, dict) for item in data):
+        data = dict(enumerate(data))
+    if isinstance(data, dict):
+        parts = (_flat(item, f'{prefix}.{key}' if prefix else str(key)) for key, item in data.items())
+        return {name: value for part in parts for name, value in part.items()}
+    return {prefix: data}
+
+
+def prune_states(run_dir: Path, keep: int | None) -> None:
+    """Delete all but the newest `keep` training states (None: keep all)."""
+    if keep is not None:
+        for path in files_of(run_dir, STATE)[:-keep]:
+            path.unlink()
+
+
+def thin_snapshots(run_dir: Path, keep: int | None) -> None:
+    """Delete snapshots until at most `keep` are left, evenly spread over the run; the first and last stay."""
+    paths = files_of(run_dir, SNAPSHOT)
+    times = [int(path.stem.rsplit('-', 1)[1]) for path in paths]
+    while keep is not None and len(paths) > max(keep, 2):
+        # The one whose neighbours are closest to each other is missed least.
+        gaps = [times[i + 1] - times[i - 1] for i in range(1, len(times) - 1)]
+        victim = 1 + gaps.index(min(gaps))
+        paths.pop(victim).unlink()
+        times.pop(victim)
+
+
+def transfer_weights(state: TrainState, contents: dict[str, Any], origin: str) -> tuple[list[str], list[str]]:
     """Start from the averaged weights of a snapshot: every tensor of the same name and shape.
 
     Returns the names that were copied and those that start fresh. The average starts from the same
     weights, without ramp-up. Raises ValueError when nothing fits.
     """
-    contents = checkpoint.load(path, SNAPSHOT)
-    _check_format(contents, path)
     source, own = contents['ema'], state.net.state_dict()
     copied = [name for name in own if name in source and source[name].shape == own[name].shape]
     if not copied:
-        raise ValueError(f'--transfer={path}: no tensor of the snapshot fits this network')
-    for net in (state.net, state.ema.net):
+        raise ValueError(f'--transfer={origin}: no tensor of the snapshot fits this network')
+    for net in (state.net, *(average.net for average in state.averages.values())):
         net.load_state_dict({name: source[name] for name in copied}, strict=False)
     state.ema_rampup = False
     return copied, [name for name in own if name not in copied]
 
 
+def load_for_transfer(path: str | os.PathLike[str]) -> dict[str, Any]:
+    contents = checkpoint.load(path, SNAPSHOT)
+    _check_format(contents, path)
+    return contents
+
+
 def _check_format(contents: dict[str, Any], path: str | os.PathLike[str]) -> None:
     if contents.get('format') != configs.FORMAT:
         raise ValueError(f"{path} has format {contents.get('format')}; this version reads format {configs.FORMAT}")
+    for key in KEYS[contents['kind']]:
+        if key not in contents:
+            raise ValueError(f"{path} is a {contents['kind']} without {key!r}")

@@ -7,10 +7,12 @@ follows from (seed, nimg, rank, micro-batch).
 """
 
 import contextlib
+import inspect
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from diffusion.samplers import sample, to_uint8
 from dnnlib.cli import is_terminal
+from dnnlib.files import atomic_write
 from torch_utils import distributed
 from torch_utils.grids import save_grid
 from torch_utils.random import StackedGenerator, generator_at, seed_of
@@ -29,60 +32,129 @@ from torch_utils.stats import Collector
 from training.augment import AugmentPipe
 from training.config import TrainConfig, learning_rate
 from training.dataset import ImageFolderDataset, batches
-from training.ema import EMA, ema_beta
+from training.ema import EMA, HalfLife
 from training.networks import Denoiser, build_network
-from training.state import TrainState, restore_state, save_snapshot, save_state, transfer_weights
+from training.state import (
+    LossScale,
+    TrainState,
+    differences,
+    latest_state,
+    load_for_transfer,
+    prune_states,
+    restore_state,
+    save_snapshot,
+    save_state,
+    thin_snapshots,
+    transfer_weights,
+)
 
 # What the random streams of a step are for; part of the seed, so never renumber.
 WEIGHTS, NOISE_LEVEL, NOISE, AUGMENT, LABEL_DROPOUT, DROPOUT = range(6)
 GRID = 10   # columns of the pictures, and at most as many rows
 
 
-def prepare(config: TrainConfig, device: torch.device, resume: str | None = None,
-            transfer: str | None = None) -> tuple[TrainState, str]:
+def prepare(config: TrainConfig, device: torch.device, resume: tuple[str, dict[str, Any]] | None = None,
+            transfer: str | None = None, fingerprint: str = '') -> tuple[TrainState, str]:
     """The state to start from, and a line that says what it is; writes nothing.
 
-    `resume` is a training state to continue from, `transfer` a snapshot to take weights from. Raises
-    FileNotFoundError or ValueError in one line for a file that cannot be used.
+    `resume` is a training state to continue from, its name and contents; `transfer` a snapshot to take
+    weights from. Raises FileNotFoundError or ValueError in one line for what cannot be used, and for a
+    state of a run with other settings or other data (`fingerprint`).
     """
     state = build(config, device)
     if resume is not None:
-        restore_state(state, resume)
-        return state, f'Continuing from {resume} at {state.nimg / 1000:.1f} kimg'
+        path, contents = resume
+        changed = differences(contents['config'], config)
+        if fingerprint and contents['fingerprint'] not in ('', fingerprint):
+            changed.append('the images of the data set are others')
+        if changed:
+            raise ValueError(f'{path} belongs to a run with other settings, so it cannot be continued with these '
+                             f'(--resume=never starts anew): {"; ".join(changed)}')
+        restore_state(state, contents, path)
+        return state, f'continuing from {path} at {state.nimg / 1000:.1f} kimg'
     if transfer is not None:
-        copied, fresh = transfer_weights(state, transfer)
-        return state, f'Copied {len(copied)} tensors from {transfer}; starting fresh: {", ".join(fresh) or "none"}'
-    return state, 'Starting from random weights'
+        copied, fresh = transfer_weights(state, load_for_transfer(transfer), transfer)
+        return state, f'{len(copied)} tensors from {transfer}; starting fresh: {", ".join(fresh) or "none"}'
+    return state, 'random'
 
 
-def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device: torch.device) -> None:
+class Interrupted(Exception):  # noqa: N818 (a state of affairs, not an error)
+    """The run was asked to stop before its end, and has saved everything."""
+
+
+class NonFiniteError(RuntimeError):
+    """Too many steps in a row had gradients that are not finite."""
+
+
+def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device: torch.device,
+                  should_stop: Callable[[], bool] = lambda: False, deadline: float = math.inf) -> None:
     """Train until config.total_nimg images were shown; every rank calls this.
 
-    `run_dir` receives the snapshots, states, pictures and statistics (rank 0 writes them).
+    `run_dir` receives the snapshots, states, pictures and statistics (rank 0 writes them). After each
+    step `should_stop` is asked; as soon as it says yes on any rank, or little time is left until the
+    `deadline` (of time.monotonic), everything is saved and Interrupted raised. Raises NonFiniteError
+    when the gradients stay non-finite.
     """
     _set_precision_flags(config)
     dataset = config.data.open()
     step = StepFunction(config, state, device)
-    reporter = Reporter(config, state, run_dir, device)
+    reporter = Reporter(config, state, run_dir, device, dataset.fingerprint())
     reporter.reals(dataset)
-
+    votes = distributed.Votes()
     saved = state.nimg or -1   # what the run before saved is there already
-    stream = batches(dataset, config.seed, state.nimg, config.batch_size, distributed.get_rank(),
-                     distributed.get_world_size(), config.data.workers, pin_memory=device.type == 'cuda')
-    for images, labels in stream:
-        done = state.nimg >= config.total_nimg
-        if state.nimg != saved and (done or due(state, config, config.tick_nimg)):
-            reporter.tick(done)
-            if done or due(state, config, config.snapshot_nimg):
-                reporter.snapshot(dataset)
-            if done or (state.nimg > 0 and due(state, config, config.state_nimg)):
-                reporter.training_state()
-        if done:
-            break
-        step(images, labels)
-        reporter.progress()
+    rolled_back = True
+    while rolled_back:
+        rolled_back = False
+        for images, labels in stream_of(dataset, config, state.nimg, device):
+            done = state.nimg >= config.total_nimg
+            if state.nimg != saved and (done or due(state, config, config.tick_nimg)):
+                reporter.tick(done)
+                if done or due(state, config, config.snapshot_nimg):
+                    reporter.snapshot(dataset)
+                # Never amid a streak of bad steps: a roll-back needs the state before it.
+                if done or (state.nimg > 0 and state.bad_steps == 0 and due(state, config, config.state_nimg)):
+                    reporter.training_state()
+                    saved = state.nimg
+            if done:
+                break
+            if votes.any(should_stop() or reporter.ready_by() > deadline):
+                if state.nimg not in (0, saved):
+                    reporter.training_state()
+                reporter.close()
+                raise Interrupted(f'stopped at {state.nimg / 1000:.1f} kimg; the same command continues from there')
+            step(images, labels)
+            reporter.progress()
+            if state.bad_steps >= config.nan.limit:
+                roll_back(config, state, run_dir)
+                saved, rolled_back = state.nimg, True
+                reporter.rewind()
+                break
     reporter.close()
     distributed.barrier()
+
+
+def stream_of(dataset: ImageFolderDataset, config: TrainConfig, nimg: int,
+              device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's share of every batch from the image counter `nimg` on."""
+    return batches(dataset, config.seed, nimg, config.batch_size, distributed.get_rank(),
+                   distributed.get_world_size(), config.data.workers, pin_memory=device.type == 'cuda')
+
+
+def roll_back(config: TrainConfig, state: TrainState, run_dir: Path) -> None:
+    """Back to the last training state with half the learning rate, where that is wanted and possible."""
+    trouble = f'{state.bad_steps} steps in a row up to {state.nimg / 1000:.1f} kimg had gradients that are not finite'
+    if config.nan.then == 'stop':
+        raise NonFiniteError(f'{trouble}; the last training state is untouched. --nan-then=rollback would go back to '
+                             'it with half the learning rate')
+    found = latest_state(run_dir, distributed.print0)
+    if found is None:
+        raise NonFiniteError(f'{trouble}, and there is no training state to go back to')
+    factor = state.lr_factor / 2
+    if factor < 2**-10:
+        raise NonFiniteError(f'{trouble}, even after the learning rate was halved ten times')
+    restore_state(state, found[1], str(found[0]))
+    state.lr_factor, state.bad_steps = factor, 0
+    distributed.print0(f'{trouble}: back to {found[0]} with {factor:g} of the learning rate')
 
 
 def due(state: TrainState, config: TrainConfig, interval: int) -> bool:
@@ -92,8 +164,6 @@ def due(state: TrainState, config: TrainConfig, interval: int) -> bool:
 
 def _set_precision_flags(config: TrainConfig) -> None:
     torch.backends.cudnn.benchmark = config.cudnn_benchmark
-    torch.backends.cudnn.allow_tf32 = False   # float32 means float32
-    torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
 
@@ -103,7 +173,9 @@ def build(config: TrainConfig, device: torch.device) -> TrainState:
     net = build_network(config.network).train().requires_grad_(True).to(device)
     optimizer = torch.optim.Adam(net.parameters(), lr=config.optimizer.lr,
                                  betas=config.optimizer.betas, eps=config.optimizer.eps)
-    return TrainState(net=net, ema=EMA(net), optimizer=optimizer, stats=Collector(device))
+    loss_scale = LossScale(config.loss_scaling) if config.loss_scaling is not None else LossScale(2.0**16, dynamic=True)
+    return TrainState(net=net, averages={average.name: EMA(net) for average in config.averages},
+                      optimizer=optimizer, stats=Collector(device), loss_scale=loss_scale)
 
 
 @dataclass(frozen=True)
@@ -139,8 +211,10 @@ class StepFunction:
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
         self.net: Any = state.net
         if self.world_size > 1:
-            self.net = torch.nn.parallel.DistributedDataParallel(
-                state.net, device_ids=[device] if device.type == 'cuda' else None, broadcast_buffers=False)
+            ddp = torch.nn.parallel.DistributedDataParallel
+            known = inspect.signature(ddp).parameters   # torch 2.13 has another name for it
+            sync = 'forward_sync_buffers' if 'forward_sync_buffers' in known else 'broadcast_buffers'
+            self.net = ddp(state.net, device_ids=[device] if device.type == 'cuda' else None, **{sync: False})
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
         """images uint8 [b, C, H, W] and labels [b, label_dim]: this rank's share of the batch at nimg."""
@@ -176,52 +250,83 @@ class StepFunction:
                            kept if config.network.label_dim else None, **conditions)
         self.state.stats.add('Loss/loss', loss)
         # DDP averages over ranks, so that the sum of gradients is that of the mean over the batch.
-        (loss.sum() * (config.loss_scaling * self.world_size / config.batch_size)).backward()
+        (loss.sum() * (self.state.loss_scale.scale * self.world_size / config.batch_size)).backward()
 
     @torch.no_grad()
     def _update(self) -> None:
+        """Adam on the gradients, which are the same on every rank, and so is what is decided from them."""
         state, config = self.state, self.config
-        lr = learning_rate(state.nimg, config.optimizer)
-        for group in state.optimizer.param_groups:
-            group['lr'] = lr
         gradients = [p.grad for p in state.net.parameters() if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         state.stats.add('Loss/nonfinite_gradients', (~norm.isfinite()).to(torch.float32))
-        for gradient in gradients:
-            torch.nan_to_num(gradient, nan=0, posinf=1e5, neginf=-1e5, out=gradient)
-        state.optimizer.step()
-        ema = config.ema
-        if not state.ema_rampup:
-            ema = type(ema)(ema.halflife_nimg, rampup_ratio=None)
-        state.ema.update(state.net, ema_beta(state.nimg, config.batch_size, ema))
+        finite = bool(norm.isfinite())   # the one place where a step waits for the device
+        scale = state.loss_scale.scale
+        state.bad_steps = 0 if finite else state.bad_steps + 1
+        state.loss_scale.update(finite)
+        if finite or config.nan.policy == 'zero':
+            for group in state.optimizer.param_groups:
+                group['lr'] = learning_rate(state.nimg, config.optimizer) * state.lr_factor
+            if not finite:
+                for gradient in gradients:
+                    torch.nan_to_num(gradient, nan=0, posinf=1e5, neginf=-1e5, out=gradient)
+                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            if state.loss_scale.dynamic:   # a static one stays: Adam does not see it
+                torch._foreach_div_(gradients, scale)
+                norm, scale = norm / scale, 1.0
+            if config.optimizer.clip is not None:
+                torch._foreach_mul_(gradients, (config.optimizer.clip * scale / (norm + 1e-12)).clamp(max=1))
+            state.optimizer.step()
+            for average in config.averages:
+                if isinstance(average, HalfLife) and not state.ema_rampup:
+                    average = replace(average, rampup_ratio=None)
+                state.averages[average.name].update(state.net, average.beta(state.nimg, config.batch_size))
         state.nimg += config.batch_size
 
 
 class Reporter:
     """Status lines, statistics, pictures and files of a run."""
 
-    def __init__(self, config: TrainConfig, state: TrainState, run_dir: Path, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, state: TrainState, run_dir: Path, device: torch.device,
+                 fingerprint: str) -> None:
         self.config, self.state, self.run_dir, self.device = config, state, run_dir, device
+        self.fingerprint = fingerprint
         self.is_first = distributed.get_rank() == 0
         self.start = self.tick_start = time.monotonic()
         self.start_nimg = self.tick_nimg = state.nimg
         self.start_seconds = state.seconds
-        self.maintenance = 0.0
+        self.maintenance = self.longest_save = self.longest_step = 0.0
+        self.last_step = self.start
         self.bar: tqdm.tqdm[Any] | None = None
+        if self.is_first:
+            forget_statistics(run_dir / 'stats.jsonl', state.nimg)
         if self.is_first and is_terminal():
             self.bar = tqdm.tqdm(total=config.total_nimg / 1000, initial=state.nimg / 1000, leave=False,
                                  bar_format='{l_bar}{bar}| {n:.1f}/{total:.1f} kimg [{elapsed}<{remaining}]')
 
     def progress(self) -> None:
+        """Call after every step."""
+        now = time.monotonic()
+        self.longest_step, self.last_step = max(self.longest_step, now - self.last_step), now
         if self.bar is not None:
             self.bar.update(self.state.nimg / 1000 - self.bar.n)
 
+    def ready_by(self) -> float:
+        """When another step and saving everything will be done, with half as much again to be safe."""
+        return time.monotonic() + 1.5 * (self.longest_step + self.longest_save)
+
+    def rewind(self) -> None:
+        """The run went back to an earlier state: so do its statistics."""
+        self.tick_nimg, self.tick_start, self.maintenance = self.state.nimg, time.monotonic(), 0.0
+        self.start_nimg, self.start, self.start_seconds = self.state.nimg, time.monotonic(), self.state.seconds
+        if self.is_first:
+            forget_statistics(self.run_dir / 'stats.jsonl', self.state.nimg)
+
     def tick(self, done: bool) -> None:
         """Print the status line and append to stats.jsonl; collective."""
+        self.state.seconds = self.start_seconds + time.monotonic() - self.start
         losses = self.state.stats.take()
         nonfinite = losses.get('Loss/nonfinite_gradients', {}).get('mean', 0)
         now = time.monotonic()
-        self.state.seconds = self.start_seconds + now - self.start
         kimg = (self.state.nimg - self.tick_nimg) / 1000
         seconds = now - self.tick_start - self.maintenance
         left = (self.config.total_nimg - self.state.nimg) / 1000
@@ -229,6 +334,8 @@ class Reporter:
         numbers = {
             'Progress/tick': self.state.nimg // self.config.tick_nimg,
             'Progress/kimg': self.state.nimg / 1000,
+            'Progress/lr_factor': self.state.lr_factor,
+            'Progress/loss_scale': self.state.loss_scale.scale,
             'Timing/total_sec': self.state.seconds,
             'Timing/sec_per_tick': seconds,
             'Timing/sec_per_kimg': seconds / kimg if kimg else 0.0,
@@ -268,23 +375,29 @@ class Reporter:
     def _as_maintenance(self) -> Iterator[None]:
         start = time.monotonic()
         yield
-        self.maintenance += time.monotonic() - start
+        self.last_step = time.monotonic()
+        self.maintenance += self.last_step - start
+        self.longest_save = max(self.longest_save, self.last_step - start)
 
     def snapshot(self, dataset: ImageFolderDataset) -> None:
         """Write the averaged network and a picture of what it generates; collective."""
         with self._as_maintenance():
             if self.is_first:
                 save_snapshot(self.state, self.config, self.run_dir)
+                thin_snapshots(self.run_dir, self.config.keep_snapshots)
             labels, columns = grid_labels(dataset)
             images = generate_grid(self.state.ema.net, labels, self.device)
             if self.is_first:
                 save_grid(images, self.run_dir / f'fakes{self.state.nimg // 1000:06d}.png', columns)
 
     def training_state(self) -> None:
-        """Write all that is needed to continue."""
+        """Write all that is needed to continue; collective."""
+        stats = distributed.gather_objects(self.state.stats.state_dict())
+        self.state.seconds = self.start_seconds + time.monotonic() - self.start
         with self._as_maintenance():
             if self.is_first:
-                save_state(self.state, self.config, self.run_dir)
+                save_state(self.state, self.config, self.run_dir, self.fingerprint, stats)
+                prune_states(self.run_dir, self.config.keep_states)
 
     def reals(self, dataset: ImageFolderDataset) -> None:
         """Write a picture of training images, one row a class, unless it is there."""
@@ -296,6 +409,25 @@ class Reporter:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+def forget_statistics(path: Path, nimg: int) -> None:
+    """Leave out of stats.jsonl what comes after `nimg`: ticks that a killed run reported but did not save.
+
+    A run that starts anew in a folder leaves the statistics of the one before beside its own.
+    """
+    if not path.exists():
+        return
+    if nimg == 0:
+        path.replace(path.with_name('stats.old.jsonl'))
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):   # a line that was being written when it ended
+            if round(json.loads(line)['Progress/kimg']['mean'] * 1000) <= nimg:
+                kept.append(line + '\n')
+    with atomic_write(path) as file:
+        file.write(''.join(kept).encode())
 
 
 def _gpu_memory(device: torch.device) -> dict[str, float]:
@@ -363,9 +495,3 @@ def generate_grid(net: Denoiser, labels: Tensor, device: torch.device, batch: in
         if theirs is not None:
             images[other::world_size] = theirs
     return images
-
-
-def parameter_strides(net: Callable[..., Any] | torch.nn.Module) -> list[tuple[int, ...]]:
-    """The strides of all parameters; equal on all ranks, or DDP refuses to start."""
-    assert isinstance(net, torch.nn.Module)
-    return [parameter.stride() for parameter in net.parameters()]
