@@ -34,6 +34,7 @@ class Source:
     load: Callable[[str], Image]
     labels: dict[str, Any] = field(default_factory=dict)   # empty: no labels
     resolution: Size | None = None                         # where --resolution is not given
+    classes: tuple[str, ...] = ()   # the folder of each class, where classes are folders
 
 
 def is_digits(path: str) -> bool:
@@ -46,7 +47,7 @@ def read_digits(path: str) -> Source:
         datasets = importlib.import_module('sklearn.datasets')
     except ImportError as error:
         raise ValueError(
-            '--source=digits needs scikit-learn: pip install "limpid[demo]"') from error
+            '--source=digits needs scikit-learn, of the extra demo: pip install ".[demo]"') from error
     digits = datasets.load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     names = [f'{i:08d}' for i in range(len(pixels))]
@@ -62,7 +63,8 @@ def read_folder(path: str) -> Source:
     """A folder and its subfolders, component by component: `a/z.png` comes before `a.b/c.png`."""
     files = ImageFiles(path)
     names = sorted(files.names, key=lambda name: name.split('/'))
-    return Source(names, files.image, find_labels(files, names))
+    labels, classes = find_labels(files, names)
+    return Source(names, files.image, labels, classes=classes)
 
 
 def is_zip(path: str) -> bool:
@@ -72,25 +74,31 @@ def is_zip(path: str) -> bool:
 def read_zip(path: str) -> Source:
     """A zip, in the order of the sorted names."""
     files = ImageFiles(path)
-    return Source(files.names, files.image, find_labels(files, files.names))
+    labels, classes = find_labels(files, files.names)
+    return Source(files.names, files.image, labels, classes=classes)
 
 
-def find_labels(files: ImageFiles, names: list[str]) -> dict[str, Any]:
-    """Name -> label from dataset.json, else from the top-level folders; {} if neither has any."""
+def find_labels(files: ImageFiles, names: list[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Name -> label from dataset.json, else from the top-level folders; {} if neither has any.
+
+    With them the names of the classes, where these are folders.
+    """
     found = files.labels()
     if not found:
         return folder_labels(names)
     known = {name: found[name] for name in names if found.get(name) is not None}
     if known:   # what train.py would refuse is refused here, before the work
         label_array(known, list(known), f'{files.path}: dataset.json')
-    return known
+    return known, ()
 
 
-def folder_labels(names: list[str]) -> dict[str, int]:
-    """Classes from the sorted names of the top-level folders ('': no folder); {} if only one."""
+def folder_labels(names: list[str]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Classes from the sorted names of the top-level folders ('': no folder); none if only one."""
     tops = {name: name.partition('/')[0] if '/' in name else '' for name in names}
     classes = {top: i for i, top in enumerate(sorted(set(tops.values())))}
-    return {name: classes[top] for name, top in tops.items()} if len(classes) > 1 else {}
+    if len(classes) == 1:
+        return {}, ()
+    return {name: classes[top] for name, top in tops.items()}, tuple(classes)
 
 
 def is_unsupported(path: str) -> bool:
@@ -305,7 +313,7 @@ def convert(
     source: Source, dest: str, max_images: int | None = None, transform: str | None = None,
     resolution: Size | None = None, color: str | None = None,
 ) -> str:
-    """Write the data set `dest`; returns what was written, in one line.
+    """Write the data set `dest`; returns what was written, the classes first, where they are folders.
 
     Images are called `00000/img00000000.png` by their number in the source, so skipped ones leave
     gaps. dataset.json holds {"labels": [[name, label], ...]}, or null unless every image has one.
@@ -325,9 +333,12 @@ def convert(
             raise ValueError(f'--transform={transform} skips images smaller than --resolution: '
                              'all of them are')
         save('dataset.json', json.dumps({'labels': None if unlabelled else labels}).encode())
-    missing = f' ({unlabelled[0]} has none)' if unlabelled and source.labels else ''
-    return (f'{dest}: {len(labels)} images, {image.width}x{image.height} {KINDS[image.mode]}, '
-            f'{"without" if unlabelled else "with"} labels{missing}')
+    missing = f' ({len(unlabelled)} have none, {unlabelled[0]} for one)' if unlabelled and source.labels else ''
+    considered = min(len(source.names), max_images or len(source.names))
+    skipped = f', {considered - len(labels)} skipped' if considered > len(labels) else ''
+    classes = ''.join(f'class {number}: {name or "(no folder)"}\n' for number, name in enumerate(source.classes))
+    return (f'{"" if unlabelled else classes}{dest}: {len(labels)} images, {image.width}x{image.height} {KINDS[image.mode]}, '
+            f'{"without" if unlabelled else "with"} labels{missing}{skipped}')
 
 
 class Resolution(click.ParamType):
@@ -350,7 +361,7 @@ class Resolution(click.ParamType):
          'scanned digits with labels, 16x16 unless --resolution is given (needs scikit-learn).')
 @heading('From and to')(
     '--dest', metavar='PATH', required=True,
-    help='What to write: a zip if its name ends in .zip; else a folder, which must be new or empty.')
+    help='What to write: a zip if its name ends in .zip, replacing one that is there; else a folder, which must be new or empty.')
 @heading('From and to')(
     '--max-images', type=click.IntRange(min=1), metavar='INT',
     help='Use only the first INT images of the source.  [default: all]')
@@ -359,7 +370,7 @@ class Resolution(click.ParamType):
     help='center-crop: cut out the middle square and resize it to --resolution. center-crop-wide: '
          'cut out the middle rows in the aspect W:H of --resolution, resize them and add black '
          'bars to make them WxW; images smaller than WxH are skipped. Both give RGB.  '
-         '[default: no cropping]')
+         '[default: no cropping; --resolution squeezes what is not square]')
 @heading('What to do with each image')(
     '--resolution', type=Resolution(), metavar='WxH',
     help='Width and height in pixels, such as 64x64 or 64,64. Resizing uses the Lanczos filter.  '

@@ -44,8 +44,8 @@ def main() -> None:
 
     \b
     Examples:
-      python fid.py ref --data=datasets/digits.zip --dest=out/digits.npz --detector=demo
-      python fid.py calc --images=out/images --ref=out/digits.npz --num=1000 --detector=demo
+      python fid.py ref --data=datasets/digits-16x16.zip --dest=out/digits.npz --detector=demo
+      python fid.py calc --images=out/images --ref=out/digits.npz --num=64 --detector=demo
     """
 
 
@@ -69,11 +69,11 @@ def calc(path: str, ref: str, num: int, seed: int, detector: str, batch: int, wo
 
     Examples:
     # Statistics of the training set, then the distance of 1000 generated images to it
-    python fid.py ref --data=datasets/digits.zip --dest=out/digits.npz --detector=demo
-    python fid.py calc --images=out/images --ref=out/digits.npz --num=1000 --detector=demo
+    python fid.py ref --data=datasets/digits-16x16.zip --dest=out/digits.npz --detector=demo
+    python fid.py calc --images=out/images --ref=out/digits.npz --num=64 --detector=demo
 
     # On 8 GPUs; without the two dashes torchrun would take --num for an option of its own
-    torchrun --standalone --nproc_per_node=8 -- fid.py calc --images=out/images --ref=out/digits.npz --num=1000 \\
+    torchrun --standalone --nproc_per_node=8 -- fid.py calc --images=out/images --ref=out/digits.npz --num=64 \\
         --detector=demo
     """
     chosen_device = _start(device)
@@ -108,7 +108,7 @@ def ref(path: str, dest: str, detector: str, batch: int, workers: int, device: s
     The file holds mu and sigma in float64, and what they are of.
 
     Examples:
-    python fid.py ref --data=datasets/digits.zip --dest=out/digits.npz --detector=demo
+    python fid.py ref --data=datasets/digits-16x16.zip --dest=out/digits.npz --detector=demo
     """
     if not dest.endswith('.npz') or os.path.isdir(dest):
         raise ValueError(f'--dest={dest} should be the name of a file that ends in .npz')

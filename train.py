@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from diffusion.preconditioning import IDDPM
 from dnnlib.cli import (
@@ -35,7 +36,7 @@ from training.config import NanConfig, OptimizerConfig, TrainConfig
 from training.dataset import DataConfig
 from training.ema import HalfLife, PowerFunction, power_of
 from training.loss import NOISE_DISTRIBUTIONS, WEIGHTINGS, DenoisingLoss, HybridLoss, UniformLevel, sigma_range
-from training.networks import ARCHITECTURES, NetworkConfig, complete_arguments
+from training.networks import ARCHITECTURES, NetworkConfig, build_network, complete_arguments
 from training.state import STATE, TrainState, files_of, latest_state, load_state
 from training.table1 import TABLE_1
 from training.training_loop import Interrupted, NonFiniteError, prepare, training_loop
@@ -47,7 +48,7 @@ hyper = heading('Hyperparameters')
 speed = heading('Performance')
 output = heading('Reports and files written')
 trouble = heading('Interruptions and numerical trouble')
-other = heading('Other')
+other = heading('Other options')
 
 
 @click.command(cls=GroupedCommand, context_settings={'max_content_width': 110})
@@ -152,6 +153,8 @@ def main(outdir: str | None, nosubdir: bool, run: str | None, desc: str | None, 
     start = time.monotonic()
     if (outdir is None) == (run is None):
         raise click.UsageError('give either --outdir, where the folder of the run is made, or --run, the folder itself')
+    if desc and re.search(r'[/\\\\]', desc):
+        raise click.UsageError(f'--desc={desc} is part of a folder\'s name and cannot have slashes')
     fixed = run or (outdir if nosubdir else None)   # the folder of the run, if it is known beforehand
     if resume == 'auto' and fixed is None:
         raise click.UsageError('--resume=auto needs to know the folder of the run: give --run=DIR')
@@ -170,6 +173,13 @@ def main(outdir: str | None, nosubdir: bool, run: str | None, desc: str | None, 
     with config.data.open() as dataset:
         fingerprint = dataset.fingerprint()
     state, origin = prepare(config, chosen, stored, None if stored else transfer, fingerprint)
+    if state.nimg >= config.total_nimg:
+        done = f'{stored[0] if stored else "the state"} is at {state.nimg / 1000:.1f} kimg: there is nothing left to train'
+        if fixed is None:
+            raise ValueError(f'{done}; give a longer --duration')
+        distributed.print0(f'Done: {done}.')
+        distributed.shutdown()
+        return
     run_dir = make_run_dir(fixed, outdir, run_name(config, options, desc))   # nothing is written before all is well
     lock = held(run_dir / '.lock') if distributed.get_rank() == 0 else contextlib.nullcontext()
     with lock, graceful_signals() as asked_to_stop, LogFile(run_dir / 'log.txt' if distributed.get_rank() == 0 else None):
@@ -306,15 +316,23 @@ def network_config(arch: str, preconditioner: Any, noise_distribution: Any, chan
                    label_dim: int, precision: str, **given: Any) -> NetworkConfig:  # noqa: ANN401
     """The network for such images, with the range of noise levels that it will be trained for."""
     model_type, preset = ARCHITECTURES[arch]
+    levels = len(given.get('channel_mult') or preset['channel_mult'])
+    there = [resolution >> level for level in range(levels)]
+    for wanted in given.get('attn_resolutions') or []:
+        if wanted not in there:
+            raise ValueError(f'--attn={wanted} would have no effect: this network works at {", ".join(map(str, there))} pixels')
     sigma_min, sigma_max = sigma_range(noise_distribution)
     if isinstance(preconditioner, IDDPM):   # whatever it was trained with, it has no levels beyond its own
         lowest, highest = sigma_range(UniformLevel(preconditioner.levels))
         sigma_min, sigma_max = max(sigma_min, lowest), min(sigma_max, highest)
-    return NetworkConfig(
+    network = NetworkConfig(
         model_type=model_type, precond=preconditioner, sigma_min=sigma_min, sigma_max=sigma_max,
         img_resolution=resolution, img_channels=channels, label_dim=label_dim, precision=precision,
         model=complete_arguments(model_type, {**preset, **{k: v for k, v in given.items() if v is not None}}),
     )
+    with torch.device('meta'):   # costs nothing, and says what does not fit
+        build_network(network)
+    return network
 
 
 def make_run_dir(fixed: str | None, outdir: str | None, name: str) -> Path:
@@ -330,6 +348,16 @@ def make_run_dir(fixed: str | None, outdir: str | None, name: str) -> Path:
             run_dir = Path(outdir) / f'{max(numbers, default=-1) + 1:05d}-{name}'
         run_dir.mkdir(parents=True, exist_ok=fixed is not None)
     return distributed.gather_objects(run_dir)[0]
+
+
+def notes_on(config: TrainConfig, device: torch.device) -> list[str]:
+    """What the user may not expect of these options."""
+    notes = []
+    if config.network.precision == 'fp16' and device.type == 'cpu':
+        notes.append('--fp16 has no effect on the CPU: the network works in float32')
+    if min(config.snapshot_nimg, config.state_nimg) < 1000:
+        notes.append('files are named by thousands of images: those of the same thousand replace each other')
+    return notes
 
 
 def run_name(config: TrainConfig, options: dict[str, Any], desc: str | None) -> str:
@@ -360,6 +388,8 @@ def announce(config: TrainConfig, state: TrainState, run_dir: Path, device: str,
         'Weights': origin,
         'Duration': f'{config.total_nimg / 1000:g} kimg, {-(-config.total_nimg // config.batch_size)} steps',
     }
+    for note in notes_on(config, torch.device(device)):
+        distributed.print0(f'Note: {note}')
     for name, value in summary.items():
         distributed.print0(f'{name + ":":13s}{value}')
 

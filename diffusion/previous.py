@@ -178,7 +178,7 @@ def denoise_with_variance(denoise: Denoise, x: Tensor, sigma: Tensor) -> tuple[T
         if 'return_variance' not in str(error):
             raise
         raise ValueError("variance='learned' needs a network with variance channels (iDDPM), which this one is not; "
-                         "use 'small' or 'large'") from error
+                         "use variance='small' or 'large' (--variance=small)") from error
     return D.to(x.dtype), F_var.to(x.dtype)
 
 

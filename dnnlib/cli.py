@@ -125,8 +125,9 @@ def reject_unused(options: dict[str, Any], *objects: Any) -> None:  # noqa: ANN4
     for name, value in options.items():
         if value is not None and name not in names:
             chosen = ', '.join(type(obj).__name__ for obj in objects)
-            known = ', '.join(f'--{name}' for name in sorted(names)) or 'no numbers'
-            raise ValueError(f'--{name} would have no effect with {chosen}, which take {known}')
+            known = ', '.join(f'--{name}' for name in options if name in names)
+            taken = f', which take {known}' if known else ''
+            raise ValueError(f'--{name} would have no effect with {chosen}{taken}')
 
 
 def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:

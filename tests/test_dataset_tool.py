@@ -116,7 +116,7 @@ def test_digits_without_scikit_learn(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, 'sklearn', None)
     monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
     assert fails('digits', tmp_path / 'out.zip') == (
-        '--source=digits needs scikit-learn: pip install "limpid[demo]"')
+        '--source=digits needs scikit-learn, of the extra demo: pip install ".[demo]"')
 
 
 @pytest.mark.parametrize('h, w, box', [(8, 13, (2, 0, 10, 8)), (13, 8, (0, 2, 8, 10)), (8, 8, (0, 0, 8, 8))])
@@ -142,7 +142,7 @@ def test_center_crop_wide(tmp_path: Path) -> None:
     save(tmp_path / 'in' / 'e.png', wide := random_image(4, 13, 16, 3))   # ch = round(6.5) = 6: rows 3 to 8
     dest = tmp_path / 'out'
     assert convert(tmp_path / 'in', dest, '--transform=center-crop-wide', '--resolution=8x4') == (
-        f'{dest}: 3 images, 8x8 RGB, without labels')
+        f'{dest}: 3 images, 8x8 RGB, without labels, 2 skipped')
     assert sorted(path.name for path in (dest / '00000').iterdir()) == [
         'img00000000.png', 'img00000003.png', 'img00000004.png']
     for number, rows in ((0, exact), (3, tall), (4, wide[3:9])):
@@ -193,7 +193,7 @@ def test_order_of_folders_and_zips(tmp_path: Path) -> None:
 @pytest.mark.parametrize('content, expected, said', [
     ([['a/3.png', 7], ['b/1.png', 5], ['b/2.png', 3]], [7, 5, 3], 'with labels'),
     ([['a/3.png', [1, 2.5]], ['b/1.png', [0, 0]], ['b/2.png', [3, 4]]], [[1, 2.5], [0, 0], [3, 4]], 'with labels'),
-    ([['a/3.png', 7], ['b/1.png', 5]], None, 'without labels (b/2.png has none)'),
+    ([['a/3.png', 7], ['b/1.png', 5]], None, 'without labels (1 have none, b/2.png for one)'),
     (None, [0, 1, 1], 'with labels'),     # as if absent
 ], ids=['classes', 'vectors', 'one missing', 'null'])
 def test_labels_of_dataset_json(photos: Path, tmp_path: Path, content: Any, expected: Any, said: str) -> None:
@@ -204,10 +204,10 @@ def test_labels_of_dataset_json(photos: Path, tmp_path: Path, content: Any, expe
 
 
 def test_folder_labels() -> None:
-    assert dataset_tool.folder_labels(['x/1.png', 'x/y/2.png']) == {}
-    assert dataset_tool.folder_labels(['1.png', '2.png']) == {}
-    assert dataset_tool.folder_labels(['b/1.png', '2.png', 'a/c/3.png']) == {
-        'b/1.png': 2, '2.png': 0, 'a/c/3.png': 1}
+    assert dataset_tool.folder_labels(['x/1.png', 'x/y/2.png']) == ({}, ())
+    assert dataset_tool.folder_labels(['1.png', '2.png']) == ({}, ())
+    assert dataset_tool.folder_labels(['b/1.png', '2.png', 'a/c/3.png']) == (
+        {'b/1.png': 2, '2.png': 0, 'a/c/3.png': 1}, ('', 'a', 'b'))
 
 
 def test_modes(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ OPTIONS = [
          type=click.Choice(list(SAMPLERS))),
     rows('--family', help='Column of Table 1 that the rows not given are taken from  [default: edm]', type=click.Choice(list(TABLE_1))),
     rows('--preset', help='Settings of the paper by name; other options override them', type=click.Choice(list(PRESETS))),
-    rows('--steps', 'num_steps', help='Sampling steps N; Heun evaluates the network 2N - 1 times  [default: 18]',
+    rows('--steps', 'num_steps', help='Sampling steps N; Heun evaluates the network 2N - 1 times  [default: 18; flow.py encode and decode: 64]',
          type=click.IntRange(min=1), metavar='INT'),
     rows('--solver', help='ODE solver  [default: heun]', type=click.Choice(list(SOLVERS))),
     rows('--disc', help='Time steps t_i  [default: edm, or those of --sampler]', type=click.Choice(list(DISCRETIZATIONS))),
