@@ -16,6 +16,8 @@ import click
 import numpy as np
 import PIL.Image
 
+from dnnlib.plots import pyplot
+
 OUT = Path('out/demo')
 DATA = OUT / 'digits-16x16.zip'
 RUN = OUT / 'run'
@@ -61,10 +63,7 @@ def recognised() -> float:
 
 def plot_loss() -> None:
     """The loss of stats.jsonl over the images shown, as out/demo/loss.png."""
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     ticks = [json.loads(line) for line in (RUN / 'stats.jsonl').read_text().splitlines()]
     ticks = [tick for tick in ticks if 'Loss/loss' in tick]
     figure, axes = plt.subplots(figsize=(6, 3.5), layout='constrained')

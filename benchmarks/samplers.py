@@ -33,6 +33,7 @@ from diffusion.seeds import generate
 from diffusion.watch import Watched
 from dnnlib.cli import is_terminal, one_line_errors
 from dnnlib.files import atomic_write
+from dnnlib.plots import pyplot
 from metrics.distances import frechet_distance
 from metrics.features import DemoDetector
 from metrics.statistics import Moments, one_thread
@@ -316,19 +317,6 @@ def plot(ax: Any, curve: Curve, results: Results, field: str) -> Any:  # noqa: A
     return ax.plot([nfe for nfe, _ in known], [max(value, ZERO) for _, value in known], color=curve.colour,
                    marker=curve.marker, linestyle=curve.line, linewidth=2.4 if best else 1.2,
                    markersize=6 if best else 4.5, label=curve.name, zorder=4 if best else 3, clip_on=False)[0]
-
-
-def pyplot() -> Any:  # noqa: ANN401 (a module)
-    """matplotlib's, with its own defaults: no window, no settings of the user's."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ValueError('the picture needs matplotlib: pip install -e .[demo], or pip install matplotlib') from error
-    matplotlib.use('Agg')
-    matplotlib.rcdefaults()
-    import matplotlib.pyplot
-    matplotlib.rcParams.update({'font.size': 10, 'axes.titlesize': 11, 'axes.linewidth': 0.6})
-    return matplotlib.pyplot
 
 
 def budget_table(curves: tuple[Curve, ...], results: Results, cell: Callable[[Curve, int], str]) -> str:

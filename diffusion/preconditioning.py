@@ -27,11 +27,8 @@ class Preconditioner(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class VP:
-    """1,  −σ,  1/√(σ² + 1),  (M − 1) σ⁻¹(σ)"""
-    schedule: VPSchedule = VPSchedule()
-    M: int = 1000
+class NoisePrediction:
+    """1,  −σ,  1/√(σ² + 1): F predicts the noise that was added, from x/√(σ² + 1)"""
 
     def c_skip(self, sigma: Tensor) -> Tensor:
         return torch.ones_like(sigma)
@@ -41,6 +38,13 @@ class VP:
 
     def c_in(self, sigma: Tensor) -> Tensor:
         return (sigma**2 + 1).rsqrt()
+
+
+@dataclass(frozen=True)
+class VP(NoisePrediction):
+    """1,  −σ,  1/√(σ² + 1),  (M − 1) σ⁻¹(σ)"""
+    schedule: VPSchedule = VPSchedule()
+    M: int = 1000
 
     def c_noise(self, sigma: Tensor) -> Tensor:
         return (self.M - 1) * self.schedule.sigma_inv(sigma)
@@ -70,7 +74,7 @@ class VE:
 
 
 @dataclass(frozen=True)
-class IDDPM:
+class IDDPM(NoisePrediction):
     """1,  −σ,  1/√(σ² + 1),  M − 1 − argmin_j |u_j − σ|
 
     `table` holds u_0 … u_M where the network brings its own (on its device, or from a published
@@ -82,15 +86,6 @@ class IDDPM:
 
     def u(self, like: Tensor) -> Tensor:
         return (self.levels.u if self.table is None else self.table).to(like.device)
-
-    def c_skip(self, sigma: Tensor) -> Tensor:
-        return torch.ones_like(sigma)
-
-    def c_out(self, sigma: Tensor) -> Tensor:
-        return -sigma
-
-    def c_in(self, sigma: Tensor) -> Tensor:
-        return (sigma**2 + 1).rsqrt()
 
     def c_noise(self, sigma: Tensor) -> Tensor:
         return self.levels.M - 1 - self.index(sigma).to(sigma.dtype)

@@ -22,6 +22,7 @@ from diffusion.samplers import Denoise, ProbabilityFlow
 from diffusion.schedules import LinearSchedule, NoScaling, VESchedule, VPScaling, VPSchedule
 from dnnlib.cli import one_line_errors
 from dnnlib.files import atomic_write
+from dnnlib.plots import pyplot
 from torch_utils.random import generator_at
 from training.open_network import ideal_denoiser
 
@@ -238,19 +239,6 @@ def draw(net: IdealDenoiser, count: int, generator: torch.Generator) -> tuple[Te
     chosen = torch.randint(len(net.images), [count], generator=generator)
     y = net.images[chosen].to(f64)
     return y, torch.randn(y.shape, generator=generator, dtype=f64)
-
-
-def pyplot() -> Any:   # noqa: ANN401 (a module)
-    """matplotlib's, with its own defaults: no window, no settings of the user's."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ValueError('the figures need matplotlib: pip install -e .[demo], or pip install matplotlib') from error
-    matplotlib.use('Agg')
-    matplotlib.rcdefaults()
-    import matplotlib.pyplot
-    matplotlib.rcParams.update({'font.size': 10, 'axes.titlesize': 11, 'axes.linewidth': 0.6})
-    return matplotlib.pyplot
 
 
 def save(figure: Any, dest: str) -> None:   # noqa: ANN401

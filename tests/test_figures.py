@@ -100,5 +100,5 @@ def test_without_matplotlib(monkeypatch):
     monkeypatch.setattr(builtins, '__import__', without)
     result = draw('trajectories')
     assert result.exit_code == 2
-    assert result.output == ('Error: the figures need matplotlib: pip install -e .[demo], '
+    assert result.output == ('Error: pictures need matplotlib, of the extra demo: pip install ".[demo]", '
                              'or pip install matplotlib\n')
