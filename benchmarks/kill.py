@@ -32,8 +32,8 @@ def command(out: Path, run: str, images: int) -> list[str]:
     return [sys.executable, str(ROOT / 'train.py'), f'--run={out / run}', f'--data={out / "digits.zip"}',
             '--cond=1', '--cbase=32', '--cres=1,2', '--blocks=1', '--attn=4', f'--batch={BATCH}',
             f'--duration={images / 1e6:.6f}',
-            '--lr-rampup=0.001', '--dropout=0.1', '--augment=0.1', f'--tick={TICK / 1000}', '--snap=1000000', '--dump=1',
-            '--keep=3', '--workers=0', '--device=cpu']
+            '--lr-rampup=0.001', '--dropout=0.1', '--augment=0.1', f'--tick={TICK / 1000}',
+            '--snap=1000000', '--dump=1', '--keep=3', '--workers=0', '--device=cpu']
 
 
 def images_reported(run_dir: Path) -> int:
