@@ -33,6 +33,7 @@ speed = heading('Performance')
 SETTINGS: dict[str, Any] = {'max_content_width': 110}
 
 NETWORK = files('--network', 'network_path', help='Snapshot of a training run, or ideal:DATASET', metavar='PATH', required=True)
+WEIGHTS = files('--weights', help='Which weights of the file: ema, ema:NAME or raw  [default: ema]', metavar='NAME')
 IMAGES = files('--images', help='Folder or zip of images of the size of the network; with its labels, if the network is conditional', metavar='PATH|ZIP', required=True)
 NUM = files('--max-images', 'num', help='Use only this many images, a random choice by --seed  [default: all]', type=click.IntRange(min=1), metavar='INT')
 CLASS = files('--class', 'label', help='One class for all images  [default: the labels of the images]', type=click.IntRange(min=0), metavar='INT')
@@ -51,6 +52,7 @@ def main() -> None:
 
 @main.command('encode', cls=GroupedCommand, context_settings=SETTINGS)
 @NETWORK
+@WEIGHTS
 @IMAGES
 @files('--dest', help='File of latents to write', metavar='NPZ', required=True)
 @files('--check', help='Also decode the latents and print how far the images come back', is_flag=True)
@@ -61,7 +63,7 @@ def main() -> None:
 @BATCH
 @DEVICE
 @one_line_errors
-def encode_command(network_path: str, images: str, dest: str, check: bool, num: int | None, label: int | None, seed: int,
+def encode_command(network_path: str, weights: str | None, images: str, dest: str, check: bool, num: int | None, label: int | None, seed: int,
                    batch: int, device: str, **options: Any) -> None:  # noqa: ANN401
     """Find the latents from which the deterministic sampler comes to the given images.
 
@@ -74,7 +76,7 @@ def encode_command(network_path: str, images: str, dest: str, check: bool, num: 
         --dest=out/latents.npz --check
     """
     _ends_in(dest, '--dest', ('.npz',))
-    net, sampling, rows, device_ = _open(network_path, device, options)
+    net, sampling, rows, device_ = _open(network_path, weights, device, options)
     dataset, labels = _labelled(images, num, seed, label, net)
 
     def work(positions: np.ndarray) -> dict[str, Any]:
@@ -104,13 +106,14 @@ def encode_command(network_path: str, images: str, dest: str, check: bool, num: 
 
 @main.command('decode', cls=GroupedCommand, context_settings=SETTINGS)
 @NETWORK
+@WEIGHTS
 @files('--latents', help='File written by flow.py encode', metavar='NPZ', required=True)
 @files('--outdir', help='Where the images are written, as <number>.png', metavar='DIR', required=True)
 @sampler_options
 @BATCH
 @DEVICE
 @one_line_errors
-def decode_command(network_path: str, latents: str, outdir: str, batch: int, device: str, **options: Any) -> None:  # noqa: ANN401
+def decode_command(network_path: str, weights: str | None, latents: str, outdir: str, batch: int, device: str, **options: Any) -> None:  # noqa: ANN401
     """Turn a file of latents into images by the deterministic sampler.
 
     Default: 64 steps, as in encoding. Give the options that the latents were encoded with.
@@ -118,7 +121,7 @@ def decode_command(network_path: str, latents: str, outdir: str, batch: int, dev
     Examples:
     python flow.py decode --network=out/demo/run/network-snapshot-000064.pkl --latents=out/latents.npz --outdir=out/decoded
     """
-    net, sampling, rows, device_ = _open(network_path, device, options)
+    net, sampling, rows, device_ = _open(network_path, weights, device, options)
     stored, labels = _load_latents(latents, net)
 
     def work(positions: np.ndarray) -> dict[str, Any]:
@@ -137,6 +140,7 @@ def decode_command(network_path: str, latents: str, outdir: str, batch: int, dev
 
 @main.command('interpolate', cls=GroupedCommand, context_settings=SETTINGS)
 @NETWORK
+@WEIGHTS
 @files('--seeds', help='Two or more random seeds: the ends of the path, and stations on it, e.g. 3,8', type=IntList(), required=True)
 @files('--frames', help='Images from each seed to the next, both ends included', type=click.IntRange(min=2), metavar='INT', default=8, show_default=True)
 @files('--dest', help='What to write: a .png is a strip, a row for each pair of seeds; .gif and .apng are moving pictures', metavar='FILE', required=True)
@@ -146,7 +150,7 @@ def decode_command(network_path: str, latents: str, outdir: str, batch: int, dev
 @BATCH
 @DEVICE
 @one_line_errors
-def interpolate_command(network_path: str, seeds: list[int], frames: int, dest: str, label: int | None, fps: float | None,
+def interpolate_command(network_path: str, weights: str | None, seeds: list[int], frames: int, dest: str, label: int | None, fps: float | None,
                         batch: int, device: str, **options: Any) -> None:  # noqa: ANN401
     """Show what lies between images: spherical interpolation of their latents, decoded.
 
@@ -162,7 +166,7 @@ def interpolate_command(network_path: str, seeds: list[int], frames: int, dest: 
         raise ValueError(f'--seeds={seeds[0]} is one seed; an interpolation needs two or more, such as 3,8')
     if fps is not None and dest.endswith('.png'):
         raise ValueError(f'--fps would have no effect with --dest={dest}, which is a strip')
-    net, sampling, rows, device_ = _open(network_path, device, options, num_steps=18)
+    net, sampling, rows, device_ = _open(network_path, weights, device, options, num_steps=18)
     generator = StackedGenerator(seeds, device_)
     noise, drawn = latents_and_labels(net, seeds, None, generator)
     one_label = torch.zeros([0]) if drawn is None else drawn[0].cpu()
@@ -189,6 +193,7 @@ def interpolate_command(network_path: str, seeds: list[int], frames: int, dest: 
 
 @main.command('likelihood', cls=GroupedCommand, context_settings=SETTINGS)
 @NETWORK
+@WEIGHTS
 @IMAGES
 @files('--dest', help='File of numbers to write: name, bits_per_dim, nats', metavar='CSV', required=True)
 @NUM
@@ -203,7 +208,7 @@ def interpolate_command(network_path: str, seeds: list[int], frames: int, dest: 
 @BATCH
 @DEVICE
 @one_line_errors
-def likelihood_command(network_path: str, images: str, dest: str, num: int | None, label: int | None, seed: int, num_steps: int,
+def likelihood_command(network_path: str, weights: str | None, images: str, dest: str, num: int | None, label: int | None, seed: int, num_steps: int,
                        sigma_min: float, sigma_max: float, rho: float, probes: int, draws: int, batch: int, device: str) -> None:
     """Bits per dimension of 8-bit images under the probability flow of a network.
 
@@ -217,7 +222,7 @@ def likelihood_command(network_path: str, images: str, dest: str, num: int | Non
     """
     _ends_in(dest, '--dest', ('.csv',))
     device_ = distributed.init(device)
-    net = open_network(network_path, device_)
+    net = open_network(network_path, device_, weights)
     _in_float32(net)
     dataset, labels = _labelled(images, num, seed, label, net)
     steps = EDMSteps(sigma_min, sigma_max, rho)
@@ -259,10 +264,10 @@ def _ends_in(path: str, option: str, endings: tuple[str, ...]) -> None:
         raise ValueError(f'{option}={path} should end in {" or ".join(endings)}')
 
 
-def _open(network_path: str, device: str, options: dict[str, Any], num_steps: int = 64) -> tuple[Any, Sampling, RowsOfTable1, torch.device]:
+def _open(network_path: str, weights: str | None, device: str, options: dict[str, Any], num_steps: int = 64) -> tuple[Any, Sampling, RowsOfTable1, torch.device]:
     """The network, how the flow is solved, and the device. ValueError for a sampler that is not the flow."""
     chosen = distributed.init(device)
-    net = open_network(network_path, chosen)
+    net = open_network(network_path, chosen, weights)
     if options['num_steps'] is None and options['sigmas'] is None and options['preset'] is None:
         options['num_steps'] = num_steps
     _in_float32(net)

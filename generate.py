@@ -37,6 +37,7 @@ class GridSize(click.ParamType):
 
 @click.command(cls=GroupedCommand, context_settings={'max_content_width': 110})
 @files('--network', 'network_path', help='Snapshot of a training run, or ideal:DATASET for the ideal denoiser of a zip or folder', metavar='PATH', required=True)
+@files('--weights', help='Which weights of the file: ema, the main average; ema:NAME, another; raw, of a training state  [default: ema]', metavar='NAME')
 @files('--outdir', help='Where the images are written, as <seed>.png', metavar='DIR', required=True)
 @files('--seeds', help='Random seeds, one image each, e.g. 1,2,5-10  [default: 0-63, or as many as --grid holds]', type=IntList())
 @files('--subdirs', help='Make a subfolder for every 1000 seeds', is_flag=True)
@@ -49,7 +50,7 @@ class GridSize(click.ParamType):
 @speed('--device', help='auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu', metavar='NAME', default='auto', show_default=True)
 @speed('--rng', help='Where random numbers are drawn; cpu gives the same images on any device  [default: the device]', type=click.Choice(['cpu']))
 @one_line_errors
-def main(network_path: str, outdir: str, seeds: list[int] | None, subdirs: bool, classes: list[int] | None,
+def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] | None, subdirs: bool, classes: list[int] | None,
          grid: tuple[int, int] | None, trajectory: bool, stats: bool, batch: int, device: str, rng: str | None,
          **options: Any) -> None:  # noqa: ANN401
     """Generate images from a trained network.
@@ -81,7 +82,7 @@ def main(network_path: str, outdir: str, seeds: list[int] | None, subdirs: bool,
     if grid and len(seeds) != grid[0] * grid[1]:
         raise ValueError(f'--grid={grid[0]}x{grid[1]} holds {grid[0] * grid[1]} images, but --seeds names {len(seeds)}')
     chosen_device = distributed.init(device)
-    net = open_network(network_path, chosen_device)
+    net = open_network(network_path, chosen_device, weights)
     check_classes(classes, net.label_dim)
     sampling = resolve_sampler(options, net.sigma_min, net.sigma_max)
     for note in sampling.notes:

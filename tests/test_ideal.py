@@ -264,7 +264,7 @@ def test_open_network_reads_a_snapshot(tmp_path):
     trained = build_network(config.network)
     for parameter in trained.parameters():   # a fresh network's outputs are nearly zero
         parameter.data += 0.1 * torch.randn_like(parameter)
-    path = save_snapshot(SimpleNamespace(nimg=5000, ema=SimpleNamespace(net=trained)), config, tmp_path)
+    path = save_snapshot(SimpleNamespace(nimg=5000, averages={'0.5': SimpleNamespace(net=trained)}), config, tmp_path)
     net, x = open_network(path), torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(net(x, torch.tensor(0.5)), trained.eval()(x, torch.tensor(0.5)))
     # What its likelihood is made of, in float32, against its whole Jacobian.

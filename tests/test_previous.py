@@ -461,7 +461,7 @@ def test_learned_variance_of_a_network():
 @pytest.mark.parametrize('net', [Gaussian(), small_network(EDMPrecond)])
 def test_learned_variance_needs_variance_channels(net):
     with pytest.raises(ValueError, match=r"^variance='learned' needs a network with variance channels \(iDDPM\), which "
-                                         r"this one is not; use 'small' or 'large'$"):
+                                         r"this one is not; use variance='small' or 'large' \(--variance=small\)$"):
         run(Ancestral(), Denoise(net), torch.zeros(1, 1, 8, 8), levels(EDMSteps(), 2))
 
 

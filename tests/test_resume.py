@@ -38,7 +38,7 @@ from training.training_loop import Interrupted, NonFiniteError, build, prepare, 
 
 
 def arguments(digits, run_dir, *more):  # noqa: F811
-    return [f'--run-dir={run_dir}', f'--data={digits}', '--cond=1', '--cbase=16', '--cres=1', '--blocks=1', '--attn=4', '--batch=16',
+    return [f'--run-dir={run_dir}', f'--data={digits}', '--cond=1', '--cbase=16', '--cres=1', '--blocks=1', '--batch=16',
             '--duration=0.000384', '--lr-rampup=0.000032', '--dropout=0.1', '--augment=0', '--tick=0.032', '--snap=100',
             '--dump=2', '--workers=0', '--label-dropout=0.1', '--device=cpu', '--ema=0.0001,0.001', '--ema-power=0.1', *more]
 

@@ -8,25 +8,30 @@ import numpy as np
 import torch
 
 from diffusion.ideal import IdealDenoiser
+from dnnlib.download import fetch, is_url
 from training.dataset import ImageFiles, ImageFolderDataset
-from training.state import load_snapshot
+from training.published import read_network
 
 IDEAL = 'ideal:'
 
 
-def open_network(spec: str | os.PathLike[str], device: torch.device | str = 'cpu') -> Any:   # noqa: ANN401 (a Denoiser)
+def open_network(spec: str | os.PathLike[str], device: torch.device | str = 'cpu',
+                 weights: str | None = None) -> Any:   # noqa: ANN401 (a Denoiser)
     """A denoiser, called as net(x, sigma, class_labels), on `device`.
 
-        out/run/network-snapshot-010000.pkl    the averaged network of a snapshot
+        out/run/network-snapshot-010000.pkl    the averaged network of a snapshot; also EDM's own snapshots, and
+                                               what else training/published.py knows. Nothing in them is executed
+        https://example.org/net.pkl            the same, downloaded once (dnnlib/download.py)
         ideal:datasets/digits-16x16.zip        the ideal denoiser of a data set (Eq. 57), conditional if
                                                the set has classes
 
-    Raises FileNotFoundError or ValueError, in one line that names the file.
+    `weights` is 'ema', 'ema:NAME' or 'raw' (None: the average where there is one). Raises
+    FileNotFoundError or ValueError, in one line that names the file.
     """
     path = os.fspath(spec)
     if path.startswith(IDEAL):
         return ideal_denoiser(path[len(IDEAL):], device)
-    return load_snapshot(path, device)[0]
+    return read_network(fetch(path) if is_url(path) else path, weights)[0].to(device)
 
 
 def ideal_denoiser(path: str | os.PathLike[str], device: torch.device | str = 'cpu') -> IdealDenoiser:

@@ -1,0 +1,172 @@
+"""Look into checkpoints, convert them, and check them, without running what is in them."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+from torch import Tensor
+
+from dnnlib.cli import GroupedCommand, heading, one_line_errors
+from dnnlib.download import fetch, is_url
+from torch_utils import checkpoint
+from torch_utils.legacy import CHECKPOINTS, read_file, tensors_in
+from torch_utils.safetensors_file import is_safetensors, save_tensors
+from training import config as configs
+from training.networks import Denoiser
+from training.published import METADATA, WHAT, digest, read_network
+from training.state import SNAPSHOT
+
+files = heading('Network and files')
+SETTINGS: dict[str, Any] = {'max_content_width': 110}
+
+
+class _File(click.Argument):
+    heading = 'Network and files'
+
+
+FILE = click.argument('file', cls=_File)
+WEIGHTS = files('--weights', metavar='NAME',
+                help='Which weights: ema, ema:NAME or raw, where the file has several  [default: the average]')
+DEST_HELP = 'File to write: .pkl, a snapshot of ours, or .safetensors, with the configuration in its metadata'
+
+
+@click.group(context_settings=SETTINGS)
+def main() -> None:
+    """Look into checkpoints, convert them, and check them, without running what is in them.
+
+    FILE is a snapshot or training state of ours, of EDM, or of a project built on it; ADM's
+    64x64_diffusion.pt; a checkpoint_*.pth of DDPM++ cont. (VP) or NCSN++ cont. (VE); a .safetensors
+    of ours; or the address of one.
+
+    \b
+    Examples:
+      python checkpoint.py inspect edm-cifar10-32x32-cond-vp.pkl
+      python checkpoint.py convert edm-cifar10-32x32-cond-vp.pkl --dest=cifar10.pkl
+      python checkpoint.py verify out/demo/run/training-state-000064.pt
+    """
+
+
+@main.command(cls=GroupedCommand, context_settings=SETTINGS)
+@FILE
+@WEIGHTS
+@one_line_errors
+def inspect(file: str, weights: str | None) -> None:
+    """Say what a file is: which network, how large, for which noise levels, and how it was trained.
+
+    The digest is the SHA-256 over the names, shapes and float32 values of all tensors, in the order of
+    their names: the same network has the same digest in every kind of file.
+
+    Examples:
+    python checkpoint.py inspect out/demo/run/network-snapshot-000064.pkl
+    """
+    path = _local(file)
+    net, info = read_network(path, weights)
+    for title, text in describe(path, net, info):
+        print(f'{title + ":":<17}{text}')
+
+
+@main.command(cls=GroupedCommand, context_settings=SETTINGS)
+@FILE
+@files('--dest', help=DEST_HELP, metavar='PKL|SAFETENSORS', required=True)
+@WEIGHTS
+@one_line_errors
+def convert(file: str, dest: str, weights: str | None) -> None:
+    """Write the network of any FILE as a snapshot of ours, or as safetensors.
+
+    Every tensor keeps its name and its float32 values.
+
+    Examples:
+    python checkpoint.py convert edm-cifar10-32x32-cond-vp.pkl --dest=cifar10.pkl
+    python checkpoint.py convert out/demo/run/network-snapshot-000064.pkl --dest=digits.safetensors
+    """
+    kind = Path(dest).suffix
+    if kind not in ('.pkl', '.safetensors') or Path(dest).is_dir():
+        raise ValueError(f'--dest={dest} should be the name of a file that ends in .pkl or .safetensors')
+    path = _local(file)
+    net, info = read_network(path, weights)
+    tensors = checkpoint.state_dict_of(net)
+    about = contents_of(info)
+    if kind == '.pkl':
+        checkpoint.save({**about, 'ema': tensors, 'ema_name': info['weights'], 'averages': {}}, dest)
+    else:
+        save_tensors(tensors, {METADATA: json.dumps(about)}, dest)
+    print(f'Wrote {len(tensors)} tensors to {dest}; digest {digest(net)}')
+
+
+@main.command(cls=GroupedCommand, context_settings=SETTINGS)
+@FILE
+@one_line_errors
+def verify(file: str) -> None:
+    """Check that a file can be read, that its tensors fit its network, and that all numbers are finite.
+
+    The exit code is 0 if all is well, 1 if not, and 2 if there is no such file.
+
+    Examples:
+    python checkpoint.py verify out/demo/run/network-snapshot-000064.pkl && echo fine
+    """
+    path = _local(file)
+    if not path.is_file():
+        raise FileNotFoundError(2, f'there is no such {WHAT}', str(path))
+    try:
+        net, _ = read_network(path)
+        tensors = net.state_dict()
+        # Beside the network: the optimizer's state, and other averages.
+        held = list(tensors.values()) if is_safetensors(path) else list(tensors_in(read_file(path, CHECKPOINTS, WHAT)))
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise ValueError(f'{path}: {name} holds {_not_finite(tensor)} numbers that are not finite')
+        for tensor in held:
+            if not tensor.isfinite().all():
+                raise ValueError(f'{path}: beside the network, a tensor {list(tensor.shape)} holds '
+                                 f'{_not_finite(tensor)} numbers that are not finite')
+    except ValueError as error:
+        failure = click.ClickException(str(error))
+        failure.exit_code = 1  # type: ignore[misc]
+        raise failure from None
+    print(f'{path}: {len(held)} tensors, all finite; the {len(tensors)} of the network fit it')
+
+
+def describe(path: Path, net: Denoiser, info: dict[str, Any]) -> list[tuple[str, str]]:
+    """(title, text) of what is known about a network."""
+    config = info['config']
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    nimg = info['nimg']
+    return [
+        ('File', f'{path} ({os.path.getsize(path) / 1e6:.1f} MB)'),
+        ('Kind', f'{info["kind"]}, {"averaged" if info["weights"] != "raw" else "raw"} weights'),
+        ('Network', f'{config.model_type}, preconditioned as {type(config.precond).__name__}: {config.precond}'),
+        ('Arguments', ', '.join(f'{name}={value}' for name, value in config.model.items())),
+        ('Parameters', f'{parameters:,} ({parameters / 1e6:.1f} M)'),
+        ('Images', f'{net.img_channels} x {net.img_resolution} x {net.img_resolution}'),
+        ('Classes', str(net.label_dim) if net.label_dim else 'none'),
+        ('Noise levels', f'{net.sigma_min:g} to {"infinity" if math.isinf(net.sigma_max) else f"{net.sigma_max:g}"}'),
+        ('Precision', config.precision),
+        ('Trained with', 'unknown number of images' if nimg is None else f'{nimg:,} images ({nimg / 1e6:g} Mimg)'),
+        *((name.capitalize(), value if isinstance(value, str) else json.dumps(value))
+          for name, value in info['training'].items() if name != 'network'),
+        *(('Note', note) for note in info['notes']),
+        ('Digest', digest(net)),
+    ]
+
+
+def contents_of(info: dict[str, Any]) -> dict[str, Any]:
+    """What a file of ours says besides its tensors."""
+    network = configs.encode(info['config'])
+    ours = 'network' in info['training']
+    config = info['training'] if ours else {'network': network, 'origin': {'kind': info['kind'], **info['training']}}
+    return {'kind': SNAPSHOT, 'format': configs.FORMAT, 'config': config, 'nimg': info['nimg']}
+
+
+def _local(file: str) -> Path:
+    return fetch(file) if is_url(file) else Path(file)
+
+
+def _not_finite(tensor: Tensor) -> int:
+    return int((~tensor.isfinite()).sum())
+
+
+if __name__ == '__main__':
+    main()

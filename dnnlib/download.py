@@ -1,0 +1,176 @@
+"""Files from the web: downloaded once, by one process, continued after a broken connection, checked.
+
+    path = fetch('https://example.org/net.pkl', sha256='…')
+
+Files are kept in $LIMPID_CACHE_DIR, else in ~/.cache/limpid/downloads, under a name that begins with
+a hash of the address. A process that finds another one at work waits for it; processes of one training or
+sampling run need no other agreement, and no collective call waits for the network.
+"""
+
+import email.message
+import hashlib
+import http.client
+import os
+import re
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+ATTEMPTS = 5      # to continue after the connection broke
+TIMEOUT = 60.0    # seconds without a byte
+CHUNK = 1 << 20
+
+
+def is_url(name: str) -> bool:
+    return name.startswith(('http://', 'https://'))
+
+
+def cache_dir() -> Path:
+    """$LIMPID_CACHE_DIR, else ~/.cache/limpid/downloads"""
+    chosen = os.environ.get('LIMPID_CACHE_DIR')
+    return Path(chosen).expanduser() if chosen else Path.home() / '.cache' / 'limpid' / 'downloads'
+
+
+def cached_path(url: str) -> Path:
+    """Where the file of this address is kept, whether it is there or not."""
+    name = re.sub(r'[^\w.-]', '_', Path(urllib.parse.urlsplit(url).path).name)[-100:] or 'file'
+    return cache_dir() / f'{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}'
+
+
+def fetch(url: str, sha256: str | None = None, pause: float = 1.0) -> Path:
+    """The file at an http(s) address, from the cache or the web.
+
+    `sha256` is what the file must have, in hexadecimal digits, also where it is in the cache already.
+    After a broken connection the rest is asked for, ATTEMPTS times, after waiting `pause` seconds, then
+    twice as long each time. Raises ValueError in one line that names the address and says where the
+    file can be put by hand.
+    """
+    if not is_url(url):
+        raise ValueError(f'{url} is no http or https address')
+    path = cached_path(url)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _only_one(path.with_name(f'{path.name}.lock')):
+            if not path.exists():
+                _download(url, path, sha256, pause)
+            elif sha256 is not None and _sha256_of(path) != sha256.lower():
+                raise ValueError(f'{path} does not have the checksum {sha256}: '
+                                 f'delete it, and it is fetched from {url} again')
+    except (OSError, http.client.HTTPException) as error:
+        raise _unreachable(url, path, error) from error
+    return path
+
+
+def _unreachable(url: str, path: Path, error: Exception) -> ValueError:
+    reason = error.reason if type(error) is urllib.error.URLError else error
+    return ValueError(f'{url} cannot be fetched ({reason}): download it elsewhere and save it as {path}')
+
+
+def _download(url: str, path: Path, sha256: str | None, pause: float) -> None:
+    """Fetch into a file beside `path`, check it, and give it its name."""
+    part, validator = path.with_name(f'{path.name}.part'), path.with_name(f'{path.name}.validator')
+    for attempt in range(ATTEMPTS + 1):
+        try:
+            if _receive(url, part, validator):
+                break
+            failure: Exception = ConnectionError('the connection broke before the end')
+        except urllib.error.HTTPError as error:
+            if error.code != 416 and error.code < 500:   # 416: what we have is not the beginning of what is there now
+                raise
+            if error.code == 416:
+                part.unlink(missing_ok=True)
+            failure = error
+        except (OSError, http.client.HTTPException) as error:
+            if not part.exists():
+                raise   # nothing has come yet: the address is wrong, or there is no network
+            failure = error
+        if attempt == ATTEMPTS:
+            raise failure
+        time.sleep(pause * 2**attempt)
+    found = _sha256_of(part)
+    if sha256 is not None and found != sha256.lower():
+        part.unlink()
+        raise ValueError(f'{url} has the checksum {found} instead of {sha256}: '
+                         'it is another file, or was altered on its way')
+    os.replace(part, path)
+    validator.unlink(missing_ok=True)
+
+
+def _receive(url: str, part: Path, validator: Path) -> bool:
+    """Append to `part` what it lacks; whether it is complete now.
+
+    The rest of a file is asked for only if the server can tell whether it still is the same file.
+    """
+    known = validator.read_text() if validator.exists() else ''
+    have = part.stat().st_size if part.exists() and known else 0
+    headers = {'User-Agent': 'limpid', 'Accept-Encoding': 'identity'}
+    if have:
+        headers |= {'Range': f'bytes={have}-', 'If-Range': known}
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
+        if response.headers.get_content_type() == 'text/html':
+            raise ValueError(f'{url} answers with a web page, not with a file')
+        if response.status != 206 or not _continues(response.headers, have):
+            have = 0
+            part.unlink(missing_ok=True)
+            if response.status == 206:
+                return False   # the server sent some other part; the next attempt asks for everything
+        total = response.headers.get('Content-Length')
+        end = None if total is None else have + int(total)
+        tag = response.headers.get('ETag') or response.headers.get('Last-Modified') or ''
+        validator.write_text('' if tag.startswith('W/') else tag)
+        with open(part, 'ab') as file:
+            have += _copy(response, file, f'Downloading {url}', have, end)
+            file.flush()
+            os.fsync(file.fileno())
+    return end is None or have == end
+
+
+def _continues(headers: email.message.Message, have: int) -> bool:
+    return str(headers.get('Content-Range', '')).replace(' ', '').startswith(f'bytes{have}-')
+
+
+def _copy(response: http.client.HTTPResponse, file: IO[bytes], title: str, have: int, end: int | None) -> int:
+    """Copy what comes, and return how much it was; on a terminal, show it."""
+    count, shown = 0, 0.0
+    total = '' if end is None else f' of {end / 1e6:.1f}'
+    try:
+        while chunk := response.read(CHUNK):
+            file.write(chunk)
+            count += len(chunk)
+            if sys.stderr.isatty() and time.monotonic() - shown > 0.2:
+                shown = time.monotonic()
+                print(f'\r{title}: {(have + count) / 1e6:.1f}{total} MB', end='', file=sys.stderr, flush=True)
+    finally:
+        if shown:
+            print(file=sys.stderr)
+    return count
+
+
+def _sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    """Wait until no other process is within this block for the same path.
+
+    The lock goes with the process, however it ends. Where the system has no such locks nobody waits:
+    the work is done twice, and the last one's file stays.
+    """
+    with open(path, 'a+b') as file:
+        try:
+            import fcntl
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except (ImportError, OSError):
+            pass
+        yield
