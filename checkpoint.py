@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from torch import Tensor
 
 from dnnlib.cli import GroupedCommand, heading, one_line_errors
@@ -15,9 +16,10 @@ from torch_utils import checkpoint
 from torch_utils.legacy import CHECKPOINTS, read_file, tensors_in
 from torch_utils.safetensors_file import is_safetensors, save_tensors
 from training import config as configs
+from training.ema import reconstruction_error, reconstruction_weights
 from training.networks import Denoiser
 from training.published import METADATA, WHAT, digest, read_network
-from training.state import SNAPSHOT
+from training.state import SNAPSHOT, files_of
 
 files = heading('Network and files')
 SETTINGS: dict[str, Any] = {'max_content_width': 110}
@@ -127,6 +129,55 @@ def verify(file: str) -> None:
         failure.exit_code = 1  # type: ignore[misc]
         raise failure from None
     print(f'{path}: {len(held)} tensors, all finite; the {len(tensors)} of the network fit it')
+
+
+@main.command(cls=GroupedCommand, context_settings=SETTINGS)
+@files('--run', 'run_dir', help='Folder of a run that was trained with --ema-power', metavar='DIR', required=True)
+@files('--width', help='Relative width of the average to put together, e.g. 0.075', metavar='FLOAT', type=float, required=True)
+@files('--kimg', help='At this point of the run, thousands of images  [default: the last snapshot]', metavar='KIMG', type=click.FloatRange(min=0, min_open=True))
+@files('--dest', help='Snapshot to write', metavar='PKL', required=True)
+@one_line_errors
+def reconstruct(run_dir: str, width: float, kimg: float | None, dest: str) -> None:
+    """Put together a power-function average that was never kept, from those in the snapshots of a run.
+
+    The stored profiles are combined so as to come closest, in least squares, to the profile asked for
+    (Karras et al. 2024, EDM2, Section 3). The more snapshots there are, the closer; how close is printed.
+
+    Examples:
+    python checkpoint.py reconstruct --run=runs/mine --width=0.075 --dest=runs/mine/width-0.075.pkl
+    """
+    if not dest.endswith('.pkl') or Path(dest).is_dir():
+        raise ValueError(f'--dest={dest} should be the name of a file that ends in .pkl')
+    paths = files_of(Path(run_dir), SNAPSHOT)
+    stored = []   # (nimg, width, path, name)
+    for path in paths:
+        contents = checkpoint.load(path, SNAPSHOT)
+        for name in [contents['ema_name'], *contents['averages']]:
+            if name.startswith('power-') and contents['nimg'] > 0:
+                stored.append((contents['nimg'], float(name.removeprefix('power-')), path, name))
+    if not stored:
+        raise ValueError(f'--run={run_dir} has no snapshots with power-function averages: train with --ema-power=0.05,0.1')
+    nimg = max(time for time, *_ in stored) if kimg is None else kimg * 1000
+    used = [item for item in stored if item[0] <= nimg]
+    if not used:
+        raise ValueError(f'--kimg={kimg:g} lies before the first snapshot with power-function averages')
+    profiles = [(float(time), relative) for time, relative, *_ in used]
+    weights = reconstruction_weights(profiles, float(nimg), width)
+    total: dict[str, Tensor] = {}
+    for weight, (_, _, path, name) in zip(weights.tolist(), used, strict=True):
+        contents = checkpoint.load(path, SNAPSHOT)
+        tensors = contents['ema'] if name == contents['ema_name'] else contents['averages'][name]
+        for key, tensor in tensors.items():
+            if key.endswith(('resample_filter', 'freqs', '.u')) or key == 'u':   # buffers are copied, never averaged
+                total[key] = tensor
+            else:
+                total[key] = total.get(key, torch.zeros_like(tensor, dtype=torch.float64)) + weight * tensor.to(torch.float64)
+    tensors = {key: tensor.to(torch.float32) for key, tensor in total.items()}
+    last = checkpoint.load(used[-1][2], SNAPSHOT)
+    checkpoint.save({**last, 'nimg': round(nimg), 'ema': tensors, 'ema_name': f'power-{width:g}', 'averages': {}}, dest)
+    error = reconstruction_error(profiles, weights, float(nimg), width)
+    print(f'Wrote the average of width {width:g} at {nimg / 1000:g} kimg, made of {len(used)} stored ones, to {dest}; '
+          f'its profile is off by {error:.2%}')
 
 
 def describe(path: Path, net: Denoiser, info: dict[str, Any]) -> list[tuple[str, str]]:

@@ -27,6 +27,7 @@ from dnnlib.cli import (
     reject_unused,
     with_options,
 )
+from dnnlib.download import is_url
 from dnnlib.files import atomic_write, held
 from dnnlib.logfile import LogFile
 from torch_utils import distributed
@@ -58,7 +59,8 @@ other = heading('Other options')
 @files('--run', '--run-dir', 'run', help='The folder of the run itself: short for --outdir=DIR --nosubdir. Under torchrun write --run-dir: '
                                         'some versions take --run for an option of their own', metavar='DIR')
 @files('--desc', help='Suffix of the folder\'s name', metavar='STR')
-@files('--transfer', help='Start from the weights of a snapshot', metavar='PKL')
+@files('--transfer', help='Start from the weights of a snapshot or of a published checkpoint: whatever fits, also of another '
+                          'resolution or with other classes', metavar='PKL|URL')
 @files('--resume', help='auto: continue from the newest training state in the folder of the run; never; or a training state  '
                         '[default: auto with --run or --nosubdir, else never]', metavar='auto|never|PT')
 @column('--cond', help='Class-conditional: train on the labels', type=bool, metavar='BOOL', default=False, show_default=True)
@@ -160,7 +162,8 @@ def main(outdir: str | None, nosubdir: bool, run: str | None, desc: str | None, 
         raise click.UsageError('--resume=auto needs to know the folder of the run: give --run=DIR')
     if resume not in (None, 'auto', 'never') and transfer is not None:
         raise click.UsageError('--resume and --transfer exclude each other: a training state brings its own weights')
-    for option, path in [('--resume', None if resume in ('auto', 'never') else resume), ('--transfer', transfer)]:
+    local = None if transfer is None or is_url(transfer) else transfer
+    for option, path in [('--resume', None if resume in ('auto', 'never') else resume), ('--transfer', local)]:
         if path is not None and not os.path.isfile(path):
             raise click.UsageError(f'{option}={path}: there is no such file')
     chosen = distributed.init(device)

@@ -20,7 +20,15 @@ from tests.test_training import CPU, ROOT, assert_same, digits, run_steps, small
 from torch_utils import checkpoint
 from torch_utils.checkpoint import DamagedError
 from training import config as configs
-from training.ema import HalfLife, PowerFunction, inner_product, power_of, reconstruction_weights, width_of
+from training.ema import (
+    HalfLife,
+    PowerFunction,
+    inner_product,
+    power_of,
+    reconstruction_error,
+    reconstruction_weights,
+    width_of,
+)
 from training.state import (
     SNAPSHOT,
     STATE,
@@ -427,11 +435,11 @@ def test_another_number_of_ranks_sees_the_same_images_and_noise(digits, tmp_path
 def test_a_finished_run_says_so_and_a_busy_one_is_left_alone(digits, undisturbed):  # noqa: F811
     before = {path.name: path.read_bytes() for path in undisturbed.iterdir() if path.suffix == '.pt'}
     result = run(train.main, *arguments(digits, undisturbed))
-    assert result.exit_code == 0 and 'continuing from' in result.output
+    assert result.exit_code == 0 and 'is at 0.4 kimg: there is nothing left to train' in result.output
     assert {path.name: path.read_bytes() for path in undisturbed.iterdir() if path.suffix == '.pt'} == before
     from dnnlib.files import held
     with held(undisturbed / '.lock'):
-        result = run(train.main, *arguments(digits, undisturbed))
+        result = run(train.main, *arguments(digits, undisturbed, '--duration=0.001'))
     assert result.exit_code == 2 and f'{undisturbed} is in use by another process' in result.output
 
 
@@ -479,6 +487,7 @@ def test_reconstruction_from_stored_averages():
         assert weights.sum() == pytest.approx(1)
         made, target = sum(w * profile(*item) for w, item in zip(weights, stored, strict=True)), profile(8000.0, 0.07)
         errors.append(np.sqrt(((made - target) ** 2).mean() / (target**2).mean()))
+        assert reconstruction_error(stored, weights, 8000.0, 0.07) == pytest.approx(errors[-1], rel=0.02)
     assert errors[0] < 0.005 and errors[1] < 0.02, errors
     exact = reconstruction_weights(stored, 8000.0, 0.10)
     assert exact[-1] == pytest.approx(1, abs=1e-6) and np.abs(exact[:-1]).max() < 1e-6
@@ -497,3 +506,25 @@ def test_files_of_the_first_format_stay_readable():
     state = load_state(folder / 'training-state-format-1.pt')
     assert (contents['nimg'], state['nimg'], sorted(state['averages'])) == (expected['nimg'], expected['nimg'], expected['averages'])
     assert configs.decode(state['config'], configs.TrainConfig).batch_size == expected['batch_size']
+
+
+def test_reconstruct_puts_an_average_together(digits, tmp_path):  # noqa: F811
+    """A stored width comes back as it was; another lies between; a run without them says what to do."""
+    import checkpoint as command
+
+    config = small_config(digits, averages=(HalfLife(200, 0.5), PowerFunction(0.05), PowerFunction(0.1)))
+    state = build(config, CPU)
+    for kimg in [1, 2, 3, 4]:
+        run_steps(config, 1, state)
+        state.nimg = 1000 * kimg
+        save_snapshot(state, config, tmp_path)
+    for width, name in [(0.1, 'exact.pkl'), (0.07, 'between.pkl')]:
+        result = run(command.main, 'reconstruct', f'--run={tmp_path}', f'--width={width}', f'--dest={tmp_path}/{name}')
+        assert result.exit_code == 0 and 'made of 8 stored ones' in result.output, result.output
+    exact, _ = load_snapshot(tmp_path / 'exact.pkl')
+    for a, b in zip(exact.parameters(), state.averages['power-0.1'].net.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    _, contents = load_snapshot(tmp_path / 'between.pkl')
+    assert contents['ema_name'] == 'power-0.07' and contents['nimg'] == 4000
+    result = run(command.main, 'reconstruct', f'--run={tmp_path}/nowhere', '--width=0.1', f'--dest={tmp_path}/x.pkl')
+    assert result.exit_code == 2 and 'train with --ema-power=0.05,0.1' in result.output

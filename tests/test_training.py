@@ -32,16 +32,8 @@ from training.loss import (
     LogNormal,
     sigma_range,
 )
-from training.networks import Denoiser, NetworkConfig, complete_arguments
-from training.state import (
-    TrainState,
-    load_for_transfer,
-    load_snapshot,
-    load_state,
-    restore_state,
-    save_state,
-    transfer_weights,
-)
+from training.networks import Denoiser, NetworkConfig, build_network, complete_arguments
+from training.state import TrainState, load_snapshot, load_state, restore_state, save_state, transfer_weights
 from training.training_loop import StepFunction, build, draw, due, duration, generate_grid, prepare, training_loop
 
 ROOT = Path(__file__).parent.parent
@@ -246,11 +238,26 @@ def test_transfer_copies_what_fits_and_says_so(digits, tmp_path):
     path = tmp_path / 'network-snapshot-000000.pkl'
     source, _ = load_snapshot(path)
     state = build(replace(config, seed=8, network=replace(config.network, label_dim=5)), CPU)
-    copied, fresh = transfer_weights(state, load_for_transfer(path), str(path))
+    copied, fresh = transfer_weights(state, source, str(path))
     assert fresh == ['model.map_label.weight'] and len(copied) == len(source.state_dict()) - 1
     assert torch.equal(state.net.model.map_layer0.weight, source.model.map_layer0.weight)
     assert torch.equal(state.ema.net.model.map_layer0.weight, source.model.map_layer0.weight)
     assert not state.ema_rampup
+
+
+def test_transfer_to_another_resolution_goes_by_level(digits, tmp_path):
+    """16x16 and 8x8 of the one are 8x8 and 4x4 of the other; what is of another shape starts fresh."""
+    config = small_config(digits)
+    large = replace(config.network, img_resolution=16, label_dim=3, img_channels=3,
+                    model={**config.network.model, 'attn_resolutions': [8]})
+    torch.manual_seed(1)
+    source, state = build_network(large), build(config, CPU)
+    copied, fresh = transfer_weights(state, source, 'it')
+    assert fresh == ['model.map_label.weight', 'model.enc.8x8_conv.weight', 'model.dec.8x8_aux_conv.weight', 'model.dec.8x8_aux_conv.bias']
+    assert torch.equal(state.net.state_dict()['model.enc.4x4_down.conv0.weight'], source.state_dict()['model.enc.8x8_down.conv0.weight'])
+    published = ROOT / 'tests' / 'golden' / 'published-ddpmpp-edm.pkl'
+    _, line = prepare(config, CPU, transfer=str(published))
+    assert int(line.split()[0]) > 40 and f' tensors from {published}; fresh: ' in line
 
 
 def test_due_marks_multiples_and_the_start(digits):

@@ -105,3 +105,12 @@ def reconstruction_weights(stored: Sequence[tuple[float, float]], nimg: float, s
     b = np.array([inner_product(*a, *target) for a in profiles])
     weights = np.linalg.lstsq(A, b, rcond=1e-12)[0]
     return weights / weights.sum()
+
+
+def reconstruction_error(stored: Sequence[tuple[float, float]], weights: np.ndarray, nimg: float,
+                         sigma_rel: float) -> float:
+    """‖Σ w_i p_i − p‖ / ‖p‖ of the profiles: how far a reconstruction is from the average it stands for."""
+    profiles = [*((t, power_of(width)) for t, width in stored), (nimg, power_of(sigma_rel))]
+    A = np.array([[inner_product(*a, *b) for b in profiles] for a in profiles])
+    w = np.append(weights, -1.0)
+    return math.sqrt(max(float(w @ A @ w), 0.0) / A[-1, -1])

@@ -222,26 +222,31 @@ def thin_snapshots(run_dir: Path, keep: int | None) -> None:
         times.pop(victim)
 
 
-def transfer_weights(state: TrainState, contents: dict[str, Any], origin: str) -> tuple[list[str], list[str]]:
-    """Start from the averaged weights of a snapshot: every tensor of the same name and shape.
+def transfer_weights(state: TrainState, source: Denoiser, origin: str) -> tuple[list[str], list[str]]:
+    """Start from the weights of another network: every tensor of the same place and shape.
 
-    Returns the names that were copied and those that start fresh. The average starts from the same
-    weights, without ramp-up. Raises ValueError when nothing fits.
+    Places are levels of the U-Net, so that networks of another resolution, with other classes or
+    channels take what fits. Returns the names that were copied and those that start fresh. The averages
+    start from the same weights, without ramp-up. Raises ValueError when nothing fits.
     """
-    source, own = contents['ema'], state.net.state_dict()
-    copied = [name for name in own if name in source and source[name].shape == own[name].shape]
-    if not copied:
-        raise ValueError(f'--transfer={origin}: no tensor of the snapshot fits this network')
+    given, own = _by_level(source), _by_level(state.net)
+    fits = [place for place in own if place in given and given[place][1].shape == own[place][1].shape]
+    weights = [place for place in fits if not place.endswith(('resample_filter', 'freqs'))]
+    if not weights:
+        raise ValueError(f'--transfer={origin}: no tensor of that network fits this one')
+    copied = {own[place][0]: given[place][1] for place in fits}
     for net in (state.net, *(average.net for average in state.averages.values())):
-        net.load_state_dict({name: source[name] for name in copied}, strict=False)
+        net.load_state_dict(copied, strict=False)
     state.ema_rampup = False
-    return copied, [name for name in own if name not in copied]
+    return list(copied), [name for name, _ in own.values() if name not in copied]
 
 
-def load_for_transfer(path: str | os.PathLike[str]) -> dict[str, Any]:
-    contents = checkpoint.load(path, SNAPSHOT)
-    _check_format(contents, path)
-    return contents
+def _by_level(net: Denoiser) -> dict[str, tuple[str, torch.Tensor]]:
+    """{place: (name, tensor)}, where the place has 'level1' for '16x16' in a network of 32 pixels."""
+    def place(match: re.Match[str]) -> str:
+        return f'.level{(net.img_resolution // int(match[1])).bit_length() - 1}_'
+
+    return {re.sub(r'\.(\d+)x\1_', place, name): (name, tensor) for name, tensor in net.state_dict().items()}
 
 
 def _check_format(contents: dict[str, Any], path: str | os.PathLike[str]) -> None:

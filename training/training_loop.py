@@ -34,12 +34,12 @@ from training.config import TrainConfig, learning_rate
 from training.dataset import ImageFolderDataset, batches
 from training.ema import EMA, HalfLife
 from training.networks import Denoiser, build_network
+from training.open_network import open_network
 from training.state import (
     LossScale,
     TrainState,
     differences,
     latest_state,
-    load_for_transfer,
     prune_states,
     restore_state,
     save_snapshot,
@@ -73,8 +73,9 @@ def prepare(config: TrainConfig, device: torch.device, resume: tuple[str, dict[s
         restore_state(state, contents, path)
         return state, f'continuing from {path} at {state.nimg / 1000:.1f} kimg'
     if transfer is not None:
-        copied, fresh = transfer_weights(state, load_for_transfer(transfer), transfer)
-        return state, f'{len(copied)} tensors from {transfer}; starting fresh: {", ".join(fresh) or "none"}'
+        copied, fresh = transfer_weights(state, open_network(transfer), transfer)
+        names = ', '.join(fresh) if len(fresh) <= 8 else f'{", ".join(fresh[:8])} and {len(fresh) - 8} more'
+        return state, f'{len(copied)} of {len(copied) + len(fresh)} tensors from {transfer}; fresh: {names or "none"}'
     return state, 'random'
 
 
