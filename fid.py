@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dnnlib.cli import GroupedCommand, heading, is_terminal, one_line_errors
 from metrics.distances import frechet_distance
-from metrics.features import DETECTORS, FeatureExtractor, load_detector
+from metrics.features import FeatureExtractor, load_detector
 from metrics.statistics import (
     Moments,
     Statistics,
@@ -31,8 +31,8 @@ files = heading('Images and files')
 method = heading('Measurement')
 speed = heading('Performance')
 
-DETECTOR_HELP = ('What turns images into features. inception, the network of the published FID, is not available in this version; '
-                 'demo is small and random: a demo distance, NOT FID')
+DETECTOR_HELP = ('What turns images into features. inception: the network of the published FID, with weights found on this machine; '
+                 'a file of its weights in any published format; demo: small and random, a demo distance, NOT FID')
 
 
 @click.group(context_settings={'max_content_width': 110})
@@ -55,7 +55,7 @@ def main() -> None:
 @method('--num', help='How many images to use; of more a random choice, fewer are an error', type=click.IntRange(min=2),
         metavar='INT', default=50000, show_default=True)
 @method('--seed', help='Random seed of that choice', type=int, metavar='INT', default=0, show_default=True)
-@method('--detector', help=DETECTOR_HELP, type=click.Choice(['inception', *DETECTORS]), default='inception', show_default=True)
+@method('--detector', help=DETECTOR_HELP, metavar='inception|demo|PATH', default='inception', show_default=True)
 @speed('--batch', help='Largest batch per device', type=click.IntRange(min=1), metavar='INT', default=64, show_default=True)
 @speed('--workers', help='Processes that read images ahead, per device; 0: none', type=click.IntRange(min=0), metavar='INT', default=1, show_default=True)
 @speed('--device', help='auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu', metavar='NAME', default='auto', show_default=True)
@@ -97,7 +97,7 @@ def calc(path: str, ref: str, num: int, seed: int, detector: str, batch: int, wo
 @main.command(cls=GroupedCommand, context_settings={'max_content_width': 110})
 @files('--data', 'path', help='Folder or zip of the real images', metavar='PATH|ZIP', required=True)
 @files('--dest', help='File of statistics to write', metavar='NPZ', required=True)
-@method('--detector', help=DETECTOR_HELP, type=click.Choice(['inception', *DETECTORS]), default='inception', show_default=True)
+@method('--detector', help=DETECTOR_HELP, metavar='inception|demo|PATH', default='inception', show_default=True)
 @speed('--batch', help='Largest batch per device', type=click.IntRange(min=1), metavar='INT', default=64, show_default=True)
 @speed('--workers', help='Processes that read images ahead, per device; 0: none', type=click.IntRange(min=0), metavar='INT', default=1, show_default=True)
 @speed('--device', help='auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu', metavar='NAME', default='auto', show_default=True)

@@ -5,7 +5,7 @@ an identity (`detector_id`, `digest`), which goes into every file of statistics,
 number.
 """
 
-import hashlib
+import os
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -13,6 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from metrics.dinov2 import DINOv2
+from metrics.inception import Inception, Taps
+from metrics.weights import digest, load_weights, locate, weights_digest
 
 
 class FeatureExtractor(Protocol):
@@ -59,6 +63,49 @@ class DemoDetector:
         return torch.cat(means, dim=1)
 
 
+class InceptionDetector:
+    """The published network of the FID: the 2048 numbers of pool_3, after the resize of TensorFlow 1.
+
+    `weights` as from metrics.weights.load_weights. Its `taps` are what other metrics look at, and its
+    `logits` follow from pool_3.
+    """
+    detector_id = 'inception-2015-12-05-pool_3-v1'
+    number = 'FID'
+    dim = 2048
+
+    def __init__(self, weights: Mapping[str, Tensor], device: torch.device | str = 'cpu') -> None:
+        self.digest = digest(weights)
+        self.network = Inception(weights, device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.taps(images).pool_3
+
+    def taps(self, images: Tensor) -> Taps:
+        """uint8 [B, 1 or 3, H, W] -> pool_3 [B, 2048] and spatial [B, 2023], float32"""
+        return self.network(as_rgb(images))
+
+    def logits(self, pool_3: Tensor) -> Tensor:
+        """[B, 2048] -> [B, 1008], without biases, for the Inception Score"""
+        return self.network.logits(pool_3)
+
+
+class DINOv2Detector:
+    """The class token of DINOv2's ViT-L/14, after EDM2's bicubic resize.
+
+    `weights` as from metrics.dinov2.load_weights.
+    """
+    detector_id = 'dinov2-vitl14-bicubic-v1'
+    number = 'FD-DINOv2'
+    dim = 1024
+
+    def __init__(self, weights: Mapping[str, Tensor], device: torch.device | str = 'cpu') -> None:
+        self.digest = digest(weights)
+        self.network = DINOv2(weights, device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.network(as_rgb(images))
+
+
 def as_rgb(images: Tensor) -> Tensor:
     """uint8 [B, 1 or 3, H, W] -> contiguous [B, 3, H, W]; ValueError for anything else.
 
@@ -70,23 +117,19 @@ def as_rgb(images: Tensor) -> Tensor:
     return images.expand(-1, 3, -1, -1).contiguous()
 
 
-def weights_digest(weights: Mapping[str, np.ndarray]) -> str:
-    """sha256 over names, shapes and little-endian float32 values, whatever file they came from."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(f'{name} {list(weights[name].shape)}\n'.encode())
-        digest.update(np.ascontiguousarray(weights[name], dtype='<f4').tobytes())
-    return digest.hexdigest()
-
-
 DETECTORS: dict[str, Callable[[torch.device], FeatureExtractor]] = {
+    'inception': lambda device: InceptionDetector(load_weights(locate()), device),
     'demo': DemoDetector,
 }
 
 
 def load_detector(name: str, device: torch.device) -> FeatureExtractor:
-    """The extractor of that name; ValueError where there is none: nothing replaces it silently."""
-    if name not in DETECTORS:
-        raise ValueError(f'--detector={name} is not available in this version; --detector=demo '
-                         'measures the distance of random features, which is NOT FID')
-    return DETECTORS[name](device)
+    """The extractor of that name, or the Inception network with the weights of that file.
+
+    ValueError where there is none: nothing replaces it silently.
+    """
+    if name in DETECTORS:
+        return DETECTORS[name](device)
+    if not os.path.isfile(name):
+        raise ValueError(f'--detector={name} is neither {" nor ".join(DETECTORS)} nor a file of Inception weights')
+    return InceptionDetector(load_weights(name), device)

@@ -19,6 +19,7 @@ import fid
 from metrics.distances import frechet_distance
 from metrics.features import DemoDetector
 from metrics.statistics import CHUNK
+from tests.inception_weights import random_weights
 
 ROOT = Path(__file__).parent.parent
 LABEL = 'demo-FD (random features, NOT FID)'
@@ -192,16 +193,33 @@ def test_what_makes_a_number_doubtful_is_said(real, tmp_path):
     ]
 
 
-def test_the_published_network_is_not_replaced_silently(real, tmp_path):
-    """The default detector ends in one line, before anything is computed or written."""
-    message = ('--detector=inception is not available in this version; --detector=demo measures the distance '
-               'of random features, which is NOT FID')
+def test_the_published_network_is_not_replaced_silently(real, tmp_path, monkeypatch):
+    """Without its weights the default detector ends in one line, before anything is computed or written."""
+    for name in ['HOME', 'LIMPID_CACHE_DIR', 'TORCH_HOME', 'DNNLIB_CACHE_DIR', 'XDG_CACHE_HOME']:
+        monkeypatch.setenv(name, str(tmp_path / 'nothing'))
+    monkeypatch.delenv('LIMPID_DETECTOR', raising=False)
     for options in ([], ['--detector=inception']):
-        assert error(CliRunner().invoke(fid.main, [
-            'calc', f'--images={real[1]}', f'--ref={real[2]}', '--device=cpu', *options])) == message
-        assert error(CliRunner().invoke(fid.main, [
-            'ref', f'--data={real[1]}', f'--dest={tmp_path / "x.npz"}', '--device=cpu', *options])) == message
+        for command in (['calc', f'--images={real[1]}', f'--ref={real[2]}'], ['ref', f'--data={real[1]}', f'--dest={tmp_path / "x.npz"}']):
+            message = error(CliRunner().invoke(fid.main, [*command, '--device=cpu', *options]))
+            assert message.startswith('FID needs the published weights of Inception, which are not on this machine: download https://')
+            assert 'sha256' in message and 'LIMPID_DETECTOR' in message and 'NOT FID' in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_statistics_with_a_file_of_inception_weights(tmp_path):
+    """An imitation of the published file, with random weights: 2048 features, and where they come from."""
+    weights = tmp_path / 'weights.pth'
+    torch.save(random_weights(0), weights)
+    folder = tmp_path / 'images'
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        PIL.Image.fromarray(rng.integers(256, size=(28, 28, 3), dtype=np.uint8)).save(folder / f'{i}.png')
+    result = CliRunner().invoke(fid.main, ['ref', f'--data={folder}', f'--dest={tmp_path / "x.npz"}', '--device=cpu', f'--detector={weights}'])
+    assert result.exit_code == 0, result.output
+    saved = np.load(tmp_path / 'x.npz')
+    assert saved['mu'].shape == (2048,) and saved['sigma'].shape == (2048, 2048)
+    assert str(saved['detector_id']) == 'inception-2015-12-05-pool_3-v1' and len(str(saved['detector_digest'])) == 64
 
 
 def test_references_that_do_not_fit(real, tmp_path):

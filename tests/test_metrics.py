@@ -84,10 +84,9 @@ def test_detectors_take_uint8_images_only(x, found):
 
 def test_a_detector_that_there_is_not_is_never_replaced():
     with pytest.raises(ValueError) as error:
-        load_detector('inception', torch.device('cpu'))
-    assert str(error.value) == ('--detector=inception is not available in this version; --detector=demo measures '
-                                'the distance of random features, which is NOT FID')
-    assert list(DETECTORS) == ['demo']
+        load_detector('inseption', torch.device('cpu'))
+    assert str(error.value) == '--detector=inseption is neither inception nor demo nor a file of Inception weights'
+    assert list(DETECTORS) == ['inception', 'demo']
 
 
 # Moments

@@ -1,0 +1,439 @@
+"""Published files of the Inception network's weights: found, told apart, and read; nothing in them runs.
+
+    weights = load_weights(locate(None))       # canonical names -> float32 tensors, see inception.py
+    digest(weights)                            # the same for every format of the same weights
+
+The network of 2015-12-05 has been published four times: as TensorFlow's graph, as a dictionary with
+torchvision's names (pytorch-fid and torch-fidelity share one file), as TorchScript, and as a pickle of a
+Python object. All hold the same numbers under other names. The last two leave out gamma, which is one.
+"""
+
+import contextlib
+import hashlib
+import io
+import itertools
+import os
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dnnlib.download import cached_path
+from metrics.inception import STEM, Conv, weight_shapes
+from torch_utils import legacy
+from torch_utils.safe_pickle import Global, Record, read_pickle, record, shown
+
+MAX_FILE = 300_000_000   # bytes; the largest published one has 96 million
+WHAT = "file of Inception's weights"
+
+
+class Published(NamedTuple):
+    """A file that can be downloaded."""
+    url: str
+    sha256: str | None   # None: nobody has published it
+    size: int
+
+
+# The first is the one to download: under the Apache licence, with a known checksum, and plain data.
+PUBLISHED = (
+    Published('https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth',
+              '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2', 95_628_359),
+    Published('https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt',
+              'f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4', 95_607_719),
+    Published('http://download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz', None, 88_931_400),
+)
+
+
+# Other names of the same tensors.
+
+# Branches of a block: their names here -> their paths in TensorFlow's graph.
+BRANCHES = {
+    'a': {'branch1x1': 'conv', 'branch5x5_1': 'tower/conv', 'branch5x5_2': 'tower/conv_1',
+          'branch3x3dbl_1': 'tower_1/conv', 'branch3x3dbl_2': 'tower_1/conv_1', 'branch3x3dbl_3': 'tower_1/conv_2',
+          'branch_pool': 'tower_2/conv'},
+    'b': {'branch3x3': 'conv', 'branch3x3dbl_1': 'tower/conv', 'branch3x3dbl_2': 'tower/conv_1',
+          'branch3x3dbl_3': 'tower/conv_2'},
+    'c': {'branch1x1': 'conv', 'branch7x7_1': 'tower/conv', 'branch7x7_2': 'tower/conv_1',
+          'branch7x7_3': 'tower/conv_2', 'branch7x7dbl_1': 'tower_1/conv', 'branch7x7dbl_2': 'tower_1/conv_1',
+          'branch7x7dbl_3': 'tower_1/conv_2', 'branch7x7dbl_4': 'tower_1/conv_3', 'branch7x7dbl_5': 'tower_1/conv_4',
+          'branch_pool': 'tower_2/conv'},
+    'd': {'branch3x3_1': 'tower/conv', 'branch3x3_2': 'tower/conv_1', 'branch7x7x3_1': 'tower_1/conv',
+          'branch7x7x3_2': 'tower_1/conv_1', 'branch7x7x3_3': 'tower_1/conv_2', 'branch7x7x3_4': 'tower_1/conv_3'},
+    'e': {'branch1x1': 'conv', 'branch3x3_1': 'tower/conv', 'branch3x3_2a': 'tower/mixed/conv',
+          'branch3x3_2b': 'tower/mixed/conv_1', 'branch3x3dbl_1': 'tower_1/conv', 'branch3x3dbl_2': 'tower_1/conv_1',
+          'branch3x3dbl_3a': 'tower_1/mixed/conv', 'branch3x3dbl_3b': 'tower_1/mixed/conv_1',
+          'branch_pool': 'tower_2/conv'},
+}
+BLOCKS = dict(zip(['Mixed_5b', 'Mixed_5c', 'Mixed_5d', 'Mixed_6a', 'Mixed_6b', 'Mixed_6c', 'Mixed_6d', 'Mixed_6e',
+                   'Mixed_7a', 'Mixed_7b', 'Mixed_7c'], 'aaabccccdee', strict=True))
+LEAVES = {   # here: in TensorFlow's graph, in NVIDIA's objects (which have no gamma)
+    'conv.weight': ('conv2d_params', 'weight'),
+    'bn.weight': ('batchnorm/gamma', None),
+    'bn.bias': ('batchnorm/beta', 'beta'),
+    'bn.running_mean': ('batchnorm/moving_mean', 'mean'),
+    'bn.running_var': ('batchnorm/moving_variance', 'var'),
+}
+
+
+def tensorflow_names() -> dict[str, str]:
+    """Names here -> names in TensorFlow's graph."""
+    names = {f'{name}.{leaf}': f'{path}/{tensorflow}' for name, path, _ in _convolutions()
+             for leaf, (tensorflow, _) in LEAVES.items()}
+    return {**names, 'fc.weight': 'softmax/weights', 'fc.bias': 'softmax/biases'}
+
+
+def nvidia_names() -> dict[str, str]:
+    """Names here -> names in NVIDIA's objects; gamma is not among them."""
+    names = {f'{name}.{leaf}': f'{path}.{nvidia}' for name, _, path in _convolutions()
+             for leaf, (_, nvidia) in LEAVES.items() if nvidia is not None}
+    return {**names, 'fc.weight': 'output.weight', 'fc.bias': 'output.bias'}
+
+
+def _convolutions() -> Iterator[tuple[str, str, str]]:
+    """Every convolution's name here, in TensorFlow's graph, and in NVIDIA's objects."""
+    for i, conv in enumerate(conv for conv in STEM if isinstance(conv, Conv)):
+        theirs = _numbered('conv', i)
+        yield conv.name, theirs, f'layers.{theirs}'
+    for i, (block, kind) in enumerate(BLOCKS.items()):
+        theirs = _numbered('mixed', i)
+        for branch, path in BRANCHES[kind].items():
+            inner = path.replace('/', '_' if kind == 'e' else '.')
+            yield f'{block}.{branch}', f'{theirs}/{path}', f'layers.{theirs}.{inner}'
+
+
+def _numbered(name: str, i: int) -> str:
+    return f'{name}_{i}' if i else name
+
+
+def to_canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under any of the three sets of names -> under those of inception.weight_shapes, all of them.
+
+    Raises ValueError, without a file's name, for a missing, unknown or misshapen tensor, for one that is
+    not float32, and for values that are not finite.
+    """
+    if 'conv/conv2d_params' in tensors:
+        named = {name: _as_here(tensors[theirs]) for name, theirs in tensorflow_names().items() if theirs in tensors}
+    elif 'layers.conv.weight' in tensors:
+        names = {theirs: name for name, theirs in nvidia_names().items()}
+        named = {names.get(theirs, theirs): tensor for theirs, tensor in tensors.items()}
+        named |= {name: torch.ones(shape) for name, shape in weight_shapes().items() if name.endswith('bn.weight')}
+    else:
+        named = {name: tensor for name, tensor in tensors.items() if not name.endswith('.num_batches_tracked')}
+    return checked(named, weight_shapes())
+
+
+def _as_here(tensor: Tensor) -> Tensor:
+    """TensorFlow's layout, outputs last, -> PyTorch's, outputs first."""
+    return tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T if tensor.ndim == 2 else tensor
+
+
+def checked(named: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:
+    """Contiguous tensors in the order of `shapes`. ValueError for one that is missing, unknown or wrong."""
+    for name, shape in shapes.items():
+        if name not in named:
+            raise ValueError(f'the tensor {name} is missing')
+        tensor = named[name]
+        if list(tensor.shape) != shape:
+            hint = "; torchvision's Inception has 1000 classes and other weights" if name.startswith('fc.') else ''
+            raise ValueError(f'the tensor {name} has shape {list(tensor.shape)}, not {shape}{hint}')
+        if tensor.dtype != torch.float32:
+            raise ValueError(f'the tensor {name} is of {tensor.dtype}, not torch.float32')
+        if not tensor.isfinite().all():
+            raise ValueError(f'the tensor {name} has values that are not finite')
+    for name in named:
+        if name not in shapes:
+            raise ValueError(f'the tensor {shown(name)} is unknown to the network')
+    return {name: named[name].detach().contiguous() for name in shapes}
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """sha256 over canonical names, shapes and values. A gamma of ones is left out: some files have none."""
+    return weights_digest({name: tensor.numpy() for name, tensor in weights.items()
+                           if not (name.endswith('bn.weight') and (tensor == 1).all())})
+
+
+def weights_digest(weights: Mapping[str, np.ndarray]) -> str:
+    """sha256 over names, shapes and little-endian float32 values, whatever file they came from."""
+    sha256 = hashlib.sha256()
+    for name in sorted(weights):
+        sha256.update(f'{name} {list(weights[name].shape)}\n'.encode())
+        sha256.update(np.ascontiguousarray(weights[name], dtype='<f4').tobytes())
+    return sha256.hexdigest()
+
+
+def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The network's weights from a file of any published format, under canonical names, on the CPU.
+
+    Raises FileNotFoundError, or ValueError in one line that names the file and what is wrong with it.
+    """
+    path = Path(path)
+    tensors = FORMATS[sniff(path)](path)
+    try:
+        return to_canonical(tensors)
+    except ValueError as error:
+        raise ValueError(f"{path} does not have the weights of FID's Inception network: {error}") from None
+
+
+def sniff(path: str | os.PathLike[str]) -> str:
+    """The format of a file, by its first bytes: a key of FORMATS. Errors as in load_weights."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f'{path} is a folder, not a {WHAT}')
+    if not path.exists():
+        raise FileNotFoundError(2, f'there is no such {WHAT}', str(path))
+    if path.stat().st_size > MAX_FILE:
+        raise ValueError(f'{path} is not a {WHAT}: it has {path.stat().st_size} bytes, and they have 96 million')
+    with open(path, 'rb') as file:
+        start = file.read(64)
+    if start.startswith(legacy.ZIP_START):
+        with _one_line(path), zipfile.ZipFile(path) as archive:
+            scripted = any(name.endswith('/constants.pkl') for name in archive.namelist())
+        return 'TorchScript' if scripted else 'state dict'
+    if start.startswith(legacy.STREAM_START):
+        return 'state dict'
+    for beginning, name in ((b'\x80', 'pickled object'), (b'\x1f\x8b', 'tgz'), (b'\n', 'GraphDef')):
+        if start.startswith(beginning) and not start.lstrip().lower().startswith((b'<!doctype', b'<html')):
+            return name
+    raise ValueError(f'{path} is not a {WHAT}: it ' + (f'starts with {start[:8]!r}' if start else 'is empty'))
+
+
+@contextlib.contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    """Whatever a damaged file makes Python's libraries raise, as a ValueError that names the file."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError, OSError, NotImplementedError,
+            struct.error, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
+        raise ValueError(f'{path} is damaged or not a {WHAT}: {shown(str(error), 200)}') from None
+
+
+# Readers of the formats: path -> tensors under the names of the file.
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """torch.save of a dictionary, in the format of today or in that of before 2020."""
+    return dict(_tensors_of(legacy.read_file(path, legacy.TENSORS, WHAT)))
+
+
+def read_object(path: Path) -> dict[str, Tensor]:
+    """A pickled torch module that carries its source text with it, which is not looked at."""
+    return dict(_tensors_of(legacy.read_file(path, {**legacy.CHECKPOINTS, **MODULES}, WHAT)))
+
+
+def read_torchscript(path: Path) -> dict[str, Tensor]:
+    """The parameters and buffers of a TorchScript archive; its programs are not looked at."""
+    with _one_line(path), zipfile.ZipFile(path) as archive:
+        entries = {info.filename: info for info in archive.infolist()}
+        tops = [name.removesuffix('/data.pkl') for name in entries if name.endswith('/data.pkl')]
+        if len(tops) != 1:
+            raise ValueError(f'it is a zip with {len(tops)} entries called data.pkl instead of one')
+        storages: dict[str, legacy.Storage] = {}
+
+        def read(name: str) -> bytes:
+            info = entries.get(f'{tops[0]}/{name}')
+            if info is None or info.compress_type != zipfile.ZIP_STORED or info.file_size > path.stat().st_size:
+                raise ValueError(f'its entry {shown(name)} is missing, or not as torch.jit.save writes it')
+            return archive.read(info)
+
+        def load(identity: Any) -> legacy.Storage:  # noqa: ANN401
+            match identity:
+                case ('storage', Global('torch', kind, _), str(key), str(_), int(count)) if kind in legacy.STORAGES:
+                    if key not in storages:
+                        values = torch.frombuffer(bytearray(read(f'data/{key}')), dtype=legacy.STORAGES[kind])
+                        storages[key] = legacy.Storage(values)
+                    if storages[key].values.numel() == count:
+                        return storages[key]
+            raise ValueError('it refers to something outside of itself that is no storage, or one of another size')
+
+        return dict(_tensors_of(read_pickle(io.BytesIO(read('data.pkl')), _Scripted(legacy.TENSORS), load)))
+
+
+class _Scripted(dict[tuple[str, str], Callable[..., Any]]):
+    """The names that TorchScript's pickles may refer to: the classes of the program become records."""
+
+    def get(self, key: tuple[str, str], default: Any = None) -> Any:  # type: ignore[override]  # noqa: ANN401
+        module, name = key
+        if module == '__torch__' or module.startswith('__torch__.'):
+            return record(f'{module}.{name}')
+        if module == 'torch.jit._pickle':   # build_intlist and others: a list, and what type it is of
+            return lambda value, *_: value
+        return super().get(key, default)
+
+
+def _tensors_of(value: Any) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401
+    """(dotted name, tensor) of a dictionary, or of an object and the objects in it, 10,000 at the most."""
+    def walk(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401
+        if isinstance(value, Tensor):
+            yield name[1:], value
+        elif isinstance(value, Record) and isinstance(value.state, dict):
+            members = [value.state, *(value.state.get(key) for key in ('_parameters', '_buffers', '_modules'))]
+            for part in members:
+                for key, member in part.items() if isinstance(part, dict) else ():
+                    yield from walk(member, f'{name}.{key}')
+
+    parts = value.items() if isinstance(value, dict) else [(None, value)]
+    tensors = itertools.chain.from_iterable(walk(v, '' if k is None else f'.{k}') for k, v in parts)
+    return itertools.islice(tensors, 10_000)
+
+
+def read_graphdef(path: Path) -> dict[str, Tensor]:
+    """The constants of a TensorFlow graph, without TensorFlow."""
+    with _one_line(path):
+        return dict(_constants(path.read_bytes()))
+
+
+def read_tgz(path: Path) -> dict[str, Tensor]:
+    """The graph within the archive that TensorFlow's models were published in."""
+    with _one_line(path), tarfile.open(path, 'r:gz') as archive:
+        for member in archive:
+            if member.isfile() and Path(member.name).name == 'classify_image_graph_def.pb' and member.size < MAX_FILE:
+                file = archive.extractfile(member)
+                assert file is not None, 'a regular file can be extracted'
+                return dict(_constants(file.read()))
+        raise ValueError('it has no file called classify_image_graph_def.pb')
+
+
+def _constants(graph: bytes) -> Iterator[tuple[str, Tensor]]:
+    """(name, value) of a graph's float32 constants, as far as the network has such names.
+
+    GraphDef: node = 1. NodeDef: name = 1, op = 2, attr = 5, a map whose entries have key = 1, value = 2.
+    AttrValue: tensor = 8. TensorProto: dtype = 1 (float32 is 1), shape = 2, content = 4, float values = 5.
+    TensorShapeProto: dim = 2, of which size = 1.
+    """
+    wanted = set(tensorflow_names().values())
+    for node in _messages(memoryview(graph), 1):
+        name = b''.join(_messages(node, 1)).decode()
+        if name not in wanted or b''.join(_messages(node, 2)) != b'Const':
+            continue
+        for attribute in _messages(node, 5):
+            for tensor in (t for value in _messages(attribute, 2) for t in _messages(value, 8)):
+                fields = _fields(tensor)
+                shape = [dict(_fields(dim)).get(1, 0) for s in _messages(tensor, 2) for dim in _messages(s, 2)]
+                content = b''.join(value for number, value in fields if number in (4, 5))
+                if dict(fields).get(1) != 1 or len(content) != 4 * int(np.prod(shape, dtype=object)):
+                    raise ValueError(f'{name} is no float32 tensor of shape {shape}')
+                yield name, torch.frombuffer(bytearray(content), dtype=torch.float32).reshape(shape)
+
+
+def _messages(message: memoryview, number: int) -> list[Any]:
+    """The values of a field, in order."""
+    return [value for found, value in _fields(message) if found == number]
+
+
+def _fields(message: memoryview) -> list[tuple[int, Any]]:
+    """(number, value) of every field of a Protocol Buffers message: an integer, or bytes."""
+    fields: list[tuple[int, Any]] = []
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        if key & 7 == 0:
+            value, at = _varint(message, at)
+            fields.append((key >> 3, value))
+            continue
+        if key & 7 == 2:
+            length, at = _varint(message, at)
+        else:
+            length = {1: 8, 5: 4}.get(key & 7, len(message) + 1)   # other kinds: nothing has that length
+        if at + length > len(message):
+            raise ValueError('it is no Protocol Buffers message, or ends within one')
+        fields.append((key >> 3, message[at:at + length]))
+        at += length
+    return fields
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    """An integer of seven bits a byte, lowest first, and where it ends."""
+    value = 0
+    for i in range(10):
+        value |= (message[at + i] & 127) << (7 * i)
+        if message[at + i] < 128:
+            return value, at + i + 1
+    raise ValueError('it is no Protocol Buffers message')
+
+
+# Where files are.
+
+def locate(source: str | os.PathLike[str] | None = None) -> Path:
+    """The file of weights: `source` if given, else $LIMPID_DETECTOR, else a download of ours or of other tools.
+
+    Nothing is downloaded; dnnlib.download.fetch does that. Raises ValueError where there is none, and says in
+    one line how to get one; and where a found download does not have its checksum.
+    """
+    advice = missing('FID', 'Inception', PUBLISHED[0], 'LIMPID_DETECTOR')
+    return first_of(_downloads(), source, 'LIMPID_DETECTOR', advice)
+
+
+def missing(number: str, network: str, file: Published, variable: str) -> str:
+    """What to do about weights that are not there."""
+    return (f'{number} needs the published weights of {network}, which are not on this machine: download {file.url} '
+            f'({file.size} bytes, sha256 {file.sha256}) to {cached_path(file.url)}, or set {variable} to the file; '
+            'for a trial without them --detector=demo measures the distance of random features, which is NOT FID')
+
+
+def first_of(downloads: Iterable[tuple[Path, str | None]], source: str | os.PathLike[str] | None, variable: str,
+             advice: str) -> Path:
+    """`source`, or what the environment's `variable` names, or the first of `downloads` that exists.
+
+    Raises ValueError: `advice` where there is none, and for one that does not have its checksum.
+    """
+    if source is not None:
+        return Path(source)
+    named = os.environ.get(variable)
+    if named:
+        if not Path(named).exists():
+            raise ValueError(f'{variable}={named} does not exist: name the file of weights, or unset it')
+        return Path(named)
+    for path, sha256 in downloads:
+        if path.is_file():
+            found = sha256 and _sha256(path)
+            if found != sha256:
+                raise ValueError(f'{path} is damaged: its sha256 is {found}, not {sha256}; delete it')
+            return path
+    raise ValueError(advice)
+
+
+def _downloads() -> Iterator[tuple[Path, str | None]]:
+    """Where downloads may be, best first: our cache, then those of other tools. With their checksums."""
+    state_dict, torchscript, _ = PUBLISHED
+    for file in PUBLISHED:
+        yield cached_path(file.url), file.sha256
+    hub = Path(torch.hub.get_dir()) / 'checkpoints'
+    for prefix in ('pt_', 'weights-'):
+        yield hub / f'{prefix}inception-2015-12-05-6726825d.pth', state_dict.sha256
+    home = Path(os.environ.get('DNNLIB_CACHE_DIR') or Path.home() / '.cache' / 'dnnlib')
+    for url, sha256 in ((torchscript.url, torchscript.sha256), (NGC_URL, None)):
+        for folder in (home / 'downloads', home):
+            for path in sorted(folder.glob(f'{hashlib.md5(url.encode(), usedforsecurity=False).hexdigest()}_*')):
+                yield path, sha256
+    yield Path.home() / '.cache' / 'k-diffusion' / 'inception-2015-12-05.pt', torchscript.sha256
+
+
+def _sha256(path: Path) -> str:
+    with open(path, 'rb') as file:
+        sha256 = hashlib.sha256()
+        while block := file.read(1 << 20):
+            sha256.update(block)
+    return sha256.hexdigest()
+
+
+# The pickled object's address, whose MD5 is its name in the caches of those who have downloaded it.
+NGC_URL = ('https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan3/versions/1/files/metrics/'
+           'inception-2015-12-05.pkl')
+MODULES: dict[tuple[str, str], Callable[..., Any]] = {   # of torch, which the pickled object consists of
+    (f'torch.nn.modules.{module}', name): record(name) for module, name in (
+        ('container', 'Sequential'), ('container', 'ModuleList'), ('pooling', 'MaxPool2d'), ('pooling', 'AvgPool2d'),
+        ('pooling', 'AdaptiveAvgPool2d'), ('linear', 'Linear'), ('activation', 'ReLU'))
+}
+FORMATS: dict[str, Callable[[Path], dict[str, Tensor]]] = {
+    'state dict': read_state_dict,
+    'TorchScript': read_torchscript,
+    'pickled object': read_object,
+    'GraphDef': read_graphdef,
+    'tgz': read_tgz,
+}
