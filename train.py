@@ -38,7 +38,8 @@ from training.dataset import DataConfig
 from training.ema import HalfLife, PowerFunction, power_of
 from training.loss import NOISE_DISTRIBUTIONS, WEIGHTINGS, DenoisingLoss, HybridLoss, UniformLevel, sigma_range
 from training.networks import ARCHITECTURES, NetworkConfig, build_network, complete_arguments
-from training.state import STATE, TrainState, files_of, latest_state, load_state
+from training.published import read_state
+from training.state import STATE, TrainState, files_of, latest_state
 from training.table1 import TABLE_1
 from training.training_loop import Interrupted, NonFiniteError, prepare, training_loop
 
@@ -209,7 +210,7 @@ def state_to_resume(resume: str | None, run_dir: Path | None) -> tuple[str, dict
     if resume == 'never' or (resume is None and run_dir is None):
         return None
     if resume not in (None, 'auto'):
-        return resume, load_state(resume)
+        return resume, read_state(resume)
     assert run_dir is not None
     found = latest_state(run_dir, lambda line: distributed.print0(f'Warning: {line}'))
     if found is None and files_of(run_dir, STATE):

@@ -67,9 +67,9 @@ def test_the_ends_of_a_path_are_the_images_of_its_seeds(snapshots, tmp_path):  #
     result = run(flow.main, 'interpolate', network, '--seeds=4,9,4', '--frames=3', '--class=2', '--steps=3', f'--dest={tmp_path}/p.png', '--device=cpu')
     assert result.exit_code == 0, result.output
     strip = np.asarray(PIL.Image.open(tmp_path / 'p.png'))[::4, ::4].astype(int)   # 8 pixels are shown as 32
-    assert strip.shape == (16, 24)
+    assert strip.shape == (19, 28)   # with a line around each image
     assert run(generate.main, network, '--seeds=4,9', '--class=2', '--steps=3', f'--outdir={tmp_path}', '--device=cpu').exit_code == 0
-    for seed, place in [(4, strip[:8, :8]), (9, strip[:8, 16:]), (9, strip[8:, :8]), (4, strip[8:, 16:])]:
+    for seed, place in [(4, strip[1:9, 1:9]), (9, strip[1:9, 19:27]), (9, strip[10:18, 1:9]), (4, strip[10:18, 19:27])]:
         assert np.abs(np.asarray(PIL.Image.open(tmp_path / f'{seed:06d}.png')).astype(int) - place).max() <= 1
     for name in ['p.gif', 'p.apng']:
         assert run(flow.main, 'interpolate', network, '--seeds=4,9', '--frames=5', '--steps=2', f'--dest={tmp_path}/{name}', '--device=cpu').exit_code == 0

@@ -82,8 +82,8 @@ def test_a_grid_is_one_picture_of_the_same_images(snapshots, tmp_path):
     assert run(generate.main, *common, f'--outdir={tmp_path}/grid', '--grid=2x3').exit_code == 0
     assert run(generate.main, *common, f'--outdir={tmp_path}/files', '--seeds=0-5').exit_code == 0
     grid = np.asarray(PIL.Image.open(tmp_path / 'grid' / 'grid.png'))
-    assert grid.shape == (64, 96)   # images of 8 pixels are shown four times as large
-    assert np.array_equal(grid[32:64:4, 32:64:4], pixels(tmp_path / 'files', range(6))[4])
+    assert grid.shape == (4 * (2 * 9 + 1), 4 * (3 * 9 + 1))   # 8 pixels and a line, shown four times as large
+    assert np.array_equal(grid[40:72:4, 40:72:4], pixels(tmp_path / 'files', range(6))[4])
     assert [path.name for path in (tmp_path / 'grid').iterdir()] == ['grid.png']
 
 

@@ -6,6 +6,7 @@ import math
 import pickle
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,12 @@ from diffusion.samplers import Denoise, run
 from diffusion.schedules import IDDPMLevels, VPSchedule
 from diffusion.seeds import latents_and_labels
 from tests.golden_weights import golden_tensor
+from tests.test_training import digits, run_steps, small_config  # noqa: F401 (fixture)
 from torch_utils.random import StackedGenerator
 from training.networks import EDMPrecond, NetworkConfig, attention, build_network, iDDPMPrecond
-from training.published import read_network
+from training.published import read_network, read_state
 from training.sampling import resolve_sampler
+from training.training_loop import prepare
 
 GOLDEN = Path(__file__).parent / 'golden'
 PUBLISHED = GOLDEN / 'published-ddpmpp-edm.pkl'
@@ -197,6 +200,38 @@ def test_snapshots_and_states_of_every_preconditioner(kind, tmp_path):
     assert_same(read, net)
     with pytest.raises(ValueError, match='--weights=ema: .* has raw$'):
         read_network(state, 'ema')
+
+
+def test_an_edm_training_state_is_continued(digits, tmp_path):  # noqa: F811
+    """Raw weights and Adam's moments from the state, the average from the snapshot beside it: the same next steps."""
+    config = small_config(digits, dropout=0.0)
+    state = run_steps(config, 4)
+    state.nimg = 2_000_000
+
+    def pretended(net):
+        fields = {name: getattr(net, name) for name in ('img_resolution', 'img_channels', 'label_dim', 'sigma_min', 'sigma_max', 'sigma_data')}
+        module = imitate(net, **fields, use_fp16=False)
+        model = module.arguments[0]['state']['_modules']['model'].arguments[0]['state']
+        model['_init_args'], model['_init_kwargs'] = (8, 1, 1), {'label_dim': 10, **config.network.model}
+        return module
+
+    path = tmp_path / 'training-state-002000.pt'
+    torch.save({'net': pretended(state.net), 'optimizer_state': state.optimizer.state_dict()}, path)
+    with pytest.raises(ValueError, match='it is in network-snapshot-002000.pkl, which is not beside it'):
+        read_state(path)
+    (tmp_path / 'network-snapshot-002000.pkl').write_bytes(pickle.dumps({'ema': pretended(state.ema.net)}, 4))
+    again, line = prepare(config, torch.device('cpu'), (str(path), read_state(path)))
+    assert line == f'continuing from {path} at 2000.0 kimg' and again.nimg == 2_000_000
+    for _ in range(2):
+        run_steps(config, 1, state)
+        run_steps(config, 1, again)
+    assert_same(again.net, state.net)
+    assert_same(again.ema.net, state.ema.net)
+    with pytest.raises(ValueError, match='network.label_dim: 10, now 3'):
+        prepare(replace(config, network=replace(config.network, label_dim=3)), torch.device('cpu'), (str(path), read_state(path)))
+    torch.save({'net': pretended(state.net), 'optimizer_state': {'state': {0: {'exp_avg': torch.zeros(2)}}, 'param_groups': []}}, path)
+    with pytest.raises(ValueError, match='exp_avg of parameter 0 in its optimizer_state is missing or misshapen'):
+        read_state(path)
 
 
 def test_the_levels_of_a_file_win(tmp_path):

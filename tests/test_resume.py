@@ -528,3 +528,31 @@ def test_reconstruct_puts_an_average_together(digits, tmp_path):  # noqa: F811
     assert contents['ema_name'] == 'power-0.07' and contents['nimg'] == 4000
     result = run(command.main, 'reconstruct', f'--run={tmp_path}/nowhere', '--width=0.1', f'--dest={tmp_path}/x.pkl')
     assert result.exit_code == 2 and 'train with --ema-power=0.05,0.1' in result.output
+
+
+def test_older_formats_are_upgraded_and_later_ones_refused(monkeypatch):
+    path = Path(__file__).parent / 'data' / 'training-state-format-1.pt'
+    monkeypatch.setattr('training.config.FORMAT', 3)
+    monkeypatch.setattr('training.state.UPGRADES', {
+        1: lambda contents: {**contents, 'nimg': contents['nimg'] + 1}, 2: lambda contents: {**contents, 'nimg': contents['nimg'] * 2}})
+    assert (load_state(path)['nimg'], load_state(path)['format']) == (8194, 3)
+    monkeypatch.undo()
+    monkeypatch.setattr('training.config.FORMAT', 0)
+    with pytest.raises(ValueError, match='has format 1; this version reads formats 1 to 0'):
+        load_state(path)
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'fp16', 'bf16'])
+def test_snapshots_of_every_precision_load_with_bare_names(digits, tmp_path, precision):  # noqa: F811
+    """Also from a network that was compiled: its parameters keep their names and stay float32."""
+    config = small_config(digits)
+    config = replace(config, network=replace(config.network, precision=precision))
+    state = run_steps(config, 2)
+    compiled = torch.compile(state.net, backend='eager')
+    compiled(torch.zeros(1, 1, 8, 8), torch.ones(1), torch.eye(10)[:1])
+    path = save_snapshot(state, config, tmp_path)
+    net, contents = load_snapshot(path)
+    assert_same(net.state_dict(), state.ema.net.state_dict())
+    assert contents['nimg'] == 32 and {tensor.dtype for tensor in net.state_dict().values()} == {torch.float32}
+    assert not any(part in name for name in net.state_dict() for part in ('module.', '_orig_mod.'))
+    assert net.dtype == {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}[precision]

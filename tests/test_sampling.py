@@ -221,7 +221,7 @@ def test_the_ideal_denoiser_in_place_of_a_network(digits, tmp_path):
     result = CliRunner().invoke(generate.main, [*arguments, f'--outdir={tmp_path}/one', '--stats', '--trajectory'])
     assert result.exit_code == 0, result.output
     assert 'Evaluations of the network: 23 per image (NFE)' in result.output and 'Noise levels (12): 80, ' in result.output
-    assert PIL.Image.open(tmp_path / 'one' / 'trajectory.png').size == (12 * 32, 9 * 32)
+    assert PIL.Image.open(tmp_path / 'one' / 'trajectory.png').size == (4 * (12 * 9 + 1), 4 * (9 * 9 + 1))
     two = torchrun(2, 'generate.py', *arguments, f'--outdir={tmp_path}/two', '--stats', '--trajectory')
     assert two.returncode == 0, two.stderr
     files = sorted(path.name for path in (tmp_path / 'one').iterdir())

@@ -8,6 +8,9 @@ import PIL.Image
 from dnnlib.files import atomic_write
 
 
+GREY = 96   # of the lines between images
+
+
 def tile(images: np.ndarray, columns: int) -> np.ndarray:
     """uint8 [N, C, H, W] -> uint8 [rows H, columns W, C], row by row; a last row is filled with black."""
     count, channels, height, width = images.shape
@@ -32,10 +35,12 @@ def save_png(pixels: np.ndarray, path: str | os.PathLike[str], durable: bool = T
 
 
 def save_grid(images: np.ndarray, path: str | os.PathLike[str], columns: int) -> None:
-    """Write uint8 [N, C, H, W] as one picture with `columns` columns.
+    """Write uint8 [N, C, H, W] as one picture with `columns` columns and a thin grey line around each image.
 
     Images under 32 pixels are enlarged by a whole number, pixel by pixel, so that one can see them.
+    Image (r, c) begins at pixel (1 + r (H + 1), 1 + c (W + 1)), times that number.
     """
-    pixels = tile(np.asarray(images), columns)
+    framed = np.pad(images, [(0, 0), (0, 0), (1, 0), (1, 0)], constant_values=GREY)
+    pixels = np.pad(tile(framed, columns), [(0, 1), (0, 1), (0, 0)], constant_values=GREY)
     zoom = -(-32 // images.shape[-1])
     save_png(pixels.repeat(zoom, axis=0).repeat(zoom, axis=1), path)

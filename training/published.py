@@ -32,7 +32,7 @@ from training.networks import Denoiser, NetworkConfig
 from training.read_adm import from_adm
 from training.read_edm import from_edm
 from training.read_song import from_song
-from training.state import SNAPSHOT, STATE, load_snapshot
+from training.state import SNAPSHOT, STATE, load_snapshot, load_state
 
 WHAT = f'{SNAPSHOT} or {STATE}'
 METADATA = 'limpid'   # the key of our text in a safetensors file
@@ -57,6 +57,45 @@ def read_network(path: str | os.PathLike[str], weights: str | None = None) -> tu
         found = _recognise(read_file(path, CHECKPOINTS, WHAT), path, weights)
     net = assemble(found, path)
     return net, {**found.info, 'config': found.config}
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The contents of a training state, ours or EDM's; FileNotFoundError or ValueError in one line.
+
+    EDM keeps the average in the snapshot of the same number, which must lie beside the state. The states
+    of the optimizer go by the order of the parameters, which is the same here. What EDM's file does not
+    tell (`config`, the images of the data set) is None or empty.
+    """
+    path = Path(path)
+    if is_zip(path):
+        shapes = read_file(path, CHECKPOINTS, STATE, data=False)
+        if isinstance(shapes, dict) and isinstance(shapes.get('net'), Record):
+            return _edm_state(path)
+    return load_state(path)
+
+
+def _edm_state(path: Path) -> dict[str, Any]:
+    raw, info = read_network(path, 'raw')
+    if info['nimg'] is None:
+        raise ValueError(f'{path}: the name of an EDM training state ends in its number of thousands of images')
+    beside = path.with_name(f'network-snapshot-{path.stem.rsplit("-", 1)[1]}.pkl')
+    if not beside.is_file():
+        raise ValueError(f'{path} has no average of the weights: it is in {beside.name}, which is not beside it')
+    average, _ = read_network(beside, 'ema')
+    optimizer = read_file(path, CHECKPOINTS, STATE).get('optimizer_state')
+    parameters = list(raw.parameters())
+    moments = optimizer.get('state') if isinstance(optimizer, dict) else None
+    if not isinstance(moments, dict) or set(moments) - set(range(len(parameters))) or 'param_groups' not in optimizer:
+        raise ValueError(f'{path}: its optimizer_state is not that of the {len(parameters)} parameters of its network')
+    for index, entry in moments.items():
+        for name in ('exp_avg', 'exp_avg_sq'):
+            tensor = entry.get(name) if isinstance(entry, dict) else None
+            if not isinstance(tensor, torch.Tensor) or tensor.shape != parameters[index].shape:
+                raise ValueError(f'{path}: {name} of parameter {index} in its optimizer_state is missing or misshapen')
+    return {'kind': STATE, 'format': configs.FORMAT, 'config': None, 'network': info['config'], 'fingerprint': '',
+            'nimg': info['nimg'], 'seconds': 0.0, 'ema_rampup': True, 'lr_factor': 1.0, 'bad_steps': 0,
+            'loss_scale': None, 'net': raw.state_dict(), 'averages': {None: average.state_dict()},
+            'optimizer': optimizer, 'stats': []}
 
 
 def digest(net: nn.Module) -> str:

@@ -10,7 +10,7 @@ generator state is ever saved: all randomness is a function of (seed, nimg).
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,7 @@ def load_snapshot(path: str | os.PathLike[str], device: torch.device | str = 'cp
     `weights` is 'ema', the main average; 'ema:NAME', any average; or 'raw', which training states have.
     Raises FileNotFoundError or ValueError, in one line that names the file.
     """
-    contents = checkpoint.load(path, SNAPSHOT, STATE)
-    _check_format(contents, path)
+    contents = _upgraded(checkpoint.load(path, SNAPSHOT, STATE), path)
     net = build_network(configs.decode(contents['config']['network'], NetworkConfig, f'{path}: network'))
     checkpoint.load_into(net, choose_weights(contents, weights, path), str(path))
     return net.eval().requires_grad_(False).to(device), contents
@@ -151,22 +150,24 @@ def save_state(state: TrainState, config: TrainConfig, run_dir: Path, fingerprin
 
 def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The contents of a training state; ValueError in one line for one that cannot be used."""
-    contents = checkpoint.load(path, STATE)
-    _check_format(contents, path)
-    return contents
+    return _upgraded(checkpoint.load(path, STATE), path)
 
 
 def restore_state(state: TrainState, contents: dict[str, Any], origin: str) -> None:
     """Continue from the contents of a training state; ValueError in one line where they do not fit."""
+    if list(contents['averages']) == [None] and len(state.averages) == 1:   # of a file that does not say how long it is
+        contents = {**contents, 'averages': dict(zip(state.averages, contents['averages'].values(), strict=True))}
     if list(contents['averages']) != list(state.averages):
-        there, wanted = ', '.join(contents['averages']), ', '.join(state.averages)
+        there, wanted = ', '.join(map(str, contents['averages'])), ', '.join(state.averages)
         raise ValueError(f'{origin} has the averages {there}, not {wanted}')
     checkpoint.load_into(state.net, contents['net'], origin)
     for name, average in state.averages.items():
         checkpoint.load_into(average.net, contents['averages'][name], origin)
     state.optimizer.load_state_dict(contents['optimizer'])
-    state.stats.restore(contents['stats'])
-    state.loss_scale.scale, state.loss_scale.calm = contents['loss_scale']
+    if contents['stats']:
+        state.stats.restore(contents['stats'])
+    if contents['loss_scale'] is not None:
+        state.loss_scale.scale, state.loss_scale.calm = contents['loss_scale']
     state.nimg, state.seconds, state.ema_rampup = contents['nimg'], contents['seconds'], contents['ema_rampup']
     state.lr_factor, state.bad_steps = contents['lr_factor'], contents['bad_steps']
 
@@ -192,6 +193,15 @@ def differences(stored: dict[str, Any], config: TrainConfig) -> list[str]:
     return [f'{name}: {old.get(name, "absent")}, now {new.get(name, "absent")}'
             for name in sorted(old.keys() | new.keys())
             if name not in MAY_CHANGE and old.get(name, '') != new.get(name, '')]
+
+
+def network_differences(network: NetworkConfig, config: TrainConfig) -> list[str]:
+    """The same for a file that tells the network alone; its dropout, precision and noise levels may be chosen anew."""
+    old, new = (_flat(configs.encode(replace(net, precision='fp32'))) for net in (network, config.network))
+    return [f'network.{name}: {old.get(name, "absent")}, now {new.get(name, "absent")}'
+            for name in sorted(old.keys() | new.keys())
+            if name not in ('model.dropout', 'model.label_dropout', 'sigma_min', 'sigma_max')
+            and old.get(name, '') != new.get(name, '')]
 
 
 def _flat(data: Any, prefix: str = '') -> dict[str, Any]:  # noqa: ANN401
@@ -249,9 +259,19 @@ def _by_level(net: Denoiser) -> dict[str, tuple[str, torch.Tensor]]:
     return {re.sub(r'\.(\d+)x\1_', place, name): (name, tensor) for name, tensor in net.state_dict().items()}
 
 
-def _check_format(contents: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    if contents.get('format') != configs.FORMAT:
-        raise ValueError(f"{path} has format {contents.get('format')}; this version reads format {configs.FORMAT}")
+def _upgraded(contents: dict[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """`contents` in today's format; ValueError for a format of the future, and for what lacks something."""
+    number = contents.get('format')
+    while number in UPGRADES:
+        contents = {**UPGRADES[number](contents), 'format': number + 1}
+        number += 1
+    if number != configs.FORMAT:
+        raise ValueError(f'{path} has format {number}; this version reads formats 1 to {configs.FORMAT}')
     for key in KEYS[contents['kind']]:
         if key not in contents:
             raise ValueError(f"{path} is a {contents['kind']} without {key!r}")
+    return contents
+
+
+# What turns the contents of a file of format n into those of format n + 1. There has been one format only.
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}

@@ -40,6 +40,7 @@ from training.state import (
     TrainState,
     differences,
     latest_state,
+    network_differences,
     prune_states,
     restore_state,
     save_snapshot,
@@ -64,7 +65,8 @@ def prepare(config: TrainConfig, device: torch.device, resume: tuple[str, dict[s
     state = build(config, device)
     if resume is not None:
         path, contents = resume
-        changed = differences(contents['config'], config)
+        told = contents['config'] is not None
+        changed = differences(contents['config'], config) if told else network_differences(contents['network'], config)
         if fingerprint and contents['fingerprint'] not in ('', fingerprint):
             changed.append('the images of the data set are others')
         if changed:
