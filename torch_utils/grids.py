@@ -7,7 +7,6 @@ import PIL.Image
 
 from dnnlib.files import atomic_write
 
-
 GREY = 96   # of the lines between images
 
 
