@@ -78,7 +78,8 @@ def inspect(file: str, weights: str | None) -> None:
 def convert(file: str, dest: str, weights: str | None) -> None:
     """Write the network of any FILE as a snapshot of ours, or as safetensors.
 
-    Every tensor keeps its name and its float32 values.
+    Every tensor keeps its name and its float32 values. (There is no conversion to a UNet2DModel of
+    diffusers: it scales its skips and resamples otherwise, so that the mapping would not be exact.)
 
     Examples:
     python checkpoint.py convert edm-cifar10-32x32-cond-vp.pkl --dest=cifar10.pkl

@@ -61,7 +61,7 @@ other = heading('Other options')
                                         'some versions take --run for an option of their own', metavar='DIR')
 @files('--desc', help='Suffix of the folder\'s name', metavar='STR')
 @files('--transfer', help='Start from the weights of a snapshot or of a published checkpoint: whatever fits, also of another '
-                          'resolution or with other classes', metavar='PKL|URL')
+                          'resolution or with other classes; transfer.json lists it', metavar='PKL|URL')
 @files('--resume', help='auto: continue from the newest training state in the folder of the run; never; or a training state  '
                         '[default: auto with --run or --nosubdir, else never]', metavar='auto|never|PT')
 @column('--cond', help='Class-conditional: train on the labels', type=bool, metavar='BOOL', default=False, show_default=True)
@@ -190,6 +190,9 @@ def main(outdir: str | None, nosubdir: bool, run: str | None, desc: str | None, 
         if distributed.get_rank() == 0:
             with atomic_write(run_dir / 'training_options.json') as file:
                 file.write(json.dumps(configs.encode(config), indent=2).encode())
+            if state.transferred is not None:
+                with atomic_write(run_dir / 'transfer.json') as file:
+                    file.write(json.dumps(state.transferred, indent=2).encode())
         announce(config, state, run_dir, str(chosen), origin)
         try:
             training_loop(config, state, run_dir, chosen, asked_to_stop, start + max_time if max_time else math.inf)

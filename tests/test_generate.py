@@ -241,6 +241,14 @@ def test_run_folders_are_numbered_and_named(digits, tmp_path):  # noqa: F811
     assert 'tick 0' in (folder / 'log.txt').read_text()
 
 
+def test_a_transfer_is_listed(snapshots, digits, tmp_path):  # noqa: F811
+    result = run(train.main, f'--data={digits}', f'--run={tmp_path}/run', '--cbase=16', '--cres=1,2', '--blocks=1', '--attn=4', '--cond=1',
+                 '--batch=4', '--duration=0.000004', '--workers=0', '--device=cpu', f'--transfer={snapshots}/uncond.pkl')
+    assert result.exit_code == 0 and 'fresh: model.map_label.weight, model.map_label.bias' in result.output, result.output
+    listed = json.loads((tmp_path / 'run' / 'transfer.json').read_text())
+    assert listed['fresh'] == ['model.map_label.weight', 'model.map_label.bias'] and 'model.map_layer0.weight' in listed['copied']
+
+
 @pytest.mark.parametrize('command', [train.main, generate.main])
 def test_help_is_grouped_and_ends_with_examples(command):
     result = run(command, '--help')

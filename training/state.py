@@ -62,6 +62,7 @@ class TrainState:
     ema_rampup: bool = True    # not where training starts from another network's weights
     lr_factor: float = 1.0     # halved at each roll-back
     bad_steps: int = 0         # with non-finite gradients, in a row
+    transferred: dict[str, Any] | None = None   # what came from another network, and what did not
 
     @property
     def ema(self) -> EMA:

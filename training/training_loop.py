@@ -77,6 +77,7 @@ def prepare(config: TrainConfig, device: torch.device, resume: tuple[str, dict[s
     if transfer is not None:
         copied, fresh = transfer_weights(state, open_network(transfer), transfer)
         names = ', '.join(fresh) if len(fresh) <= 8 else f'{", ".join(fresh[:8])} and {len(fresh) - 8} more'
+        state.transferred = {'from': transfer, 'copied': copied, 'fresh': fresh}
         return state, f'{len(copied)} of {len(copied) + len(fresh)} tensors from {transfer}; fresh: {names or "none"}'
     return state, 'random'
 
