@@ -42,7 +42,9 @@ class GeneralSDE:
         """β(t)"""
         sigma = self.schedule.sigma(t)
         rate = torch.full_like(t, self.beta) if self.constant else self.beta * (self.schedule.sigma_dot(t) / sigma)
-        return torch.where((self.S_min <= sigma) & (sigma <= self.S_max), rate, 0.0)
+        # A level that is one of the limits counts as inside, although sigma went to t and back.
+        inside = (self.S_min * (1 - 1e-9) <= sigma) & (sigma <= self.S_max * (1 + 1e-9))
+        return torch.where(inside, rate, 0.0)
 
     def drift(self, denoise: Denoise, x: Tensor, t: Tensor, forward: bool = False) -> Tensor:
         """The factor of dt, of the equation that runs forward in time or of the reverse one."""

@@ -168,3 +168,14 @@ def test_an_image_does_not_depend_on_its_batch(batch):
 def test_rates_out_of_range(beta):
     with pytest.raises(ValueError, match=f'^beta is the rate of fresh noise and must be 0 or more, not {beta:g}$'):
         GeneralSDE(scaling=NoScaling(), beta=beta)
+
+
+@pytest.mark.parametrize('schedule', [VPSchedule(), VESchedule(), LinearSchedule()])
+def test_limits_that_are_levels_count_as_inside(schedule):
+    """Whatever σ(σ⁻¹(·)) does to the last bit."""
+    sigmas = VPSteps().sigmas(64)
+    times = schedule.sigma_inv(sigmas)
+    for i in range(64):
+        level = float(sigmas[i])
+        assert float(GeneralSDE(schedule, S_min=level).rate(times[i])) > 0
+        assert float(GeneralSDE(schedule, S_max=level).rate(times[i])) > 0
