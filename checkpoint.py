@@ -152,10 +152,12 @@ def reconstruct(run_dir: str, width: float, kimg: float | None, dest: str) -> No
     paths = files_of(Path(run_dir), SNAPSHOT)
     stored = []   # (nimg, width, path, name)
     for path in paths:
-        contents = checkpoint.load(path, SNAPSHOT)
-        for name in [contents['ema_name'], *contents['averages']]:
-            if name.startswith('power-') and contents['nimg'] > 0:
-                stored.append((contents['nimg'], float(name.removeprefix('power-')), path, name))
+        told = read_file(path, CHECKPOINTS, SNAPSHOT, data=False)   # what there is; the tensors come below
+        if not isinstance(told, dict) or told.get('kind') != SNAPSHOT or not {'ema_name', 'averages', 'nimg'} <= told.keys():
+            raise ValueError(f'{path} is not a {SNAPSHOT} of ours')
+        for name in [told['ema_name'], *told['averages']]:
+            if name.startswith('power-') and told['nimg'] > 0:
+                stored.append((told['nimg'], float(name.removeprefix('power-')), path, name))
     if not stored:
         raise ValueError(f'--run={run_dir} has no snapshots with power-function averages: train with --ema-power=0.05,0.1')
     nimg = max(time for time, *_ in stored) if kimg is None else kimg * 1000
@@ -165,8 +167,11 @@ def reconstruct(run_dir: str, width: float, kimg: float | None, dest: str) -> No
     profiles = [(float(time), relative) for time, relative, *_ in used]
     weights = reconstruction_weights(profiles, float(nimg), width)
     total: dict[str, Tensor] = {}
+    contents: dict[str, Any] = {}
+    opened = None
     for weight, (_, _, path, name) in zip(weights.tolist(), used, strict=True):
-        contents = checkpoint.load(path, SNAPSHOT)
+        if path != opened:   # several averages may come from one file
+            opened, contents = path, checkpoint.load(path, SNAPSHOT)
         tensors = contents['ema'] if name == contents['ema_name'] else contents['averages'][name]
         for key, tensor in tensors.items():
             if key.endswith(('resample_filter', 'freqs', '.u')) or key == 'u':   # buffers are copied, never averaged
@@ -174,8 +179,7 @@ def reconstruct(run_dir: str, width: float, kimg: float | None, dest: str) -> No
             else:
                 total[key] = total.get(key, torch.zeros_like(tensor, dtype=torch.float64)) + weight * tensor.to(torch.float64)
     tensors = {key: tensor.to(torch.float32) for key, tensor in total.items()}
-    last = checkpoint.load(used[-1][2], SNAPSHOT)
-    checkpoint.save({**last, 'nimg': round(nimg), 'ema': tensors, 'ema_name': f'power-{width:g}', 'averages': {}}, dest)
+    checkpoint.save({**contents, 'nimg': round(nimg), 'ema': tensors, 'ema_name': f'power-{width:g}', 'averages': {}}, dest)
     error = reconstruction_error(profiles, weights, float(nimg), width)
     print(f'Wrote the average of width {width:g} at {nimg / 1000:g} kimg, made of {len(used)} stored ones, to {dest}; '
           f'its profile is off by {error:.2%}')

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from diffusion.discretization import EDMSteps
 from diffusion.flow import bits_per_dim, decode, dequantize, encode, interpolate, log_likelihood, rademacher
-from diffusion.samplers import Denoise, RowsOfTable1, to_uint8
-from diffusion.seeds import latents_and_labels, share_of
+from diffusion.samplers import Denoise, RowsOfTable1, from_uint8, to_uint8
+from diffusion.seeds import check_classes, latents_and_labels, share_of
 from dnnlib.cli import GroupedCommand, IntList, heading, is_terminal, one_line_errors
 from dnnlib.files import atomic_write
 from torch_utils import distributed
@@ -80,7 +80,8 @@ def encode_command(network_path: str, weights: str | None, images: str, dest: st
     dataset, labels = _labelled(images, num, seed, label, net)
 
     def work(positions: np.ndarray) -> dict[str, Any]:
-        x = torch.from_numpy(dataset.batch(positions)[0]).to(device_).to(torch.float64 if device_.type != 'mps' else torch.float32) / 127.5 - 1
+        pixels = torch.from_numpy(dataset.batch(positions)[0]).to(device_)
+        x = from_uint8(pixels, torch.float64 if device_.type != 'mps' else torch.float32)
         denoise = _denoise(net, labels, positions, device_)
         sigmas = denoise.levels(sampling.discretization, sampling.num_steps)
         latents = encode(denoise, x, sigmas, rows.solver, rows.schedule, rows.scaling)
@@ -303,10 +304,7 @@ def _labelled(path: str, num: int | None, seed: int, label: int | None, net: Any
 
 
 def _one_hot(label: int, net: Any) -> Tensor:  # noqa: ANN401
-    if not net.label_dim:
-        raise ValueError(f'--class={label}: this network is unconditional and knows no classes; leave --class out')
-    if label >= net.label_dim:
-        raise ValueError(f'--class={label} is out of range: this network knows the classes 0 to {net.label_dim - 1}')
+    check_classes([label], net.label_dim)
     return torch.nn.functional.one_hot(torch.tensor(label), net.label_dim).to(torch.float32)
 
 

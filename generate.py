@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import tqdm
 
-from diffusion.seeds import generate, share_of
+from diffusion.seeds import check_classes, generate, share_of
 from diffusion.watch import Watched
 from dnnlib.cli import GroupedCommand, IntList, heading, is_terminal, one_line_errors
 from torch_utils import distributed
@@ -154,17 +154,6 @@ def print_stats(ranks: list[tuple[int, int, float]], watched: Watched, count: in
 def image_path(outdir: str, seed: int, subdirs: bool) -> Path:
     folder = Path(outdir) / f'{seed - seed % 1000:06d}' if subdirs else Path(outdir)
     return folder / f'{seed:06d}.png'
-
-
-def check_classes(classes: list[int] | None, label_dim: int) -> None:
-    """ValueError for a class that the network does not know."""
-    if classes is None:
-        return
-    if not label_dim:
-        raise ValueError(f'--class={classes[0]}: this network is unconditional and knows no classes; leave --class out')
-    for label in classes:
-        if label >= label_dim:
-            raise ValueError(f'--class={label} is out of range: this network knows the classes 0 to {label_dim - 1}')
 
 
 if __name__ == '__main__':

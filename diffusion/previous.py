@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from diffusion.samplers import Denoise, RandnLike
+from diffusion.samplers import Denoise, RandnLike, times_of
 from diffusion.schedules import NoScaling, Scaling, VPScaling, VPSchedule
 
 
@@ -65,7 +65,7 @@ class EulerMaruyama:
     def __call__(self, denoise: Denoise, noise: Tensor, sigmas: Tensor, randn_like: RandnLike) -> Tensor:
         schedule, scaling = self.schedule or vp_through(sigmas), VPScaling()
         num_steps = len(sigmas) - 1
-        times = torch.nn.functional.pad(schedule.sigma_inv(sigmas[:-1]), (0, 1))
+        times = times_of(schedule, sigmas)
         steps = times[:-1] - times[1:]
         if self.original:
             if num_steps > 2 and not torch.allclose(steps[:-1], steps[0], rtol=1e-6, atol=0):

@@ -219,6 +219,14 @@ class Churn:
         return min(self.S_churn / num_steps, math.sqrt(2) - 1) if inside else 0.0
 
 
+def times_of(schedule: Schedule, sigmas: Tensor) -> Tensor:
+    """t_i = σ⁻¹(σ_i) of the noise levels [N + 1], and t_N = 0
+
+    The last time is 0 by definition, even where σ⁻¹(0) is not (a VP schedule with β_min < 0).
+    """
+    return torch.nn.functional.pad(schedule.sigma_inv(sigmas[:-1]), (0, 1))
+
+
 @dataclass(frozen=True)
 class RowsOfTable1:
     """The paper's sampler: a solver for the probability flow, with noise added before each step.
@@ -237,11 +245,12 @@ class RowsOfTable1:
                              'its steps; use euler or heun')
         flow = ProbabilityFlow(denoise, self.schedule, self.scaling)
         num_steps = len(sigmas) - 1
-        # The last time is 0 by definition, even where σ⁻¹(0) is not (a VP schedule with β_min < 0).
-        times = torch.nn.functional.pad(self.schedule.sigma_inv(sigmas[:-1]), (0, 1))
+        times = times_of(self.schedule, sigmas)
 
-        gammas = torch.tensor([self.churn.gamma(sigma, num_steps) for sigma in sigmas.tolist()], dtype=sigmas.dtype)
-        sigma_hats = denoise.nearest(sigmas * (1 + gammas))   # all at once: a network's levels are on its device
+        sigma_hats = sigmas
+        if self.churn.S_churn > 0:   # all at once: a network's levels are on its device
+            gammas = torch.tensor([self.churn.gamma(sigma, num_steps) for sigma in sigmas.tolist()], dtype=sigmas.dtype)
+            sigma_hats = denoise.nearest(sigmas * (1 + gammas))
 
         def perturb(i: int, x: Tensor) -> tuple[Tensor, Tensor]:
             if self.churn.S_churn == 0:
@@ -295,6 +304,11 @@ def run(sampler: Sampler, denoise: Denoise, noise: Tensor, sigmas: Tensor,
         randn_like: RandnLike = torch.randn_like) -> Tensor:
     """Apply any sampler to `noise` [B, C, H, W] through the noise levels `sigmas` [N + 1]."""
     return sampler(denoise, working_precision(noise), sigmas, randn_like)
+
+
+def from_uint8(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """k/127.5 − 1: uint8 -> [-1, 1]"""
+    return images.to(dtype) / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from diffusion.samplers import Denoise, RandnLike
+from diffusion.samplers import Denoise, RandnLike, times_of
 from diffusion.schedules import LinearSchedule, NoScaling, Scaling, Schedule
 
 
@@ -71,7 +71,7 @@ class GeneralSDE:
         return x
 
     def __call__(self, denoise: Denoise, noise: Tensor, sigmas: Tensor, randn_like: RandnLike) -> Tensor:
-        times = torch.nn.functional.pad(self.schedule.sigma_inv(sigmas[:-1]), (0, 1))
+        times = times_of(self.schedule, sigmas)
         x = noise * (sigmas[0] * self.scaling.s(sigmas[0]))
         for i, (t, t_next) in enumerate(pairwise(times)):
             stochastic = self.beta > 0 and i < len(times) - 2

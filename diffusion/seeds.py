@@ -51,3 +51,14 @@ def share_of(seeds: Sequence[int], batch: int, rank: int, world_size: int) -> li
     """
     rounds = -(-len(seeds) // (batch * world_size))
     return np.array_split(np.arange(len(seeds)), rounds * world_size)[rank::world_size]
+
+
+def check_classes(classes: Sequence[int] | None, label_dim: int) -> None:
+    """ValueError for a class that the network does not know."""
+    if classes is None:
+        return
+    if not label_dim:
+        raise ValueError(f'--class={classes[0]}: this network is unconditional and knows no classes; leave --class out')
+    for label in classes:
+        if label >= label_dim:
+            raise ValueError(f'--class={label} is out of range: this network knows the classes 0 to {label_dim - 1}')

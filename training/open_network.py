@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from diffusion.ideal import IdealDenoiser
+from diffusion.samplers import from_uint8
 from dnnlib.download import fetch, is_url
 from training.dataset import ImageFiles, ImageFolderDataset
 from training.published import read_network
@@ -46,5 +47,5 @@ def ideal_denoiser(path: str | os.PathLike[str], device: torch.device | str = 'c
         onehot = dataset.has_onehot_labels
     if torch.device(device).type == 'mps':
         device = 'cpu'
-    pixels = torch.from_numpy(images).to(device).to(torch.float32) / 127.5 - 1
+    pixels = from_uint8(torch.from_numpy(images).to(device))
     return IdealDenoiser(pixels, torch.from_numpy(labels).to(device) if onehot else None)

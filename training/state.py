@@ -63,6 +63,7 @@ class TrainState:
     lr_factor: float = 1.0     # halved at each roll-back
     bad_steps: int = 0         # with non-finite gradients, in a row
     transferred: dict[str, Any] | None = None   # what came from another network, and what did not
+    fingerprint: str = ''      # of the data set, where it is known already
 
     @property
     def ema(self) -> EMA:

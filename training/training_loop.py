@@ -22,7 +22,7 @@ import torch
 import tqdm
 from torch import Tensor
 
-from diffusion.samplers import sample, to_uint8
+from diffusion.samplers import from_uint8, sample, to_uint8
 from dnnlib.cli import is_terminal
 from dnnlib.files import atomic_write
 from torch_utils import distributed
@@ -63,6 +63,7 @@ def prepare(config: TrainConfig, device: torch.device, resume: tuple[str, dict[s
     state of a run with other settings or other data (`fingerprint`).
     """
     state = build(config, device)
+    state.fingerprint = fingerprint
     if resume is not None:
         path, contents = resume
         told = contents['config'] is not None
@@ -102,7 +103,7 @@ def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device:
     _set_precision_flags(config)
     dataset = config.data.open()
     step = StepFunction(config, state, device)
-    reporter = Reporter(config, state, run_dir, device, dataset.fingerprint())
+    reporter = Reporter(config, state, run_dir, device, state.fingerprint or dataset.fingerprint())
     reporter.reals(dataset)
     votes = distributed.Votes()
     saved = state.nimg or -1   # what the run before saved is there already
@@ -242,7 +243,7 @@ class StepFunction:
         """Add the gradient of one micro-batch: rows `part` of the share, which is rows `mine` of the batch."""
         config = self.config
         rows = slice(mine.start + part.start, mine.start + part.stop)
-        y = images[part].to(self.device, non_blocking=True).to(torch.float32) / 127.5 - 1
+        y = from_uint8(images[part].to(self.device, non_blocking=True))
         conditions = {}
         if randomness.augmentation is not None:
             augmentation = randomness.augmentation[rows]
