@@ -1,221 +1,534 @@
-"""Judge images: a folder or zip of them + reference statistics -> Fréchet distance."""
+"""Judge images: a folder, a file or a network + a reference -> FID and its relatives."""
 
+import dataclasses
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 import numpy as np
 import torch
-import tqdm
-from torch import Tensor
 
-from dnnlib.cli import GroupedCommand, heading, is_terminal, one_line_errors
+from diffusion.samplers import Churn
+from dnnlib.cli import FloatList, GroupedCommand, IntList, heading, one_line_errors
+from dnnlib.files import atomic_write
+from dnnlib.plots import pyplot
+from metrics.detector_files import convert, fetch_published, identify, search_report
 from metrics.distances import frechet_distance
-from metrics.features import FeatureExtractor, load_detector
-from metrics.statistics import (
-    Moments,
-    Statistics,
-    chunks,
-    library_versions,
-    load_statistics,
-    moments_of_chunks,
-    raise_on_all,
-)
+from metrics.features import TAPS
+from metrics.measure import Images, Wanted, measure
+from metrics.reference_files import read_reference, write_reference
+from metrics.statistics import Statistics
+from metrics.suite import METRICS, needs_of_reference, random_choice, tap_of
 from torch_utils import distributed
-from training.dataset import ImageFolderDataset
-
-LOSSY = ('.jpg', '.jpeg', '.webp')
+from training.evaluation import (
+    MAX_FEATURES,
+    PRECISIONS,
+    GeneratedImages,
+    Judge,
+    Result,
+    check_metrics,
+    load_extractors,
+    main_tap,
+    open_images,
+)
+from training.open_network import open_network
+from training.sampling import resolve_sampler, sampler_options
+from training.sweep import (
+    NUMBERS,
+    Evaluator,
+    Grids,
+    Network,
+    Protocol,
+    Table,
+    combinations,
+    loss,
+    measure_points,
+    networks,
+    numbers_of,
+    on_rank_0,
+    report,
+    search_settings,
+    searched_options,
+    spelled,
+    swept_options,
+    text,
+    usable,
+    write_report,
+)
 
 files = heading('Images and files')
 method = heading('Measurement')
+reports = heading('Reports and files written')
 speed = heading('Performance')
 
+WIDE = {'max_content_width': 110}
 DETECTOR_HELP = ('What turns images into features. inception: the network of the published FID, with weights found on this machine; '
                  'a file of its weights in any published format; demo: small and random, a demo distance, NOT FID')
+METRICS_HELP = f'Which numbers, with commas between: {", ".join(METRICS)}'
+
+DETECTOR = method('--detector', help=DETECTOR_HELP, metavar='inception|demo|PATH', default='inception', show_default=True)
+PRECISION = method('--precision', help='Of the detectors; tf32 is what published programs use on newer GPUs, unasked', type=click.Choice(PRECISIONS), default='float32', show_default=True)
+METRICS_OPTION = method('--metrics', help=METRICS_HELP, metavar='LIST', default='fid', show_default=True)
+REF = files('--ref', help='The real images: a file of statistics (from fid.py ref, or as EDM, EDM2, ADM, torch-fidelity and others publish them), its address, '
+                          'or a folder or zip of the images themselves', metavar='NPZ|PKL|PT|URL|ZIP|DIR', required=True)
+MISMATCH = method('--allow-mismatch', help='Compare although the reference was made otherwise (detector weights, precision, image size)', is_flag=True)
+STATE = reports('--state', help='Save progress in this folder; the same command again continues, also on another number of devices', metavar='DIR')
+SAVE = reports('--save', help='Write the statistics of these images, as fid.py ref does', metavar='NPZ|PKL')
+JSON = reports('--json', 'json_path', help='Write all numbers with their origin', metavar='FILE')
+SPEED = [
+    speed('--batch', help='Largest batch per device', type=click.IntRange(min=1), metavar='INT', default=64, show_default=True),
+    speed('--workers', help='Processes that read images ahead, per device; 0: none', type=click.IntRange(min=0), metavar='INT', default=1, show_default=True),
+    speed('--device', help='auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu', metavar='NAME', default='auto', show_default=True),
+]
+NETWORK = [
+    files('--network', 'network_path', help='Snapshot of a training run, or what else generate.py takes', metavar='PATH', required=True),
+    files('--weights', help='Which weights of the file: ema, the main average; ema:NAME, another; raw, of a training state  [default: ema]', metavar='NAME'),
+    files('--class', 'classes', help='Class labels, cycled over the seeds, e.g. 3 or 0-9  [default: random, drawn from the seed]', type=IntList()),
+]
+RNG = speed('--rng', help='Where random numbers are drawn; cpu gives the same images on any device  [default: the device]', type=click.Choice(['cpu']))
 
 
-@click.group(context_settings={'max_content_width': 110})
+def with_all(*decorators: Any) -> Callable[..., Any]:  # noqa: ANN401
+    """Several option decorators as one; lists of them are options that belong together."""
+    def apply(command: Callable[..., Any]) -> Callable[..., Any]:
+        flat = [d for decorator in decorators for d in (decorator if isinstance(decorator, list) else [decorator])]
+        for decorator in reversed(flat):
+            command = decorator(command)
+        return command
+    return apply
+
+
+@click.group(context_settings=WIDE)
 def main() -> None:
-    """Judge generated images by their Fréchet distance to real ones.
+    """Judge generated images by comparing them with real ones: FID, and what else papers report.
 
-    First `fid.py ref` turns the real images into a file of statistics, then `fid.py calc` measures
-    generated images against it. Each has a --help of its own.
+    `ref` turns the real images into a file of statistics, `calc` measures images against it, and `gen`
+    the images of a network, without writing any. Each command has a --help of its own.
 
     \b
     Examples:
       python fid.py ref --data=datasets/digits-16x16.zip --dest=out/digits.npz --detector=demo
       python fid.py calc --images=out/images --ref=out/digits.npz --num=64 --detector=demo
+      python fid.py gen --network=net.pkl --ref=cifar10-32x32.npz --blocks=3
     """
 
 
-@main.command(cls=GroupedCommand, context_settings={'max_content_width': 110})
-@files('--images', 'path', help='Folder or zip of the images to judge', metavar='PATH|ZIP', required=True)
-@files('--ref', help='Statistics of the real images, from fid.py ref', metavar='NPZ|URL', required=True)
-@method('--num', help='How many images to use; of more a random choice, fewer are an error', type=click.IntRange(min=2),
-        metavar='INT', default=50000, show_default=True)
-@method('--seed', help='Random seed of that choice', type=int, metavar='INT', default=0, show_default=True)
-@method('--detector', help=DETECTOR_HELP, metavar='inception|demo|PATH', default='inception', show_default=True)
-@speed('--batch', help='Largest batch per device', type=click.IntRange(min=1), metavar='INT', default=64, show_default=True)
-@speed('--workers', help='Processes that read images ahead, per device; 0: none', type=click.IntRange(min=0), metavar='INT', default=1, show_default=True)
-@speed('--device', help='auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu', metavar='NAME', default='auto', show_default=True)
+@main.command(cls=GroupedCommand, context_settings=WIDE)
+@with_all(
+    files('--images', 'path', help='The images to judge: folder, zip, or npz as ADM\'s sample batches', metavar='DIR|ZIP|NPZ', required=True),
+    REF,
+    method('--num', help='How many images to use; of more a random choice, fewer are an error', type=click.IntRange(min=2),
+           metavar='INT', default=50000, show_default=True),
+    method('--seed', help='Random seed of that choice', type=int, metavar='INT', default=0, show_default=True),
+    METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, STATE, SAVE, JSON, SPEED)
 @one_line_errors
-def calc(path: str, ref: str, num: int, seed: int, detector: str, batch: int, workers: int,
-         device: str) -> None:
-    """Print the Fréchet distance of images to reference statistics; the last line is the number alone.
+def calc(path: str, ref: str, num: int, seed: int, metrics: str, detector: str, precision: str, allow_mismatch: bool,
+         state: str | None, save: str | None, json_path: str | None, batch: int, workers: int, device: str) -> None:
+    """Judge images against a reference; the last line is the first number alone.
 
-    The number depends on how many images there are: compare distances of equal --num only. It is
+    The numbers depend on how many images there are: compare those of equal --num only. They are
     the same, bit for bit, on any number of devices of a kind.
 
     Examples:
-    # Statistics of the training set, then the distance of 1000 generated images to it
+    # Statistics of the training set, then the distance of 64 generated images to it
     python fid.py ref --data=datasets/digits-16x16.zip --dest=out/digits.npz --detector=demo
     python fid.py calc --images=out/images --ref=out/digits.npz --num=64 --detector=demo
+
+    # What papers on ImageNet report, in one pass, for a sample batch of ADM's
+    python fid.py calc --images=samples_50000x64x64x3.npz --ref=VIRTUAL_imagenet64_labeled.npz --metrics=fid,sfid,is,pr
 
     # On 8 GPUs; without the two dashes torchrun would take --num for an option of its own
     torchrun --standalone --nproc_per_node=8 -- fid.py calc --images=out/images --ref=out/digits.npz --num=64 \\
         --detector=demo
     """
-    chosen_device = _start(device)
-    extractor = load_detector(detector, chosen_device)
-    with ImageFolderDataset(path, max_size=num, random_seed=seed) as dataset:
-        if len(dataset) < num:
-            raise ValueError(f'--images={path} has {len(dataset)} images, fewer than --num={num}: generate more, '
-                             'or lower --num and compare with distances of that --num only')
-        reference, notes = _reference(ref, extractor, detector, dataset)
-        for note in notes:
-            distributed.print0(f'Note: {note}')
-        moments = _measure(dataset, extractor, batch, workers, chosen_device)
-    if moments is not None and reference is not None:
-        distance = frechet_distance(reference.mu, reference.sigma, moments.mean(), moments.cov())
-        beside = '' if reference.count is None else f' against {reference.count}'
-        print(f'{extractor.number} of {moments.count} images{beside}:')
-        print(f'{distance:g}', flush=True)
+    names = check_metrics(metrics.split(','))
+    check_outputs(save, json_path)
+    chosen = start(device)
+    judge = Judge(ref, names, device=chosen, detector=detector, batch=batch, workers=workers, precision=precision,
+                  allow_mismatch=allow_mismatch)
+    images = open_images(path, num, seed, workers)
+    if len(images) < num:
+        raise ValueError(f'--images={path} has {len(images)} images, fewer than --num={num}: generate more, '
+                         'or lower --num and compare with distances of that --num only')
+    result = judge(images, state)
+    if result is not None:
+        save_statistics(save, result)
+        save_json(json_path, result.about | {'scores': result.scores})
+        print_scores(judge, result)
     distributed.shutdown()
 
 
-@main.command(cls=GroupedCommand, context_settings={'max_content_width': 110})
-@files('--data', 'path', help='Folder or zip of the real images', metavar='PATH|ZIP', required=True)
-@files('--dest', help='File of statistics to write', metavar='NPZ', required=True)
-@method('--detector', help=DETECTOR_HELP, metavar='inception|demo|PATH', default='inception', show_default=True)
-@speed('--batch', help='Largest batch per device', type=click.IntRange(min=1), metavar='INT', default=64, show_default=True)
-@speed('--workers', help='Processes that read images ahead, per device; 0: none', type=click.IntRange(min=0), metavar='INT', default=1, show_default=True)
-@speed('--device', help='auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu', metavar='NAME', default='auto', show_default=True)
+@main.command(cls=GroupedCommand, context_settings=WIDE)
+@with_all(
+    NETWORK, REF,
+    method('--num', help='How many images to generate in each block', type=click.IntRange(min=2), metavar='INT', default=50000, show_default=True),
+    method('--seed', help='The first seed', type=click.IntRange(min=0), metavar='INT', default=0, show_default=True),
+    method('--blocks', help='How many blocks of seeds, one after the other; papers report the lowest number of 3', type=click.IntRange(min=1),
+           metavar='INT', default=1, show_default=True),
+    METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, STATE, SAVE, JSON, sampler_options, SPEED[0], RNG, SPEED[2])
 @one_line_errors
-def ref(path: str, dest: str, detector: str, batch: int, workers: int, device: str) -> None:
-    """Compute the statistics of all images of a data set, for fid.py calc.
+def gen(network_path: str, weights: str | None, classes: list[int] | None, ref: str, num: int, seed: int, blocks: int,
+        metrics: str, detector: str, precision: str, allow_mismatch: bool, state: str | None, save: str | None,
+        json_path: str | None, batch: int, rng: str | None, device: str, **options: Any) -> None:  # noqa: ANN401
+    """Judge the images that a network generates from seeds, without writing any.
 
-    The file holds mu and sigma in float64, and what they are of.
+    The images are those that generate.py writes for the same seeds and options. The last line is the
+    lowest first number of all blocks.
+
+    Examples:
+    # What the paper reports: the lowest FID of seeds 0-49999, 50000-99999 and 100000-149999
+    torchrun --standalone --nproc_per_node=8 -- fid.py gen --network=net.pkl --ref=cifar10-32x32.npz --blocks=3 --state=out/fid
+
+    # A trial
+    python fid.py gen --network=out/demo/run/network-snapshot-000064.pkl --ref=out/digits.npz --num=256 --detector=demo
+    """
+    names = check_metrics(metrics.split(','))
+    check_outputs(save, json_path)
+    if save is not None and blocks > 1:
+        raise ValueError(f'--save={save} takes the statistics of one block: leave out --blocks={blocks}')
+    chosen = start(device)
+    net = open_network(network_path, chosen, weights)
+    sampling = resolve_sampler(options, net.sigma_min, net.sigma_max)
+    for note in sampling.notes:
+        distributed.print0(f'Note: {note}')
+    judge = Judge(ref, names, device=chosen, detector=detector, batch=batch, precision=precision, allow_mismatch=allow_mismatch)
+    results = []
+    for block in range(blocks):
+        seeds = range(seed + block * num, seed + (block + 1) * num)
+        images = GeneratedImages(net, sampling, seeds, device=chosen, classes=classes, rng=rng, batch=batch, source=network_path)
+        folder = None if state is None else os.path.join(state, f'seeds-{seeds[0]}-{seeds[-1]}')
+        result = judge(images, folder, title=f'seeds {seeds[0]}-{seeds[-1]}')
+        if result is not None:
+            results.append(dataclasses.replace(result, about=result.about | {'seeds': f'{seeds[0]}-{seeds[-1]}'}))
+            if blocks > 1:
+                numbers = '  '.join(f'{name} {value:g}' for name, value in result.scores.items())
+                print(f'seeds {seeds[0]}-{seeds[-1]}:  {numbers}', flush=True)
+    if results:
+        save_statistics(save, results[0])
+        told = [result.about | {'scores': result.scores} for result in results]
+        save_json(json_path, {'network': network_path, 'sampler': repr(sampling), 'blocks': told, 'summary': summary(results)})
+        print_scores(judge, results[0]) if blocks == 1 else print_summary(judge, results)
+    distributed.shutdown()
+
+
+@main.command(cls=GroupedCommand, context_settings=WIDE)
+@with_all(
+    files('--data', 'path', help='The real images: folder, zip or npz', metavar='DIR|ZIP|NPZ', required=True),
+    files('--dest', help='File of statistics to write; .pkl writes EDM2\'s format', metavar='NPZ|PKL', required=True),
+    method('--metrics', help=f'Which metrics it should serve, with commas between: {", ".join(METRICS)}', metavar='LIST', default='fid', show_default=True),
+    method('--features', help='For kid, pr and dc: of how many images the features are kept, a random choice', type=click.IntRange(min=2),
+           metavar='INT', default=MAX_FEATURES, show_default=True),
+    DETECTOR, PRECISION, STATE, SPEED)
+@one_line_errors
+def ref(path: str, dest: str, metrics: str, features: int, detector: str, precision: str, state: str | None, batch: int,
+        workers: int, device: str) -> None:
+    """Compute the statistics of all images of a data set, for fid.py calc and gen.
+
+    The file holds mu and sigma in float64 under the names that EDM's program reads, and what they are of.
 
     Examples:
     python fid.py ref --data=datasets/digits-16x16.zip --dest=out/digits.npz --detector=demo
+    python fid.py ref --data=datasets/cifar10-32x32.zip --dest=cifar10.npz --metrics=fid,sfid,kid,pr,fd_dinov2
     """
-    if not dest.endswith('.npz') or os.path.isdir(dest):
-        raise ValueError(f'--dest={dest} should be the name of a file that ends in .npz')
-    chosen_device = _start(device)
-    extractor = load_detector(detector, chosen_device)
-    with ImageFolderDataset(path) as dataset:
-        if len(dataset) < 2:
-            raise ValueError(f'--data={path} has 1 image, which has no covariance: 2 are the least')
-        moments = _measure(dataset, extractor, batch, workers, chosen_device)
-        if moments is not None:
-            Statistics(
-                moments.mean(), moments.cov(), moments.count, dataset.image_shape, extractor.detector_id,
-                extractor.digest, dataset.fingerprint(), library_versions()).save(dest)
-            print(f'Wrote the statistics of {moments.count} images to {dest}', flush=True)
+    names = check_metrics(metrics.split(','))
+    check_statistics_path('--dest', dest)
+    chosen = start(device)
+    main_of, wanted = main_tap(detector), needs_of_reference(names, main_tap(detector))
+    if not wanted.taps:
+        raise ValueError(f'--metrics={metrics} compares with no real images: there is nothing to write')
+    # Statistics of every tap: they say where its features come from.
+    wanted = Wanted(wanted.moments | wanted.features, wanted.features)
+    extractors = load_extractors(set(wanted.taps), detector, chosen, precision)
+    images = open_images(path, workers=workers)
+    if len(images) < 2:
+        raise ValueError(f'--data={path} has 1 image, which has no covariance: 2 are the least')
+    if wanted.features:
+        wanted = dataclasses.replace(wanted, keep=random_choice(len(images), features))
+    measured = measure(images, list({id(e): e for e in extractors.values()}.values()), wanted, device=chosen, batch=batch,
+                       precision=precision, state=state)
+    if measured is not None:
+        write_reference(dest, {tap: measured.statistics(tap) for tap in measured.moments}, measured.features)
+        kept = f', and the features of {len(wanted.keep)}' if wanted.keep is not None else ''
+        print(f'Wrote the statistics of {measured.count} images{kept} to {dest}', flush=True)
+        for note in notes_on(images, main_of, measured.count):
+            print(f'Note: {note}', flush=True)
     distributed.shutdown()
 
 
-def _start(device: str) -> torch.device:
+@main.command(cls=GroupedCommand, context_settings=WIDE)
+@click.argument('first', metavar='A')
+@click.argument('second', metavar='B')
+@method('--allow-mismatch', help='Compare although the two were made otherwise', is_flag=True)
+@one_line_errors
+def dist(first: str, second: str, allow_mismatch: bool) -> None:
+    """Print the Fréchet distance of two files of statistics; no images and no detector are needed.
+
+    Examples:
+    python fid.py dist out/digits.npz cifar10-32x32.npz
+    """
+    a, b = read_reference(first), read_reference(second)
+    common = [tap for tap in TAPS if tap in a.moments and tap in b.moments]
+    if not common:
+        raise ValueError(f'{first} and {second} have no features in common: {_taps_of(a.moments)} and {_taps_of(b.moments)}')
+    distances = {}
+    for tap in common:
+        x, y = a.moments[tap], b.moments[tap]
+        mismatches = [f'{what}: {getattr(x, what)} and {getattr(y, what)}'
+                      for what in ('detector_id', 'detector_digest', 'precision', 'image_shape')
+                      if getattr(x, what) is not None and getattr(y, what) is not None and getattr(x, what) != getattr(y, what)]
+        if mismatches and not allow_mismatch:
+            raise ValueError(f'{first} and {second} were made otherwise ({"; ".join(mismatches)}); say --allow-mismatch to compare them all the same')
+        for mismatch in mismatches:
+            print(f'Note: they differ in {mismatch}')
+        for name, stats in ((first, x), (second, y)):
+            if stats.detector_id is None:
+                print(f'Note: {name} does not say which detector it was made with')
+        distances[tap] = frechet_distance(x.mu, x.sigma, y.mu, y.sigma)
+        print(f'{TAPS[tap].number} of {_counted(x)} against {_counted(y)}:' + (f' {distances[tap]:g}' if len(common) > 1 else ''))
+    print(f'{distances[common[0]]:g}')
+
+
+@main.command(cls=GroupedCommand, context_settings=WIDE)
+@click.argument('paths', nargs=-1, metavar='[FILE]...')
+@files('--fetch', help='Download the published weights, check them, and put them where fid.py looks for them', type=click.Choice(['inception', 'dinov2']))
+@files('--convert', 'dest', help='Write the weights of FILE under canonical names as a plain file, .pth or .safetensors', metavar='PATH')
+@one_line_errors
+def detector(paths: tuple[str, ...], fetch: str | None, dest: str | None) -> None:
+    """Say what a file of detector weights is; nothing in it is executed.
+
+    Files of the same weights have the same digest, whatever their format. Without a FILE: where the
+    weights are looked for on this machine, and what is there.
+
+    Examples:
+    python fid.py detector
+    python fid.py detector --fetch=inception
+    python fid.py detector pt_inception-2015-12-05-6726825d.pth inception-2015-12-05.pkl
+    python fid.py detector inception-2015-12-05.pkl --convert=inception.pth
+    """
+    if dest is not None and len(paths) != 1:
+        raise ValueError(f'--convert={dest} takes one FILE, not {len(paths)}')
+    if fetch is not None:
+        paths = (*paths, str(fetch_published(fetch)))
+    digests = {}
+    for path in paths:
+        found = identify(path)
+        digests[path] = found.digest
+        print(f'{path}\n  weights of:  {found.kind}\n  format:      {found.format}\n  size:        {found.size} bytes\n'
+              f'  sha256:      {found.sha256}\n  digest:      {found.digest}\n  published:   {found.published or "not a file whose checksum is known"}')
+        for note in found.notes:
+            print(f'  Note: {note}')
+    if len(digests) > 1:
+        print('All have the same weights.' if len(set(digests.values())) == 1 else 'These are different weights.')
+    if dest is not None:
+        convert(paths[0], dest)
+        print(f'Wrote {dest}, with the same digest')
+    if not paths:
+        for place in search_report():
+            print(f'{"found" if place.usable else "damaged" if place.exists else "-":8s} {place.path}')
+
+
+@main.command(cls=GroupedCommand, context_settings=WIDE)
+@with_all(
+    files('--network', 'network_path', help='Snapshots, or what else generate.py takes, with commas between; the folder of a run stands for all its snapshots', metavar='PATH,...|DIR', required=True),
+    files('--weights', help='Which weights of the files, with commas between: ema, the main average; ema:NAME, another  [default: ema]', metavar='NAME,...'),
+    NETWORK[2], REF,
+    files('--dest', help='Folder of sweep.csv, sweep.png and report.json; a second command adds to it', metavar='DIR', required=True),
+    method('--num', help='How many images to generate in each block', type=click.IntRange(min=2), metavar='INT', default=50000, show_default=True),
+    method('--seed', help='The first seed', type=click.IntRange(min=0), metavar='INT', default=0, show_default=True),
+    method('--blocks', help='How many blocks of seeds for each point; the best number counts, as in papers, which take 3', type=click.IntRange(min=1),
+           metavar='INT', default=1, show_default=True),
+    METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, swept_options, SPEED[0], RNG, SPEED[2])
+@one_line_errors
+def sweep(network_path: str, weights: str | None, classes: list[int] | None, ref: str, dest: str, num: int, seed: int,
+          blocks: int, metrics: str, detector: str, precision: str, allow_mismatch: bool, batch: int, rng: str | None,
+          device: str, **options: Any) -> None:  # noqa: ANN401
+    """Judge a network with many samplers: a table, a picture, and the best.
+
+    Each sampler option takes several values with commas between (--sigmas, a list already, takes one
+    list), and all combinations are measured, with all networks. The table sweep.csv has a line for each; it is
+    complete at any time, and what is in it is not measured again: the same command continues after a kill,
+    within a point too, on another number of devices too. While a point is measured its progress is in DIR/state,
+    and removed thereafter. The first of the --metrics is drawn and reported, of all points in the table that
+    were judged alike: the best value, and the fewest evaluations of the network (NFE) with a value within 3 % of it, the rule of
+    the paper. The exit code is 1 if a combination was refused, which the table says too.
+
+    Examples:
+    # Which solver for how many evaluations? 12 points, a curve each for Euler and Heun
+    torchrun --standalone --nproc_per_node=8 -- fid.py sweep --network=net.pkl --ref=cifar10-32x32.npz --dest=out/sweep \\
+        --steps=8,12,18,32,64,128 --solver=euler,heun
+
+    # Figure 5b: the effect of S_churn
+    python fid.py sweep --network=net.pkl --ref=cifar10-32x32.npz --dest=out/churn --steps=256 --S_churn=0,10,20,40,80
+
+    # All snapshots of a run, two averages each, judged as the paper does
+    python fid.py sweep --network=runs/mine --weights=ema:0.5,ema:0.05 --ref=cifar10-32x32.npz --dest=out/run --blocks=3
+    """
+    names = check_metrics(metrics.split(','))
+    pyplot()   # a picture that cannot be drawn is to be known now
+    chosen = start(device)
+    judge = Judge(ref, names, device=chosen, detector=detector, batch=batch, precision=precision, allow_mismatch=allow_mismatch)
+    evaluator = Evaluator(judge, device=chosen, classes=classes, rng=rng, batch=batch)
+    protocol = Protocol(num, seed, blocks)
+    points = evaluator.plan(networks(network_path, weights), combinations(options), protocol)
+    with Table(dest, 'sweep.csv') as table:
+        distributed.print0(f'{len(points)} points, {sum(point.key in table for point in points)} of them measured before')
+        rows = measure_points(points, table, evaluator)
+        alike = [row for row in table.rows.values() if row['judged'] == evaluator.judged(protocol)]
+        if usable(alike, evaluator.metric):
+            distributed.print0(*on_rank_0(lambda: write_report(table.folder, alike, evaluator.metric, _axis(judge, evaluator.metric, num))), sep='\n')
+    distributed.shutdown()
+    if any('error' in row for row in rows):
+        raise click.exceptions.Exit(1)
+
+
+@main.command(cls=GroupedCommand, context_settings=WIDE)
+@with_all(
+    NETWORK, REF,
+    files('--dest', help='Folder of search.csv and search.json', metavar='DIR', required=True),
+    [method(f'--grid-{name}', f'grid_{name}', help=f'Values of {name} to try, rising  [default: {text(values)}]', type=FloatList())
+     for name, values in dataclasses.asdict(Grids()).items()],
+    method('--rounds', help='Most rounds through the four, one after the other; 0: all combinations', type=click.IntRange(min=0), metavar='INT', default=2, show_default=True),
+    method('--num', help='How many images to generate for each setting', type=click.IntRange(min=2), metavar='INT', default=5000, show_default=True),
+    method('--seed', help='The first seed', type=click.IntRange(min=0), metavar='INT', default=0, show_default=True),
+    method('--confirm', help='How many of the best settings to measure again, with more images', type=click.IntRange(min=1), metavar='INT', default=3, show_default=True),
+    method('--confirm-num', help='How many images then, in each block', type=click.IntRange(min=2), metavar='INT', default=50000, show_default=True),
+    method('--confirm-blocks', help='How many blocks of seeds then; the best number counts, as in papers, which take 3', type=click.IntRange(min=1),
+           metavar='INT', default=1, show_default=True),
+    METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, searched_options, SPEED[0], RNG, SPEED[2])
+@one_line_errors
+def search(network_path: str, weights: str | None, classes: list[int] | None, ref: str, dest: str, rounds: int, num: int,
+           seed: int, confirm: int, confirm_num: int, confirm_blocks: int, metrics: str, detector: str, precision: str,
+           allow_mismatch: bool, batch: int, rng: str | None, device: str, **options: Any) -> None:  # noqa: ANN401
+    """Search for the best S_churn, S_min, S_max and S_noise of a network, by the first of the --metrics.
+
+    The values tried are those of the paper's Table 5. With --rounds=0 all combinations are, as in the paper;
+    otherwise one number after the other with the best values of the others, some 40 settings in a round. Settings
+    that draw the same images with these --steps are measured once. The best ones are then measured with more images. The
+    other sampler options are fixed. Like fid.py sweep, this continues where it was stopped, from DIR/search.csv.
+    The last line is the best setting as options for generate.py.
+
+    Examples:
+    torchrun --standalone --nproc_per_node=8 -- fid.py search --network=net.pkl --ref=imagenet-64x64.npz --dest=out/search \\
+        --steps=256 --confirm-blocks=3
+
+    # A trial
+    python fid.py search --network=out/demo/run/network-snapshot-000064.pkl --ref=out/digits.npz --detector=demo \\
+        --dest=out/search --grid-S_churn=0,5,10 --grid-S_noise=1,1.005 --num=256 --confirm-num=1024
+    """
+    names = check_metrics(metrics.split(','))
+    grids = Grids(**{name: tuple(values) for name in NUMBERS if (values := options.pop(f'grid_{name}')) is not None})
+    chosen = start(device)
+    judge = Judge(ref, names, device=chosen, detector=detector, batch=batch, precision=precision, allow_mismatch=allow_mismatch)
+    evaluator = Evaluator(judge, device=chosen, classes=classes, rng=rng, batch=batch)
+    network = Network(network_path, weights)
+    same = evaluator.effect(network, options)
+
+    def rows_of(settings: Sequence[Churn], protocol: Protocol) -> list[dict[str, str]]:
+        points = [evaluator.point(network, options | numbers_of(churn), protocol) for churn in settings]
+        return measure_points(points, table, evaluator)
+
+    with Table(dest, 'search.csv') as table:
+        tried = search_settings(grids, lambda churn: loss(rows_of([churn], Protocol(num, seed))[0], evaluator.metric), same, rounds)
+        best_few = tried[:confirm]
+        distributed.print0(f'The best {len(best_few)} of {len(tried)} settings, with {confirm_blocks} x {confirm_num} images:')
+        rows = rows_of(best_few, Protocol(confirm_num, seed, confirm_blocks))
+        best, _ = report(rows, evaluator.metric)
+        told = options | numbers_of(best_few[rows.index(best)])
+        on_rank_0(lambda: save_json(os.path.join(dest, 'search.json'), {'metric': evaluator.metric, 'best': spelled(told), 'confirmed': rows}))
+    distributed.print0(f'{evaluator.metric} = {float(best[evaluator.metric]):g}\n{spelled(told)}')
+    distributed.shutdown()
+
+
+def _axis(judge: Judge, metric: str, num: int) -> str:
+    """What the picture of a sweep shows."""
+    number = TAPS[tap_of('fid', judge.main)].number if judge.metrics[0] == 'fid' else metric
+    return f'{number} of {num} images'
+
+
+def start(device: str) -> torch.device:
     chosen = distributed.init(device)
     torch.backends.cudnn.deterministic = True
+    torch.set_grad_enabled(False)
     return chosen
 
 
-def _reference(source: str, extractor: FeatureExtractor, detector: str,
-               dataset: ImageFolderDataset) -> tuple[Statistics | None, list[str]]:
-    """The statistics and what is to be said of them, on rank 0 (elsewhere nothing).
-
-    ValueError, on every rank, where they are damaged or of another detector.
-    """
-    reference, notes, error = None, [], None
-    if distributed.get_rank() == 0:
-        try:
-            reference = load_statistics(source)
-            notes = notes_on(reference, source, extractor, detector, dataset)
-        except ValueError as failure:
-            error = str(failure)
-    raise_on_all(error)
-    return reference, notes
+def check_outputs(save: str | None, json_path: str | None) -> None:
+    """Before anything is computed: can the results be written?"""
+    if save is not None:
+        check_statistics_path('--save', save)
+    if json_path is not None and os.path.isdir(json_path):
+        raise ValueError(f'--json={json_path} is a folder; name a file')
 
 
-def notes_on(reference: Statistics, source: str, extractor: FeatureExtractor, detector: str,
-             dataset: ImageFolderDataset) -> list[str]:
-    """What makes the distance to `reference` doubtful; ValueError for what makes it meaningless."""
-    remedy = f'make it anew with fid.py ref --detector={detector}'
-    if reference.detector_id not in (None, extractor.detector_id):
-        raise ValueError(f'--ref={source} was made with detector {reference.detector_id}, '
-                         f'but --detector={detector} is {extractor.detector_id}: {remedy}')
-    if len(reference.mu) != extractor.dim:
-        raise ValueError(f'--ref={source} has {len(reference.mu)} features, '
-                         f'but --detector={detector} has {extractor.dim}: {remedy}')
-    if reference.detector_digest not in (None, extractor.digest):
-        raise ValueError(f'--ref={source} was made with other weights of detector '
-                         f'{extractor.detector_id}: {remedy}')
+def check_statistics_path(option: str, path: str) -> None:
+    if not path.endswith(('.npz', '.pkl')) or os.path.isdir(path):
+        raise ValueError(f'{option}={path} should be the name of a file that ends in .npz or .pkl')
+
+
+def notes_on(images: Images, main_of: str, count: int) -> list[str]:
+    """What makes a reference doubtful."""
     notes = []
-    if reference.detector_id is None:
-        notes.append(f'{source} does not say which detector it was made with; only its size fits')
-    if reference.image_shape not in (None, dataset.image_shape):
-        notes.append(f'{source} is of images of shape {reference.image_shape}, '
-                     f'but these have shape {dataset.image_shape}')
-    if any(name.lower().endswith(LOSSY) for name in dataset.files.names):
+    if getattr(images, 'lossy', False):
         notes.append('some images are JPEG or WebP, and compression adds to the distance: use PNG')
-    if len(dataset) <= extractor.dim:
-        notes.append(f'{len(dataset)} images say little about {extractor.dim} features: '
-                     'the distance is far too high')
+    if count <= TAPS[main_of].dim:
+        notes.append(f'{count} images say little about {TAPS[main_of].dim} features')
     return notes
 
 
-def _measure(dataset: ImageFolderDataset, extractor: FeatureExtractor, batch: int, workers: int,
-             device: torch.device) -> Moments | None:
-    """The moments of all images of the set over all ranks: on rank 0; None on the others."""
-    mine = chunks(len(dataset), distributed.get_rank(), distributed.get_world_size())
-    features = _features(dataset, mine, extractor, batch, workers, device)
-    return moments_of_chunks(features, len(dataset), extractor.dim, device)
+def save_statistics(path: str | None, result: Result) -> None:
+    if path is not None:
+        write_reference(path, {tap: result.measured.statistics(tap) for tap in result.measured.moments}, result.measured.features)
 
 
-@torch.no_grad()
-def _features(dataset: ImageFolderDataset, mine: list[range], extractor: FeatureExtractor,
-              batch: int, workers: int, device: torch.device) -> Iterator[Tensor]:
-    """[len(chunk), dim] for each chunk of positions in turn."""
-    parts = [chunk[start:start + batch] for chunk in mine for start in range(0, len(chunk), batch)]
-    loader = torch.utils.data.DataLoader(
-        _Reader(dataset), batch_size=None, sampler=parts, num_workers=workers if parts else 0,
-        pin_memory=device.type == 'cuda')
-    shown = tqdm.tqdm(loader, unit='batch', disable=distributed.get_rank() > 0 or not is_terminal())
-    images = iter(shown)
-    for chunk in mine:
-        features = []
-        for _ in range(0, len(chunk), batch):
-            item = next(images)
-            if isinstance(item, str):
-                raise ValueError(item)
-            features.append(extractor(item.to(device, non_blocking=True)))
-        yield torch.cat(features)
-    shown.close()
+def save_json(path: str | None, told: dict[str, Any]) -> None:
+    if path is not None:
+        with atomic_write(path) as file:
+            file.write((json.dumps(told, indent=2) + '\n').encode())
 
 
-class _Reader(torch.utils.data.Dataset[Any]):
-    """A data set whose index is a range of positions."""
+def print_scores(judge: Judge, result: Result) -> None:
+    """One number for one metric, as scripts expect; else a line for each, and the first number once more."""
+    print(f'{_title(judge)} of {_against(result)}:')
+    first, *_ = result.scores.values()
+    if judge.metrics != ['fid']:
+        for name, value in result.scores.items():
+            print(f'{name} = {value:g}')
+    print(f'{first:g}', flush=True)
 
-    def __init__(self, dataset: ImageFolderDataset) -> None:
-        self.dataset = dataset
 
-    def __getitem__(self, positions: range) -> Tensor | str:
-        try:
-            return torch.from_numpy(self.dataset.batch(np.array(positions))[0])
-        except ValueError as error:
-            return str(error)   # raised in a worker, it would arrive as that worker's stack trace
+def print_summary(judge: Judge, results: Sequence[Result]) -> None:
+    """Of several blocks of seeds: lowest, mean, and spread."""
+    print(f'{_title(judge)} of {len(results)} x {_against(results[0])}:')
+    for name, numbers in summary(results).items():
+        print(f'{name}: minimum {numbers["min"]:g}, mean {numbers["mean"]:g}, standard deviation {numbers["std"]:g}')
+    print(f'{next(iter(summary(results).values()))["min"]:g}', flush=True)
+
+
+def summary(results: Sequence[Result]) -> dict[str, dict[str, float]]:
+    values = {name: np.array([result.scores[name] for result in results]) for name in results[0].scores}
+    return {name: {'min': float(v.min()), 'mean': float(v.mean()), 'std': float(v.std(ddof=1)) if len(v) > 1 else 0.0}
+            for name, v in values.items()}
+
+
+def _title(judge: Judge) -> str:
+    if judge.metrics != ['fid']:
+        return 'Numbers' if judge.main != 'demo' else 'Numbers of random features (NOT FID)'
+    return TAPS[tap_of('fid', judge.main)].number
+
+
+def _against(result: Result) -> str:
+    beside = '' if result.reference_count is None else f' against {result.reference_count}'
+    return f'{result.count} images{beside}'
+
+
+def _counted(stats: Statistics) -> str:
+    return 'an unknown number of images' if stats.count is None else f'{stats.count} images'
+
+
+def _taps_of(moments: dict[str, Statistics]) -> str:
+    return ', '.join(moments) or 'none'
 
 
 if __name__ == '__main__':

@@ -35,7 +35,7 @@ from dnnlib.cli import is_terminal, one_line_errors
 from dnnlib.files import atomic_write
 from dnnlib.plots import pyplot
 from metrics.distances import frechet_distance
-from metrics.features import DemoDetector
+from metrics.features import TAPS, DemoDetector
 from metrics.statistics import Moments, one_thread
 from training.dataset import ImageFolderDataset
 from training.open_network import ideal_denoiser
@@ -161,12 +161,12 @@ class Bench:
 
     def setting(self) -> str:
         """What, beside a command, a number owes itself to."""
-        return f'{self.count} images, {self.detector.detector_id}, data {self.fingerprint}, torch {torch.__version__}'
+        return f'{self.count} images, {TAPS['demo'].detector_id}, data {self.fingerprint}, torch {torch.__version__}'
 
     def moments(self, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        total = Moments.zero(self.detector.dim)
+        total = Moments.zero(TAPS['demo'].dim)
         for part in images.split(1024):
-            total.add(self.detector(part))
+            total.add(self.detector.features(part)['demo'])
         return total.mean(), total.cov()
 
     def distance(self, images: Tensor) -> float:

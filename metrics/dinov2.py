@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from dnnlib.download import cached_path
 from metrics import weights as files
 from torch_utils import legacy
+from torch_utils.safetensors_file import is_safetensors, load_tensors
 
 SIZE = 224          # pixels of the input, high and wide
 HEAD_DIM = 64       # of each attention head
@@ -122,7 +123,7 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Raises FileNotFoundError, or ValueError in one line that names the file and what is wrong with it.
     """
-    found = legacy.read_file(path, legacy.TENSORS, WHAT)
+    found = load_tensors(path)[0] if is_safetensors(path) else legacy.read_file(path, legacy.TENSORS, WHAT)
     try:
         return files.checked(found if isinstance(found, dict) else {}, weight_shapes())
     except ValueError as error:
@@ -132,12 +133,11 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 def locate(source: str | os.PathLike[str] | None = None) -> Path:
     """The file of weights: `source` if given, else $LIMPID_DINOV2, else a download of ours or of torch.hub's.
 
-    Nothing is downloaded (dnnlib.download.fetch does that). Errors as in metrics.weights.locate.
+    Where there is none it is downloaded. Errors as in metrics.weights.locate.
     """
-    advice = files.missing('FD-DINOv2', 'ViT-L/14', PUBLISHED, 'LIMPID_DINOV2')
-    return files.first_of(_downloads(), source, 'LIMPID_DINOV2', advice)
+    return files.source_of('FD-DINOv2', 'ViT-L/14', PUBLISHED, downloads(), source, 'LIMPID_DINOV2')
 
 
-def _downloads() -> Iterator[tuple[Path, str | None]]:
+def downloads() -> Iterator[tuple[Path, str | None]]:
     yield cached_path(PUBLISHED.url), PUBLISHED.sha256
     yield Path(torch.hub.get_dir()) / 'checkpoints' / 'dinov2_vitl14_pretrain.pth', PUBLISHED.sha256

@@ -13,15 +13,19 @@ def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray,
                      mu2: np.ndarray, sigma2: np.ndarray) -> float:
     """‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁ Σ₂)^½, the Fréchet distance of two Gaussians.
 
-    mu [d], sigma [d, d]. With Σ₁ = A Aᵀ and Σ₂ = B Bᵀ, the eigenvalues of Σ₁ Σ₂ are the squared
-    singular values of Aᵀ B: no number ever becomes complex, and rounding stays rounding, also
-    where a covariance is singular. In float64, with the same bits whatever the number of threads.
-    Of equal arguments it is 0 up to rounding, which may be negative and is returned as it is.
+    mu [d], sigma [d, d]. With Σ₁ = A Aᵀ, the eigenvalues of Σ₁ Σ₂ are those of Aᵀ Σ₂ A: no number ever
+    becomes complex. Where a covariance is singular, they are the squared singular values of Aᵀ B with
+    Σ₂ = B Bᵀ, so that rounding stays rounding. In float64, with the same bits whatever the number of
+    threads. Of equal arguments it is 0 up to rounding, which may be negative and is returned as it is.
     Raises ValueError for shapes that do not fit and for values that are not finite.
     """
     m1, S1, m2, S2 = _checked(mu1=mu1, sigma1=sigma1, mu2=mu2, sigma2=sigma2)
     with one_thread():
-        trace_of_root = torch.linalg.svdvals(_root(S1).T @ _root(S2)).sum()
+        A = _root(S1)
+        if A.shape[1] == len(S1) and _has_full_rank(S2):
+            trace_of_root = torch.linalg.eigvalsh(A.T @ S2 @ A).clamp(min=0).sqrt().sum()
+        else:
+            trace_of_root = torch.linalg.svdvals(A.T @ _root(S2)).sum()
         distance = (m1 - m2).square().sum() + S1.trace() + S2.trace() - 2 * trace_of_root
     return float(distance)
 
@@ -58,13 +62,23 @@ def _checked(**arrays: np.ndarray) -> list[Tensor]:
     return [torch.tensor(np.asarray(a), dtype=torch.float64) for a in arrays.values()]
 
 
+def _has_full_rank(S: Tensor) -> bool:
+    """Whether Cholesky's decomposition finds no direction without variance; costs little beside eigenvalues."""
+    L, failed = torch.linalg.cholesky_ex(S)
+    return not bool(failed) and bool(L.diagonal().square().min() > _rounding(S.diagonal().max(), len(S)))
+
+
+def _rounding(largest: Tensor, d: int) -> Tensor:
+    """What a [d, d] covariance's largest eigenvalue leaves of the small ones' digits."""
+    return largest * d * torch.finfo(largest.dtype).eps
+
+
 def _root(S: Tensor) -> Tensor:
     """A [d, rank] with A Aᵀ = S, for a covariance S.
 
     Eigenvalues within the rounding of the largest are zeros: their roots would be noise.
     """
     eigenvalues, U = torch.linalg.eigh((S + S.T) / 2)
-    rounding = eigenvalues.abs().max() * len(S) * torch.finfo(S.dtype).eps
-    kept = eigenvalues > rounding
+    kept = eigenvalues > _rounding(eigenvalues.abs().max(), len(S))
     A: Tensor = U[:, kept] * eigenvalues[kept].sqrt()
     return A

@@ -7,16 +7,32 @@ number.
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from metrics import dinov2
 from metrics.dinov2 import DINOv2
-from metrics.inception import Inception, Taps
+from metrics.inception import Inception
 from metrics.weights import digest, load_weights, locate, weights_digest
+
+
+class Tap(NamedTuple):
+    """Where features are taken from a network, and what a number of them is called."""
+    dim: int
+    detector_id: str   # of the architecture, the preprocessing and the layer, with a version
+    number: str        # its Fréchet distance where it is printed
+
+
+TAPS = {
+    'pool_3': Tap(2048, 'inception-2015-12-05-pool_3-v1', 'FID'),
+    'spatial': Tap(2023, 'inception-2015-12-05-spatial-v1', 'sFID'),
+    'dinov2': Tap(1024, 'dinov2-vitl14-bicubic-v1', 'FD-DINOv2'),
+    'demo': Tap(224, 'demo-v1', 'demo-FD (random features, NOT FID)'),
+}
 
 
 class FeatureExtractor(Protocol):
@@ -25,13 +41,11 @@ class FeatureExtractor(Protocol):
     Greyscale images count as three equal channels. The features of an image should not depend on
     the other images of the batch.
     """
-    detector_id: str   # of the architecture, the preprocessing and the layer, with a version
-    digest: str        # of the weights
-    dim: int
-    number: str        # what its Fréchet distance is called where it is printed
+    taps: tuple[str, ...]   # keys of TAPS, the most important first
+    digest: str             # of the weights
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """uint8 [B, 1 or 3, H, W] -> float32 [B, dim]"""
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """uint8 [B, 1 or 3, H, W] -> {tap: float32 or float64 [B, dim]}"""
         ...
 
 
@@ -43,46 +57,39 @@ class DemoDetector:
     The weights are standard normal times sqrt(2 / fan-in), from NumPy's frozen RandomState: the
     same on every machine. Input (x - 128)/128, strides 1, 2, 2, padding 1, no biases.
     """
-    detector_id = 'demo-v1'
-    number = 'demo-FD (random features, NOT FID)'
-    dim = 32 + 64 + 128
+    taps = ('demo',)
 
-    def __init__(self, device: torch.device | str = 'cpu') -> None:
+    def __init__(self, device: torch.device | str = 'cpu', dtype: torch.dtype = torch.float32) -> None:
         normal = np.random.RandomState(20220601).standard_normal
         shapes = [(32, 3, 3, 3), (64, 32, 3, 3), (128, 64, 3, 3)]
         weights = [(normal(s) * np.sqrt(2 / (s[1] * 9))).astype(np.float32) for s in shapes]
         self.digest = weights_digest({f'conv{i}.weight': w for i, w in enumerate(weights)})
-        self.weights = [torch.from_numpy(w).to(device) for w in weights]
+        self.weights = [torch.from_numpy(w).to(dtype).to(device) for w in weights]
 
-    def __call__(self, images: Tensor) -> Tensor:
-        x = (as_rgb(images).to(torch.float32) - 128) / 128
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        x = (as_rgb(images).to(self.weights[0].dtype) - 128) / 128
         means = []
         for weight, stride in zip(self.weights, (1, 2, 2), strict=True):
             x = F.conv2d(x, weight, stride=stride, padding=1).relu()
             means.append(x.mean(dim=[2, 3]))
-        return torch.cat(means, dim=1)
+        return {'demo': torch.cat(means, dim=1)}
 
 
 class InceptionDetector:
-    """The published network of the FID: the 2048 numbers of pool_3, after the resize of TensorFlow 1.
+    """The published network of the FID, after the resize of TensorFlow 1.
 
-    `weights` as from metrics.weights.load_weights. Its `taps` are what other metrics look at, and its
+    `weights` as from metrics.weights.load_weights. Its taps are pool_3 and spatial (Inception.Taps), and its
     `logits` follow from pool_3.
     """
-    detector_id = 'inception-2015-12-05-pool_3-v1'
-    number = 'FID'
-    dim = 2048
+    taps = ('pool_3', 'spatial')
 
-    def __init__(self, weights: Mapping[str, Tensor], device: torch.device | str = 'cpu') -> None:
+    def __init__(self, weights: Mapping[str, Tensor], device: torch.device | str = 'cpu',
+                 dtype: torch.dtype = torch.float32) -> None:
         self.digest = digest(weights)
-        self.network = Inception(weights, device)
+        self.network = Inception(weights, device, dtype)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        return self.taps(images).pool_3
-
-    def taps(self, images: Tensor) -> Taps:
-        """uint8 [B, 1 or 3, H, W] -> pool_3 [B, 2048] and spatial [B, 2023], float32"""
-        return self.network(as_rgb(images))
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        return self.network(as_rgb(images))._asdict()
 
     def logits(self, pool_3: Tensor) -> Tensor:
         """[B, 2048] -> [B, 1008], without biases, for the Inception Score"""
@@ -94,16 +101,15 @@ class DINOv2Detector:
 
     `weights` as from metrics.dinov2.load_weights.
     """
-    detector_id = 'dinov2-vitl14-bicubic-v1'
-    number = 'FD-DINOv2'
-    dim = 1024
+    taps = ('dinov2',)
 
-    def __init__(self, weights: Mapping[str, Tensor], device: torch.device | str = 'cpu') -> None:
+    def __init__(self, weights: Mapping[str, Tensor], device: torch.device | str = 'cpu',
+                 dtype: torch.dtype = torch.float32) -> None:
         self.digest = digest(weights)
-        self.network = DINOv2(weights, device)
+        self.network = DINOv2(weights, device, dtype)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        return self.network(as_rgb(images))
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        return {'dinov2': self.network(as_rgb(images))}
 
 
 def as_rgb(images: Tensor) -> Tensor:
@@ -117,19 +123,24 @@ def as_rgb(images: Tensor) -> Tensor:
     return images.expand(-1, 3, -1, -1).contiguous()
 
 
-DETECTORS: dict[str, Callable[[torch.device], FeatureExtractor]] = {
-    'inception': lambda device: InceptionDetector(load_weights(locate()), device),
+DETECTORS: dict[str, Callable[[torch.device, torch.dtype], FeatureExtractor]] = {
+    'inception': lambda device, dtype: InceptionDetector(load_weights(locate()), device, dtype),
     'demo': DemoDetector,
 }
 
 
-def load_detector(name: str, device: torch.device) -> FeatureExtractor:
+def load_detector(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> FeatureExtractor:
     """The extractor of that name, or the Inception network with the weights of that file.
 
     ValueError where there is none: nothing replaces it silently.
     """
     if name in DETECTORS:
-        return DETECTORS[name](device)
+        return DETECTORS[name](device, dtype)
     if not os.path.isfile(name):
         raise ValueError(f'--detector={name} is neither {" nor ".join(DETECTORS)} nor a file of Inception weights')
-    return InceptionDetector(load_weights(name), device)
+    return InceptionDetector(load_weights(name), device, dtype)
+
+
+def load_dinov2(device: torch.device, dtype: torch.dtype = torch.float32) -> DINOv2Detector:
+    """The network of FD-DINOv2, with weights found on this machine; ValueError where there are none."""
+    return DINOv2Detector(dinov2.load_weights(dinov2.locate()), device, dtype)

@@ -1,4 +1,4 @@
-"""Moments of features: streaming in float64, the same for any number of ranks, to and from npz.
+"""Moments of features: streaming in float64, the same for any number of ranks.
 
     μ = Σ f / N,   Σ = (Σ f fᵀ − N μ μᵀ) / (N − 1)
 
@@ -7,22 +7,14 @@ added in the order of the chunks: which rank a chunk was on leaves no trace in a
 """
 
 import contextlib
-import http.client
 import importlib.metadata
-import io
-import os
-import urllib.request
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dnnlib.files import atomic_write
 from torch_utils import distributed
 
 CHUNK = 1024   # images; another number gives other rounding
@@ -94,31 +86,6 @@ def chunks(num_images: int, rank: int = 0, world_size: int = 1) -> list[range]:
             for start in range(rank * CHUNK, num_images, world_size * CHUNK)]
 
 
-def moments_of_chunks(features: Iterator[Tensor], num_images: int, dim: int,
-                      device: torch.device | str = 'cpu') -> Moments | None:
-    """The moments of `num_images` images over all ranks: on rank 0; None on the others.
-
-    `features` yields [len(chunk), dim] for each of this rank's `chunks(...)` in turn. Collective,
-    once for every world_size chunks. A ValueError on one rank is raised on all of them.
-    """
-    rank, world_size = distributed.get_rank(), distributed.get_world_size()
-    total = Moments.zero(dim, device)
-    for first in range(0, len(chunks(num_images)), world_size):
-        part, error = Moments.zero(dim, device), None
-        try:
-            if first + rank < len(chunks(num_images)):
-                part.add(next(features))
-        except ValueError as failure:
-            error = str(failure)
-        raise_on_all(error)
-        for sums in _gather(part.sums):
-            total.merge(Moments(sums))
-    if rank > 0:
-        return None
-    assert total.count == num_images, f'{total.count} of {num_images} images were counted'
-    return total
-
-
 def raise_on_all(error: str | None) -> None:
     """ValueError on every rank where any has an `error`: none is left waiting for the others."""
     errors = [found for found in distributed.gather_objects(error) if found is not None]
@@ -126,8 +93,8 @@ def raise_on_all(error: str | None) -> None:
         raise ValueError(errors[0])
 
 
-def _gather(tensor: Tensor) -> list[Tensor]:
-    """Everybody's tensor in the order of the ranks, on rank 0; nothing on the others."""
+def gather(tensor: Tensor) -> list[Tensor]:
+    """Everybody's tensor in the order of the ranks, on rank 0; nothing on the others. All of one shape."""
     if distributed.get_world_size() == 1:
         return [tensor]
     if distributed.get_rank() > 0:
@@ -142,8 +109,7 @@ def _gather(tensor: Tensor) -> list[Tensor]:
 class Statistics:
     """μ [d] and Σ [d, d] in float64, and what they are of; None where a file does not say.
 
-    As an npz file: arrays of these names, and `format`. Whoever knows only `mu` and `sigma`
-    (EDM's own fid.py, for one) can read it, and files with only these two can be read here.
+    metrics/reference_files.py writes and reads them.
     """
     mu: np.ndarray
     sigma: np.ndarray
@@ -153,69 +119,8 @@ class Statistics:
     detector_digest: str | None = None
     data_fingerprint: str | None = None
     versions: str | None = None
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write them as npz, all or nothing; the same statistics give the same bytes."""
-        arrays: dict[str, Any] = {k: v for k, v in vars(self).items() if v is not None}
-        with atomic_write(path) as file:
-            np.savez(file, format=FORMAT, **arrays)
-
-
-def load_statistics(source: str | os.PathLike[str]) -> Statistics:
-    """Read npz statistics from a file or an http(s) address; nothing in it is executed.
-
-    Raises ValueError, naming `source`, for what is missing, damaged, or does not fit together.
-    """
-    where = os.fspath(source)
-    content = _fetch(where) if where.startswith(('http://', 'https://')) else _read(where)
-    if not zipfile.is_zipfile(io.BytesIO(content)):
-        raise ValueError(f'{where} is not an npz file, or a damaged one')
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            names = [*Statistics.__dataclass_fields__, 'format']
-            found = {name: file[name] for name in file.files if name in names}
-            others = ', '.join(file.files) or 'nothing'
-    except (ValueError, KeyError, EOFError, OSError, NotImplementedError, RuntimeError,
-            zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f'{where} cannot be read: {" ".join(str(error).split())}') from error
-    for name in ('mu', 'sigma'):
-        if name not in found:
-            raise ValueError(f'{where} has no {name}, only {others}: make it with fid.py ref')
-    return _checked(found, where)
-
-
-def _read(path: str) -> bytes:
-    if os.path.isdir(path):
-        raise ValueError(f'{path} is a folder, not an npz file: make one with fid.py ref')
-    try:
-        with open(path, 'rb') as file:
-            return file.read()
-    except OSError as error:
-        raise ValueError(f'{path} cannot be read: {error.strerror}') from error
-
-
-def _fetch(url: str) -> bytes:
-    try:
-        with urllib.request.urlopen(url, timeout=60) as response:
-            return bytes(response.read())
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise ValueError(
-            f'{url} cannot be fetched: {error}; download it by hand and name the file') from error
-
-
-def _checked(found: dict[str, np.ndarray], where: str) -> Statistics:
-    mu, sigma = found.pop('mu'), found.pop('sigma')
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        raise ValueError(f'{where}: mu has shape {list(mu.shape)} and sigma {list(sigma.shape)}, '
-                         'not [d] and [d, d]')
-    for name, array in (('mu', mu), ('sigma', sigma)):
-        if array.dtype.kind != 'f' or not np.isfinite(array).all():
-            raise ValueError(f'{where}: {name} holds something else than finite numbers')
-    told = {name: value.tolist() for name, value in found.items()}
-    version = told.pop('format', FORMAT)
-    if version != FORMAT:
-        raise ValueError(f'{where} has format {version}, but this version reads format {FORMAT}')
-    return Statistics(mu.astype(np.float64), sigma.astype(np.float64), **told)
+    precision: str | None = None           # float32, tf32 or float64: of the detector
+    source: str | None = None              # the images' name, as it was given
 
 
 def library_versions() -> str:

@@ -14,6 +14,7 @@ import io
 import itertools
 import os
 import struct
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -25,10 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnnlib.download import cached_path
+from dnnlib.download import cached_path, fetch
 from metrics.inception import STEM, Conv, weight_shapes
 from torch_utils import legacy
 from torch_utils.safe_pickle import Global, Record, read_pickle, record, shown
+from torch_utils.safetensors_file import is_safetensors, load_tensors
 
 MAX_FILE = 300_000_000   # bytes; the largest published one has 96 million
 WHAT = "file of Inception's weights"
@@ -190,6 +192,8 @@ def sniff(path: str | os.PathLike[str]) -> str:
         raise FileNotFoundError(2, f'there is no such {WHAT}', str(path))
     if path.stat().st_size > MAX_FILE:
         raise ValueError(f'{path} is not a {WHAT}: it has {path.stat().st_size} bytes, and they have 96 million')
+    if is_safetensors(path):
+        return 'safetensors'
     with open(path, 'rb') as file:
         start = file.read(64)
     if start.startswith(legacy.ZIP_START):
@@ -362,26 +366,15 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
 def locate(source: str | os.PathLike[str] | None = None) -> Path:
     """The file of weights: `source` if given, else $LIMPID_DETECTOR, else a download of ours or of other tools.
 
-    Nothing is downloaded; dnnlib.download.fetch does that. Raises ValueError where there is none, and says in
-    one line how to get one; and where a found download does not have its checksum.
+    Where there is none it is downloaded, unless $LIMPID_OFFLINE is set. Raises ValueError in one line that says
+    how to get one by hand where that fails, and where a download does not have its checksum.
     """
-    advice = missing('FID', 'Inception', PUBLISHED[0], 'LIMPID_DETECTOR')
-    return first_of(_downloads(), source, 'LIMPID_DETECTOR', advice)
+    return source_of('FID', 'Inception', PUBLISHED[0], downloads(), source, 'LIMPID_DETECTOR')
 
 
-def missing(number: str, network: str, file: Published, variable: str) -> str:
-    """What to do about weights that are not there."""
-    return (f'{number} needs the published weights of {network}, which are not on this machine: download {file.url} '
-            f'({file.size} bytes, sha256 {file.sha256}) to {cached_path(file.url)}, or set {variable} to the file; '
-            'for a trial without them --detector=demo measures the distance of random features, which is NOT FID')
-
-
-def first_of(downloads: Iterable[tuple[Path, str | None]], source: str | os.PathLike[str] | None, variable: str,
-             advice: str) -> Path:
-    """`source`, or what the environment's `variable` names, or the first of `downloads` that exists.
-
-    Raises ValueError: `advice` where there is none, and for one that does not have its checksum.
-    """
+def source_of(number: str, network: str, file: Published, downloads: Iterable[tuple[Path, str | None]],
+              source: str | os.PathLike[str] | None, variable: str) -> Path:
+    """`source`, or what the environment's `variable` names, or the first of `downloads` there is, or `file`, fetched."""
     if source is not None:
         return Path(source)
     named = os.environ.get(variable)
@@ -391,14 +384,24 @@ def first_of(downloads: Iterable[tuple[Path, str | None]], source: str | os.Path
         return Path(named)
     for path, sha256 in downloads:
         if path.is_file():
-            found = sha256 and _sha256(path)
+            found = sha256 and sha256_of(path)
             if found != sha256:
                 raise ValueError(f'{path} is damaged: its sha256 is {found}, not {sha256}; delete it')
             return path
-    raise ValueError(advice)
+    why = ''
+    if not os.environ.get('LIMPID_OFFLINE'):
+        print(f'Downloading the weights of {network} ({file.size // 1_000_000} MB) from {file.url}', file=sys.stderr)
+        try:
+            return fetch(file.url, file.sha256)
+        except ValueError as error:
+            why = f' ({error})'
+    raise ValueError(
+        f'{number} needs the published weights of {network}, which are not on this machine{why}: download {file.url} '
+        f'({file.size} bytes, sha256 {file.sha256}) to {cached_path(file.url)}, or set {variable} to the file; '
+        'for a trial without them --detector=demo measures the distance of random features, which is NOT FID')
 
 
-def _downloads() -> Iterator[tuple[Path, str | None]]:
+def downloads() -> Iterator[tuple[Path, str | None]]:
     """Where downloads may be, best first: our cache, then those of other tools. With their checksums."""
     state_dict, torchscript, _ = PUBLISHED
     for file in PUBLISHED:
@@ -414,7 +417,7 @@ def _downloads() -> Iterator[tuple[Path, str | None]]:
     yield Path.home() / '.cache' / 'k-diffusion' / 'inception-2015-12-05.pt', torchscript.sha256
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with open(path, 'rb') as file:
         sha256 = hashlib.sha256()
         while block := file.read(1 << 20):
@@ -436,4 +439,5 @@ FORMATS: dict[str, Callable[[Path], dict[str, Tensor]]] = {
     'pickled object': read_object,
     'GraphDef': read_graphdef,
     'tgz': read_tgz,
+    'safetensors': lambda path: load_tensors(path)[0],
 }

@@ -1,6 +1,7 @@
 """fid.py from end to end with the demo detector: numbers, any number of ranks, what it refuses."""
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import click
 import numpy as np
 import PIL.Image
 import PIL.ImageFilter
@@ -16,6 +18,7 @@ import torch
 from click.testing import CliRunner
 
 import fid
+import generate
 from metrics.distances import frechet_distance
 from metrics.features import DemoDetector
 from metrics.statistics import CHUNK
@@ -89,7 +92,7 @@ def test_the_number_is_the_distance_of_the_features(real, tmp_path):
     others = smooth_images(250, seed=1)
     stats = []
     for images in (real[0], others):
-        features = DemoDetector()(torch.from_numpy(images.transpose(0, 3, 1, 2))).double().numpy()
+        features = DemoDetector().features(torch.from_numpy(images.transpose(0, 3, 1, 2)))['demo'].double().numpy()
         stats += [features.mean(axis=0), np.cov(features.T)]
     saved = dict(np.load(real[2]))
     np.testing.assert_allclose(saved['mu'], stats[0], rtol=1e-6)
@@ -177,11 +180,11 @@ def test_grey_images(tmp_path):
 def test_what_makes_a_number_doubtful_is_said(real, tmp_path):
     few = write(tmp_path / 'few', smooth_images(40, channels=1))
     PIL.Image.fromarray(smooth_images(1, channels=1)[0, :, :, 0]).save(few / 'x.jpg')
-    output = lines(run('calc', f'--images={few}', f'--ref={real[2]}', '--num=41'))
+    output = lines(run('calc', f'--images={few}', f'--ref={real[2]}', '--num=41', '--allow-mismatch'))
     assert output[:-1] == [
-        f'Note: {real[2]} is of images of shape [3, 16, 16], but these have shape [1, 16, 16]',
+        f'Note: --ref={real[2]} is of images of shape [3, 16, 16], but these have shape [1, 16, 16]',
+        f'Note: 41 images say little about 224 features: {LABEL} comes out far too high',
         'Note: some images are JPEG or WebP, and compression adds to the distance: use PNG',
-        'Note: 41 images say little about 224 features: the distance is far too high',
         f'{LABEL} of 41 images against 300:',
     ]
     saved = np.load(real[2])
@@ -229,17 +232,16 @@ def test_references_that_do_not_fit(real, tmp_path):
         np.savez(path, **{**saved, **changes})
         return error(run('calc', f'--images={real[1]}', f'--ref={path}', '--num=300'))
 
-    remedy = 'make it anew with fid.py ref --detector=demo'
-    assert refused(detector_id='other-v2') == (
-        f'--ref={path} was made with detector other-v2, but --detector=demo is demo-v1: {remedy}')
-    assert refused(detector_digest='0') == (
-        f'--ref={path} was made with other weights of detector demo-v1: {remedy}')
-    assert refused(mu=np.zeros(2048), sigma=np.eye(2048)) == (
-        f'--ref={path} has 2048 features, but --detector=demo has 224: {remedy}')
-    assert refused(mu=np.full(224, np.nan)) == f'{path}: mu holds something else than finite numbers'
+    remedy = 'make it anew with fid.py ref, or say --allow-mismatch'
+    assert refused(detector_id='other-v2') == f'{path} has the unknown detector other-v2'
+    assert refused(detector_digest='0') == f'--ref={path} was made with other weights of detector demo-v1; {remedy}'
+    assert refused(precision='float64') == f'--ref={path} was made with --precision=float64, not float32; {remedy}'
+    assert refused(mu=np.zeros(2048), sigma=np.eye(2048), detector_id='inception-2015-12-05-pool_3-v1') == (
+        f'--ref={path} is not of features that fid looks at (demo-v1), only of those of FID; '
+        'make it anew with fid.py ref --metrics=fid --detector=demo')
+    assert refused(mu=np.full(224, np.nan)).startswith(f'{path}: ')
     path.unlink()
-    assert error(run('calc', f'--images={real[1]}', f'--ref={path}', '--num=300')) == (
-        f'{path} cannot be read: No such file or directory')
+    assert str(path) in error(run('calc', f'--images={real[1]}', f'--ref={path}', '--num=300'))
 
 
 def test_too_few_images(real, tmp_path):
@@ -262,24 +264,27 @@ def test_a_damaged_image_is_named_and_nothing_is_written(tmp_path, workers):
 
 def test_destinations_that_cannot_be(real, tmp_path):
     (tmp_path / 'folder.npz').mkdir()
-    for dest in (tmp_path / 'folder.npz', tmp_path / 'x.pkl'):
+    for dest in (tmp_path / 'folder.npz', tmp_path / 'x.txt'):
         assert error(run('ref', f'--data={real[1]}', f'--dest={dest}')) == (
-            f'--dest={dest} should be the name of a file that ends in .npz')
+            f'--dest={dest} should be the name of a file that ends in .npz or .pkl')
+        assert error(run('calc', f'--images={real[1]}', f'--ref={real[2]}', f'--save={dest}')) == (
+            f'--save={dest} should be the name of a file that ends in .npz or .pkl')
 
 
 def test_help_names_every_option():
     for command in fid.main.commands.values():
         text = CliRunner().invoke(fid.main, [command.name, '--help']).output
         for option in command.params:
-            assert f'  {option.opts[0]} ' in text
-        assert 'NOT FID' in text and 'Examples:' in text
+            assert isinstance(option, click.Argument) or f'  {option.opts[0]} ' in text, option
+        assert 'Examples:' in text
+        assert 'NOT FID' in text or command.name in ('dist', 'detector')
 
 
-def on_two_ranks(*arguments):
+def on_ranks(count, *arguments):
     """stdout of fid.py under torchrun, one thread each; without the two dashes it would take --num for its own."""
-    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', '--']
+    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={count}', '--']
     process = subprocess.run(
-        [*launcher, 'fid.py', *map(str, arguments), '--detector=demo', '--workers=0', '--device=cpu'], cwd=ROOT,
+        [*launcher, 'fid.py', *map(str, arguments), '--detector=demo', '--device=cpu'], cwd=ROOT,
         env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=100)
     assert process.returncode == 0, process.stderr
     return process.stdout.splitlines()
@@ -291,11 +296,146 @@ def test_two_processes_give_the_same_bits_as_one(tmp_path):
     other = write(tmp_path / 'other.zip', smooth_images(300, size=8, seed=1))
     one, two = tmp_path / 'one.npz', tmp_path / 'two.npz'
     lines(run('ref', f'--data={data}', f'--dest={one}'))
-    assert on_two_ranks('ref', f'--data={data}', f'--dest={two}') == [
+    assert on_ranks(2, 'ref', f'--data={data}', f'--dest={two}') == [
         f'Wrote the statistics of {2 * CHUNK + 50} images to {two}']
     assert one.read_bytes() == two.read_bytes()
     options = f'--images={other}', f'--ref={one}', '--num=290'
-    printed = on_two_ranks('calc', *options)
+    printed = on_ranks(2, 'calc', *options)
     assert printed == lines(run('calc', *options))
     assert printed[0] == f'{LABEL} of 290 images against {2 * CHUNK + 50}:'
     assert float(printed[1]) > 0
+
+
+# Images from a network, and the same pixels in other containers
+
+@pytest.fixture(scope='module')
+def network(tmp_path_factory):
+    """(ideal:zip of 40 images of 8x8, statistics of 300 others)."""
+    folder = tmp_path_factory.mktemp('network')
+    data, other = write(folder / 'data.zip', smooth_images(40, size=8)), write(folder / 'other.zip', smooth_images(300, size=8, seed=1))
+    lines(run('ref', f'--data={other}', f'--dest={folder / "other.npz"}', '--metrics=fid,kid,pr'))
+    return f'ideal:{data}', folder / 'other.npz', other
+
+
+def gen(network, *options):
+    return run_without_workers('gen', f'--network={network[0]}', f'--ref={network[1]}', '--steps=5', '--num=70', '--batch=32', *options)
+
+
+def run_without_workers(command, *options):
+    return CliRunner().invoke(fid.main, [command, '--detector=demo', '--device=cpu', *map(str, options)])
+
+
+@pytest.fixture(scope='module')
+def generated(network, tmp_path_factory):
+    """70 images written by generate.py."""
+    folder = tmp_path_factory.mktemp('generated') / 'images'
+    result = CliRunner().invoke(generate.main, [f'--network={network[0]}', f'--outdir={folder}', '--seeds=10-79', '--steps=5', '--device=cpu'])
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_folder_zip_npz_and_network_give_the_same_number(network, generated, tmp_path):
+    pixels = np.stack([np.asarray(PIL.Image.open(path)) for path in sorted(generated.iterdir())])
+    np.savez(tmp_path / 'stored.npz', arr_0=pixels)
+    np.savez_compressed(tmp_path / 'packed.npz', arr_0=pixels, arr_1=np.zeros(70, np.int64))
+    with zipfile.ZipFile(tmp_path / 'x.zip', 'w') as archive:
+        for path in sorted(generated.iterdir()):
+            archive.write(path, path.name)
+    numbers = {number(f'--images={path}', f'--ref={network[1]}', '--num=70', '--batch=32')
+               for path in (generated, tmp_path / 'x.zip', tmp_path / 'stored.npz', tmp_path / 'packed.npz')}
+    output = lines(gen(network, '--seed=10'))
+    assert output[-2] == f'{LABEL} of 70 images against 300:'
+    assert numbers == {float(output[-1])}
+    # --num of more: the same choice from an array as from files.
+    chosen = [number(f'--images={path}', f'--ref={network[1]}', '--num=65', '--seed=3') for path in (generated, tmp_path / 'packed.npz')]
+    assert chosen[0] == chosen[1]
+
+
+def test_a_reference_may_be_the_images_themselves(network, generated):
+    by_file, by_images = (run('calc', f'--images={generated}', f'--ref={ref}', '--num=70', '--metrics=fid,pr') for ref in network[1:])
+    assert lines(by_file) == lines(by_images)
+
+
+def test_several_metrics_in_one_pass(network, generated, tmp_path):
+    output = lines(run('calc', f'--images={generated}', f'--ref={network[1]}', '--num=70', '--metrics=pr,fid', f'--json={tmp_path / "x.json"}'))
+    told = json.loads((tmp_path / 'x.json').read_text())
+    assert list(told['scores']) == ['demo_precision', 'demo_recall', 'demo_fd']
+    assert output[-5:] == ['Numbers of random features (NOT FID) of 70 images against 300:',
+                           *(f'{name} = {value:g}' for name, value in told['scores'].items()), f'{told["scores"]["demo_precision"]:g}']
+    assert told['scores']['demo_fd'] == pytest.approx(number(f'--images={generated}', f'--ref={network[1]}', '--num=70'), rel=1e-5)
+    assert (told['num_images'], told['ref_num_images'], told['precision']) == (70, 300, 'float32')
+    assert told['detectors'] == {'demo-v1': DemoDetector().digest} and told['notes']
+
+
+def test_blocks_of_seeds(network, tmp_path):
+    output = lines(gen(network, '--blocks=3', '--seed=10', f'--json={tmp_path / "x.json"}'))
+    told = json.loads((tmp_path / 'x.json').read_text())
+    values = [block['scores']['demo_fd'] for block in told['blocks']]
+    assert [block['seeds'] for block in told['blocks']] == ['10-79', '80-149', '150-219']
+    assert values[0] == pytest.approx(float(lines(gen(network, '--seed=10'))[-1]), rel=1e-5) and len(set(values)) == 3
+    assert output[-6:] == [
+        *(f'seeds {seeds}:  demo_fd {value:g}' for seeds, value in zip(('10-79', '80-149', '150-219'), values, strict=True)),
+        f'{LABEL} of 3 x 70 images against 300:',
+        f'demo_fd: minimum {min(values):g}, mean {np.mean(values):g}, standard deviation {np.std(values, ddof=1):g}',
+        f'{min(values):g}',
+    ]
+    assert told['summary']['demo_fd'] == {'min': min(values), 'mean': np.mean(values), 'std': np.std(values, ddof=1)}
+
+
+def test_three_ranks_generate_and_judge_the_same_bits(network, tmp_path):
+    """One of them has nothing to do."""
+    lines(gen(network, f'--save={tmp_path / "one.npz"}'))
+    on_ranks(3, 'gen', f'--network={network[0]}', f'--ref={network[1]}', '--steps=5', '--num=70', '--batch=32', f'--save={tmp_path / "three.npz"}')
+    assert (tmp_path / 'one.npz').read_bytes() == (tmp_path / 'three.npz').read_bytes()
+
+
+def test_the_distance_of_two_files(network, real, tmp_path):
+    saved = [dict(np.load(path)) for path in (network[1], real[2])]
+    expected = frechet_distance(saved[0]['mu'], saved[0]['sigma'], saved[1]['mu'], saved[1]['sigma'])
+
+    def dist(*arguments):
+        return CliRunner().invoke(fid.main, ['dist', *map(str, arguments)])
+
+    assert error(dist(network[1], real[2])) == (
+        f'{network[1]} and {real[2]} were made otherwise (image_shape: [3, 8, 8] and [3, 16, 16]); '
+        'say --allow-mismatch to compare them all the same')
+    assert lines(dist(network[1], real[2], '--allow-mismatch')) == [
+        'Note: they differ in image_shape: [3, 8, 8] and [3, 16, 16]',
+        f'{LABEL} of 300 images against 300 images:', f'{expected:g}']
+    assert abs(float(lines(dist(real[2], real[2]))[-1])) < 1e-6
+    np.savez(tmp_path / 'other.npz', mu=np.zeros(2048), sigma=np.eye(2048))
+    assert error(dist(real[2], tmp_path / 'other.npz')) == f'{real[2]} and {tmp_path / "other.npz"} have no features in common: demo and pool_3'
+
+
+def test_progress_is_saved_and_used(network, tmp_path):
+    first = lines(gen(network, f'--state={tmp_path / "state"}'))
+    assert [p.name for p in (tmp_path / 'state').iterdir()] == ['seeds-0-69']
+    assert lines(gen(network, f'--state={tmp_path / "state"}')) == first
+    folder = tmp_path / 'state' / 'seeds-0-69'
+    assert error(gen(network, '--solver=euler', f'--state={tmp_path / "state"}')) == (
+        f'--state={folder} belongs to other images, or to a measurement of something else (data): delete the folder, or name another')
+
+
+def test_metrics_that_cannot_be(network, generated):
+    for metrics, message in {
+            'fid,foo': '--metrics=foo is unknown: it takes fid, sfid, fd_dinov2, fid_inf, is, kid, pr, dc, with commas between',
+            'fid,fid': '--metrics=fid,fid names one twice',
+            'kid': 'KID takes subsets of 1000, but there are only 70 generated images',
+            'sfid': '--metrics=sfid needs the Inception network, and --detector=demo is another: leave sfid out, or use --detector=inception',
+    }.items():
+        assert error(run('calc', f'--images={generated}', f'--ref={network[1]}', '--num=70', f'--metrics={metrics}')) == message
+
+
+@pytest.mark.parametrize('arguments', [[], ['--fetch=foo'], ['missing.pth'], ['--convert=x.pth']])
+def test_the_detector_command(arguments, tmp_path, monkeypatch):
+    monkeypatch.setenv('LIMPID_CACHE_DIR', str(tmp_path))
+    result = CliRunner().invoke(fid.main, ['detector', *arguments])
+    assert result.exit_code == (0 if not arguments else 2), result.output
+    assert 'Traceback' not in result.output and str(tmp_path) in result.output if not arguments else 'Error' in result.output
+
+
+def test_files_of_weights_are_identified_and_converted(tmp_path):
+    torch.save(random_weights(0), tmp_path / 'a.pth')
+    output = lines(CliRunner().invoke(fid.main, ['detector', str(tmp_path / 'a.pth'), f'--convert={tmp_path / "b.safetensors"}']))
+    assert output[-1] == f'Wrote {tmp_path / "b.safetensors"}, with the same digest'
+    assert any(line.split() == ['weights', 'of:', 'inception'] for line in output)

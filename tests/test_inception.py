@@ -31,7 +31,7 @@ def error(found, right):
 
 @pytest.mark.parametrize('size', [28, 32, 64, 299, 512])
 def test_features_are_those_of_another_implementation(detector, size):
-    pool_3, spatial = detector.taps(random_images(size))
+    pool_3, spatial = detector.features(random_images(size)).values()
     assert list(pool_3.shape) == [1, 2048] and list(spatial.shape) == [1, 2023]
     logits = detector.logits(pool_3)
     assert list(logits.shape) == [1, 1008]
@@ -97,16 +97,16 @@ def test_the_network_has_the_published_size():
 
 def test_detector_takes_grey_images_and_batches_of_any_size(monkeypatch, detector, weights):
     images = random_images(20, 3)
-    together = detector(images)
+    together = detector.features(images)['pool_3']
     monkeypatch.setattr(inception, 'MAX_BATCH', 2)
-    parts = detector(images)
+    parts = detector.features(images)['pool_3']
     assert list(parts.shape) == [3, 2048] and error(parts, together) < 1e-6
-    assert torch.equal(detector(images[:1, :1]), detector(images[:1, :1].expand(-1, 3, -1, -1)))
-    assert (detector.dim, detector.number, detector.digest) == (2048, 'FID', digest(weights))
+    assert torch.equal(*(detector.features(x)['pool_3'] for x in (images[:1, :1], images[:1, :1].expand(-1, 3, -1, -1))))
+    assert (detector.taps, detector.digest) == (('pool_3', 'spatial'), digest(weights))
     with pytest.raises(ValueError, match=r'^a detector takes uint8 images \[B, 1 or 3, H, W\], not torch.float32'):
-        detector(images.float())
+        detector.features(images.float())
     with pytest.raises(ValueError, match=r'not torch.uint8 \[3, 4, 20, 20\]'):
-        detector(torch.zeros([3, 4, 20, 20], dtype=torch.uint8))
+        detector.features(torch.zeros([3, 4, 20, 20], dtype=torch.uint8))
 
 
 # The resize

@@ -1,10 +1,6 @@
 """metrics/: the demo detector, moments over any number of ranks, files of them, Fréchet distances."""
 
-import functools
-import http.server
 import json
-import pickle
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +8,9 @@ import pytest
 import scipy.signal
 import torch
 
-from metrics import statistics
 from metrics.distances import frechet_distance
-from metrics.features import DETECTORS, DemoDetector, load_detector, weights_digest
-from metrics.statistics import CHUNK, Moments, Statistics, chunks, load_statistics, moments_of_chunks
+from metrics.features import DETECTORS, TAPS, DemoDetector, load_detector, weights_digest
+from metrics.statistics import CHUNK, Moments, chunks
 
 GOLDEN = np.load(Path(__file__).parent / 'golden' / 'fid.npz')
 CASES = json.loads(str(GOLDEN['__meta__']))['cases']
@@ -43,16 +38,16 @@ def test_demo_detector_is_three_convolutions():
         layer = np.stack([sum(scipy.signal.correlate2d(a, w, mode='same') for a, w in zip(layer, kernel, strict=True))
                           for kernel in weight])[:, ::stride, ::stride].clip(min=0)
         expected.append(layer.mean(axis=(1, 2)))
-    features = DemoDetector()(x)
+    features = DemoDetector().features(x)['demo']
     assert features.dtype == torch.float32 and features.shape == (1, 224)
     np.testing.assert_allclose(features[0].numpy(), np.concatenate(expected), rtol=1e-5, atol=1e-6)
 
 
 def test_identity_of_the_demo_detector():
     detector = load_detector('demo', torch.device('cpu'))
-    assert (detector.detector_id, detector.dim) == ('demo-v1', 224)
+    assert detector.taps == ('demo',) and (TAPS['demo'].detector_id, TAPS['demo'].dim) == ('demo-v1', 224)
     assert detector.digest == 'f919533afffe36a7d3462e879099339d80410b9226d8206029b7e41c499ea0c7'
-    assert 'NOT FID' in detector.number
+    assert 'NOT FID' in TAPS['demo'].number
 
 
 def test_digest_depends_on_names_shapes_and_values():
@@ -64,7 +59,11 @@ def test_digest_depends_on_names_shapes_and_values():
 
 
 def test_grey_counts_as_three_equal_channels_and_images_do_not_mix():
-    detector, grey = DemoDetector(), images(60, 1, 16, 16)
+    grey = images(60, 1, 16, 16)
+
+    def detector(x):
+        return DemoDetector().features(x)['demo']
+
     rgb = grey.repeat(1, 3, 1, 1)
     assert torch.equal(detector(grey), detector(rgb))
     assert torch.equal(detector(rgb), detector(rgb.contiguous(memory_format=torch.channels_last)))
@@ -78,7 +77,7 @@ def test_grey_counts_as_three_equal_channels_and_images_do_not_mix():
 ])
 def test_detectors_take_uint8_images_only(x, found):
     with pytest.raises(ValueError) as error:
-        DemoDetector()(x)
+        DemoDetector().features(x)
     assert str(error.value) == f'a detector takes uint8 images [B, 1 or 3, H, W], not {found}'
 
 
@@ -149,169 +148,6 @@ def test_chunks_are_dealt_out_in_turn():
     assert chunks(2 * CHUNK + 5, 0, 2) == [range(CHUNK), range(2 * CHUNK, 2 * CHUNK + 5)]
     assert chunks(2 * CHUNK + 5, 1, 2) == [range(CHUNK, 2 * CHUNK)]
     assert chunks(5, 1, 2) == []
-
-
-class Ranks:
-    """Threads that take each other for the ranks of a process group."""
-
-    def __init__(self, monkeypatch, world_size):
-        self.world_size, self.mine = world_size, threading.local()
-        self.barrier, self.table = threading.Barrier(world_size, timeout=20), [None] * world_size
-        monkeypatch.setattr(statistics.distributed, 'get_rank', lambda: self.mine.rank)
-        monkeypatch.setattr(statistics.distributed, 'get_world_size', lambda: world_size)
-        monkeypatch.setattr(statistics.distributed, 'gather_objects', self.all)
-        monkeypatch.setattr(statistics, '_gather', lambda x: self.all(x) if self.mine.rank == 0 else self.all(x)[:0])
-
-    def all(self, value):
-        self.table[self.mine.rank] = value
-        self.barrier.wait()
-        values = list(self.table)
-        self.barrier.wait()
-        return values
-
-    def run(self, function):
-        """[function(rank), ...]; what was raised stands in place of a result."""
-        results = [None] * self.world_size
-
-        def work(rank):
-            self.mine.rank = rank
-            try:
-                results[rank] = function(rank)
-            except Exception as error:   # handed to the test
-                results[rank] = error
-
-        threads = [threading.Thread(target=work, args=[rank]) for rank in range(self.world_size)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return results
-
-
-@pytest.mark.parametrize('num_images', [5 * CHUNK + 7, CHUNK, 3])
-def test_any_number_of_ranks_gives_the_same_bits(monkeypatch, num_images):
-    f = torch.randn(num_images, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-3, 1, 7, 1e4])
-    sums = []
-    for world_size in (1, 2, 3):
-        with monkeypatch.context() as patch:
-            def share(rank, world_size=world_size):
-                mine = (f[part.start:part.stop] for part in chunks(num_images, rank, world_size))
-                return moments_of_chunks(mine, num_images, 4)
-
-            first, *others = Ranks(patch, world_size).run(share)
-        assert others == [None] * (world_size - 1)
-        assert first.count == num_images
-        sums.append(first.sums)
-    assert torch.equal(sums[0], sums[1]) and torch.equal(sums[0], sums[2])
-    np.testing.assert_allclose(Moments(sums[0]).mean(), f.double().mean(dim=0).numpy(), rtol=1e-9)
-
-
-def test_an_error_on_one_rank_ends_all(monkeypatch):
-    def share(rank):
-        def features():
-            yield torch.zeros(CHUNK, 2)
-            if rank == 1:
-                raise ValueError('b.png is damaged')
-            yield torch.zeros(CHUNK, 2)
-        return moments_of_chunks(features(), 6 * CHUNK, 2)
-
-    results = Ranks(monkeypatch, 3).run(share)
-    assert [(type(error), str(error)) for error in results] == [(ValueError, 'b.png is damaged')] * 3
-
-
-# Files of statistics
-
-def some_statistics(d=3):
-    return Statistics(np.arange(d) / 7, spd(d, 0), 50, [3, 8, 8], 'demo-v1', 'abc', 'def', 'torch 1')
-
-
-def test_statistics_survive_the_file(tmp_path):
-    path = tmp_path / 'new' / 'a.npz'
-    saved = some_statistics()
-    saved.save(path)
-    loaded = load_statistics(path)
-    for name, value in vars(saved).items():
-        np.testing.assert_array_equal(getattr(loaded, name), value)
-    plain = dict(np.load(path))
-    np.testing.assert_array_equal(plain['mu'], saved.mu)
-    np.testing.assert_array_equal(plain['sigma'], saved.sigma)
-    assert plain['format'] == 1 and plain['mu'].dtype == plain['sigma'].dtype == np.float64
-    saved.save(tmp_path / 'b.npz')
-    assert (tmp_path / 'b.npz').read_bytes() == path.read_bytes()
-    assert [p.name for p in path.parent.iterdir()] == ['a.npz']
-
-
-def test_files_with_only_mu_and_sigma_can_be_read(tmp_path):
-    np.savez(tmp_path / 'a.npz', mu=np.ones(2, np.float32), sigma=np.eye(2))
-    loaded = load_statistics(tmp_path / 'a.npz')
-    np.testing.assert_array_equal(loaded.mu, [1.0, 1.0])
-    np.testing.assert_array_equal(loaded.sigma, np.eye(2))
-    assert loaded.mu.dtype == np.float64
-    assert (loaded.count, loaded.detector_id, loaded.image_shape) == (None, None, None)
-
-
-class Executed:
-    def __reduce__(self):
-        return Path.touch, (Path('executed'),)
-
-
-@pytest.mark.parametrize(('arrays', 'message'), [
-    ({'pool_3': np.ones([5, 2]), 'n': np.ones(1)}, 'has no mu, only pool_3, n: make it with fid.py ref'),
-    ({'mu': np.ones(2)}, 'has no sigma, only mu: make it with fid.py ref'),
-    ({'mu': np.ones(2), 'sigma': np.eye(3)}, ': mu has shape [2] and sigma [3, 3], not [d] and [d, d]'),
-    ({'mu': np.ones([1, 2]), 'sigma': np.eye(2)}, ': mu has shape [1, 2] and sigma [2, 2], not [d] and [d, d]'),
-    ({'mu': np.ones(2), 'sigma': np.full([2, 2], np.inf)}, ': sigma holds something else than finite numbers'),
-    ({'mu': np.array(['a', 'b']), 'sigma': np.eye(2)}, ': mu holds something else than finite numbers'),
-    ({'mu': np.ones(2), 'sigma': np.eye(2), 'format': 9}, 'has format 9, but this version reads format 1'),
-])
-def test_what_is_no_file_of_statistics(tmp_path, arrays, message):
-    path = tmp_path / 'a.npz'
-    np.savez(path, **arrays)
-    with pytest.raises(ValueError) as error:
-        load_statistics(path)
-    assert str(error.value) == f'{path}{message if message[0] == ":" else " " + message}'
-
-
-def test_damaged_and_missing_files(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / 'a.npz'
-    some_statistics(40).save(path)
-    whole = path.read_bytes()
-    for damaged in (whole[:-30], whole[:100], b'', b'PK\3\4', pickle.dumps(Executed())):
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError) as error:
-            load_statistics(path)
-        assert str(error.value) == f'{path} is not an npz file, or a damaged one'
-    path.write_bytes(whole[:300] + b'x' + whole[301:])
-    with pytest.raises(ValueError, match=r'a\.npz cannot be read: Bad CRC-32 for file'):
-        load_statistics(path)
-    np.savez(path, mu=np.array([Executed()]), sigma=np.eye(1))
-    with pytest.raises(ValueError, match=r'a\.npz cannot be read: Object arrays cannot be loaded'):
-        load_statistics(path)
-    with pytest.raises(ValueError, match=r'b\.npz cannot be read: No such file or directory$'):
-        load_statistics(tmp_path / 'b.npz')
-    with pytest.raises(ValueError, match=r' is a folder, not an npz file: make one with fid\.py ref$'):
-        load_statistics(tmp_path)
-    assert not (tmp_path / 'executed').exists()
-
-
-def test_statistics_from_an_address(tmp_path):
-    some_statistics().save(tmp_path / 'a.npz')
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    handler = functools.partial(Quiet, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f'http://127.0.0.1:{server.server_port}'
-        np.testing.assert_array_equal(load_statistics(f'{address}/a.npz').sigma, some_statistics().sigma)
-        with pytest.raises(ValueError) as error:
-            load_statistics(f'{address}/b.npz')
-        server.shutdown()
-    assert str(error.value) == (f'{address}/b.npz cannot be fetched: HTTP Error 404: File not found; '
-                                'download it by hand and name the file')
 
 
 # Fréchet distance

@@ -136,7 +136,7 @@ OTHERS = {
     'adding to a list': b'\x80\x04](K\x01\x90.',
     'state of a list': b'\x80\x02]}b.',
     'NEWOBJ_EX': b'\x80\x04' + name('subprocess', 'Popen') + b'(' + text(SHELL) + b't}' + text('shell') + b'\x88s\x92.',
-    'BYTEARRAY8': pickle.dumps(bytearray(b'x'), 5), 'a buffer outside': b'\x80\x05\x97.',
+    'a buffer outside': b'\x80\x05\x97.',
     'a web page': b'<!DOCTYPE html><html><body>Log in to download</body></html>',
     'a graph definition': b'\n\x0e\n\x05image\x12\x05Const' * 50,
     'a pointer of git-lfs': b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n',

@@ -30,6 +30,7 @@ from metrics.weights import (
     to_canonical,
 )
 from tests.inception_weights import random_weights
+from torch_utils.safetensors_file import save_tensors
 
 
 @pytest.fixture(scope='module')
@@ -167,6 +168,7 @@ def write_tgz(path, weights):
 WRITERS = {
     'state dict': [write_state_dict, write_stream], 'TorchScript': [write_torchscript],
     'pickled object': [write_object], 'GraphDef': [write_graphdef], 'tgz': [write_tgz],
+    'safetensors': [lambda path, weights: save_tensors(weights, {}, path)],
 }
 
 
@@ -185,7 +187,7 @@ def test_every_format_gives_the_same_weights(tmp_path, weights, name, write):
     assert digest(found) == digest(weights)
     for size in (path.stat().st_size - 100_000, path.stat().st_size // 2, 200):
         os.truncate(path, size)
-        with pytest.raises(ValueError, match=r'^\S+ (is damaged or not a|does not have the weights)') as error:
+        with pytest.raises(ValueError, match=r'^\S+ (is damaged or not a|is a damaged safetensors|does not have the weights)') as error:
             load_weights(path)
         assert str(path) in str(error.value) and '\n' not in str(error.value)
     path.unlink()

@@ -314,6 +314,7 @@ ACTIONS: dict[bytes, Callable[[_Machine], Any]] = {
     pickle.SHORT_BINBYTES: lambda m: m.push(m.take(m.number(1))),
     pickle.BINBYTES: lambda m: m.push(m.take(m.number(4))),
     pickle.BINBYTES8: lambda m: m.push(m.take(m.number(8))),
+    pickle.BYTEARRAY8: lambda m: m.push(m.take(m.number(8))),   # numpy's arrays in protocol 5; never changed here
     # Containers
     pickle.MARK: _Machine.mark,
     pickle.EMPTY_LIST: lambda m: m.push([]),

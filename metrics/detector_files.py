@@ -1,0 +1,150 @@
+"""Files of detectors' weights: what they are, converted, downloaded, and where they are looked for.
+
+    identify('inception-2015-12-05.pt')        # kind, format, checksums, whether it is a published file
+    convert('inception-2015-12-05.pkl', 'inception.safetensors')
+
+The same weights in two formats have different checksums and one digest, which files of statistics carry.
+Nothing in any of these files is executed.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dnnlib.download import fetch
+from dnnlib.files import atomic_write
+from metrics import dinov2
+from metrics import weights as inception
+from torch_utils import legacy
+from torch_utils.safetensors_file import is_safetensors, load_tensors, save_tensors
+
+PUBLISHED = {'inception': inception.PUBLISHED, 'dinov2': (dinov2.PUBLISHED,)}   # the first of each is the one to have
+SAFETENSORS = 'safetensors'
+
+
+@dataclass(frozen=True)
+class DetectorFile:
+    """What a file of weights is. `published`: the name of the published file that has this checksum."""
+    path: Path
+    kind: str     # inception or dinov2
+    format: str   # a key of metrics.weights.FORMATS, or safetensors
+    sha256: str   # of the file
+    size: int     # bytes
+    digest: str   # of the weights: the same in every format
+    published: str | None
+    notes: list[str] = field(default_factory=list)
+
+
+class Place(NamedTuple):
+    """Where a detector's weights are looked for. `usable`: there is a file, and no checksum says that it is another."""
+    path: Path
+    exists: bool
+    usable: bool
+
+
+def identify(path: str | os.PathLike[str]) -> DetectorFile:
+    """Read a file of weights in any published format, or one of convert's, and say what it is.
+
+    Raises FileNotFoundError, or ValueError in one line that names the file and what is wrong with it.
+    """
+    return _identified(Path(path), *_load(Path(path)))
+
+
+def convert(path: str | os.PathLike[str], dest: str | os.PathLike[str]) -> DetectorFile:
+    """Write the weights of `path` to `dest` under canonical names, read them again, and compare the digests.
+
+    A name that ends in .pth gets torch.save's dictionary, one in .safetensors that format. Errors as in `identify`,
+    and ValueError for other names, and where what was read again is not what was written.
+    """
+    path, dest = Path(path), Path(dest)
+    if dest.suffix not in WRITERS:
+        raise ValueError(f'{dest} should end in {" or ".join(WRITERS)}')
+    kind, _, weights = _load(path)
+    digest = inception.digest(weights)
+    WRITERS[dest.suffix](weights, kind, dest)
+    written = identify(dest)
+    if (written.kind, written.digest) != (kind, digest):
+        raise ValueError(f'{dest} has the digest {written.digest} after writing, not {digest} as {path}: '
+                         'do not use it, and check the disk')
+    return written
+
+
+def fetch_published(kind: str) -> Path:
+    """Download a detector's weights to where they are looked for, unless they are there, and check their sha256."""
+    if kind not in PUBLISHED:
+        raise ValueError(f'there are no published weights of {kind}, but of {" and ".join(PUBLISHED)}')
+    file = PUBLISHED[kind][0]
+    return fetch(file.url, file.sha256)
+
+
+def search_report() -> list[Place]:
+    """All places where weights are looked for, those of Inception first, in the order in which they are.
+
+    A file that an environment variable names comes before the others of its detector, and is the only one that counts.
+    """
+    places = []
+    for variable, downloads in (('LIMPID_DETECTOR', inception.downloads), ('LIMPID_DINOV2', dinov2.downloads)):
+        named = os.environ.get(variable)
+        for path, sha256 in [*([(Path(named), None)] if named else []), *downloads()]:
+            exists = path.is_file()
+            places.append(Place(path, exists, exists and (sha256 is None or inception.sha256_of(path) == sha256)))
+    return places
+
+
+def _identified(path: Path, kind: str, form: str, weights: Mapping[str, Tensor]) -> DetectorFile:
+    sha256 = inception.sha256_of(path)
+    published = next((Path(file.url).name for file in PUBLISHED[kind] if file.sha256 == sha256), None)
+    notes = []
+    if published is None and form != SAFETENSORS:
+        notes.append('its sha256 is not that of a published file')
+    scaled = sum(not bool((tensor == 1).all()) for name, tensor in weights.items() if name.endswith('bn.weight'))
+    if scaled:
+        notes.append(f'{scaled} of its layers have a gamma other than 1: files that leave gamma out hold other weights')
+    return DetectorFile(path, kind, form, sha256, path.stat().st_size, inception.digest(weights), published, notes)
+
+
+def _load(path: Path) -> tuple[str, str, dict[str, Tensor]]:
+    """Kind, format, and the weights under canonical names."""
+    if is_safetensors(path):
+        tensors, _ = load_tensors(path)
+        kind = 'dinov2' if 'cls_token' in tensors else 'inception'
+        try:
+            return kind, SAFETENSORS, CHECKS[kind](tensors)
+        except ValueError as error:
+            raise ValueError(f'{path} does not have the weights of {kind}: {error}') from None
+    if _is_dinov2(path):
+        return 'dinov2', 'state dict', dinov2.load_weights(path)
+    return 'inception', inception.sniff(path), inception.load_weights(path)
+
+
+def _is_dinov2(path: Path) -> bool:
+    """Whether it is a dictionary with DINOv2's names. Its numbers are not read."""
+    if not path.is_file():
+        return False   # metrics.weights says so
+    if path.stat().st_size <= inception.MAX_FILE and inception.sniff(path) != 'state dict':
+        return False
+    found = legacy.read_file(path, legacy.TENSORS, 'file of weights', data=False)
+    return isinstance(found, dict) and 'cls_token' in found
+
+
+def _write_state_dict(weights: Mapping[str, Tensor], kind: str, dest: Path) -> None:
+    with atomic_write(dest) as file:
+        torch.save(dict(weights), file)
+
+
+def _write_safetensors(weights: Mapping[str, Tensor], kind: str, dest: Path) -> None:
+    save_tensors(weights, {'detector': kind, 'digest': inception.digest(weights)}, dest)
+
+
+WRITERS: dict[str, Callable[[Mapping[str, Tensor], str, Path], None]] = {
+    '.pth': _write_state_dict, '.safetensors': _write_safetensors,
+}
+CHECKS: dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
+    'inception': inception.to_canonical,
+    'dinov2': lambda tensors: inception.checked(tensors, dinov2.weight_shapes()),
+}

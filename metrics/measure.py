@@ -1,0 +1,259 @@
+"""One pass over images: the moments and features that every metric is computed from.
+
+    measured = measure(images, extractors, Wanted(moments={'pool_3'}), device=device)
+
+Chunks of 1024 images are dealt out to the ranks in turn, and what comes of them is put together in
+the order of the chunks: the result has the same bits on any number of ranks, and a pass that was
+killed and continued, on another number of ranks even, has the bits of one that was not.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import tqdm
+from torch import Tensor
+
+from dnnlib.cli import is_terminal
+from dnnlib.files import atomic_write, held
+from metrics.features import TAPS, FeatureExtractor
+from metrics.statistics import CHUNK, Moments, Statistics, chunks, gather, library_versions, raise_on_all
+from torch_utils import distributed
+
+SAVE_SECONDS = 30   # between two saves of a pass that can be continued
+
+
+class Images(Protocol):
+    """What is judged: images in a fixed order. A folder, a file, or a network with seeds."""
+    image_shape: list[int]   # C, H, W
+    source: str              # where they come from, for reports
+
+    def __len__(self) -> int: ...
+
+    def fingerprint(self) -> str:
+        """Equal for equal images."""
+        ...
+
+    def batches(self, parts: Sequence[range], device: torch.device) -> Iterator[Tensor]:
+        """uint8 [len(part), C, H, W] on `device` for each range of positions in turn, which rise.
+
+        ValueError for an image that cannot be had.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which taps (keys of metrics.features.TAPS) are summed up, and of which the features are kept.
+
+    keep   positions [K], rising, whose features are kept; None: all
+    """
+    moments: frozenset[str] = frozenset()
+    features: frozenset[str] = frozenset()
+    keep: np.ndarray | None = None
+
+    @property
+    def taps(self) -> list[str]:
+        return sorted(self.moments | self.features)
+
+
+@dataclass
+class Measured:
+    """What a pass found: moments and features by tap, and what they are of."""
+    count: int
+    moments: dict[str, Moments] = field(default_factory=dict)
+    features: dict[str, np.ndarray] = field(default_factory=dict)   # float32 [N, d] in the order of the images
+    about: dict[str, Any] = field(default_factory=dict)             # the further fields of Statistics
+    digests: dict[str, str] = field(default_factory=dict)           # of the detectors, by tap
+
+    def statistics(self, tap: str) -> Statistics:
+        """μ and Σ of a tap, with their origin."""
+        moments = self.moments[tap]
+        return Statistics(moments.mean(), moments.cov(), self.count, detector_id=TAPS[tap].detector_id,
+                          detector_digest=self.digests[tap], **self.about)
+
+
+def measure(images: Images, extractors: Sequence[FeatureExtractor], wanted: Wanted, *, device: torch.device,
+            batch: int = 64, precision: str = 'float32', state: str | os.PathLike[str] | None = None,
+            save_seconds: float = SAVE_SECONDS, title: str = '') -> Measured | None:
+    """Look at all images once, over all ranks: what was found on rank 0, None on the others.
+
+    `extractors` have the wanted taps between them; each batch is shown to all of them. With `state`, a
+    folder, progress is saved there, and a pass that finds some continues; a finished one is not
+    repeated. Collective, once for every world_size chunks. Raises ValueError on every rank where any
+    meets one, and for a `state` of another pass.
+    """
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    dims = {tap: TAPS[tap].dim for tap in wanted.taps}
+    digests = {tap: extractor.digest for extractor in extractors for tap in extractor.taps}
+    about = {'image_shape': images.image_shape, 'data_fingerprint': images.fingerprint(), 'precision': precision,
+             'source': images.source, 'versions': library_versions()}
+    identity = {
+        'images': len(images), 'data': about['data_fingerprint'], 'precision': precision,
+        'moments': sorted(wanted.moments), 'features': sorted(wanted.features),
+        'kept': None if wanted.keep is None else len(wanted.keep), 'digests': {tap: digests[tap] for tap in dims},
+    }
+    all_chunks = chunks(len(images))
+    total = {tap: Moments.zero(dims[tap], device) for tap in sorted(wanted.moments)}
+    kept: dict[str, list[np.ndarray]] = {tap: [] for tap in sorted(wanted.features)}
+
+    with contextlib.ExitStack() as stack:
+        progress = None if state is None or rank > 0 else _Progress(Path(state), identity)
+        first, error = 0, None
+        try:
+            if progress is not None:
+                stack.enter_context(progress)
+                first = progress.load(total, kept)
+        except (ValueError, OSError) as failure:
+            error = str(failure)
+        raise_on_all(error)
+        first = distributed.gather_objects(first)[0]
+        mine = all_chunks[first + rank::world_size]
+        found = _features(images, mine, extractors, dims, batch, device)
+        bar = stack.enter_context(_bar(len(images), min(first * CHUNK, len(images)), title))
+        saved = time.monotonic()
+        for start in range(first, len(all_chunks), world_size):
+            features: dict[str, Tensor] = {}
+            error = None
+            try:
+                if start + rank < len(all_chunks):
+                    features = next(found)
+                sums = {tap: _sums(features.get(tap), dims[tap], device) for tap in total}
+            except (ValueError, FloatingPointError) as failure:
+                error = str(failure)
+            raise_on_all(error)
+            together = all_chunks[start:start + world_size]
+            for tap in total:
+                for part in gather(sums[tap])[:len(together)]:
+                    total[tap].merge(Moments(part))
+            for tap in kept:
+                parts = gather(_padded(features.get(tap), dims[tap], device))
+                kept[tap] += [_rows(part, chunk, wanted.keep) for part, chunk in zip(parts, together, strict=False)]
+            bar.update(sum(map(len, together)))
+            done = start + len(together)
+            if progress is not None and (time.monotonic() - saved > save_seconds or done == len(all_chunks)):
+                progress.save(done, total, kept)
+                saved = time.monotonic()
+    if rank > 0:
+        return None
+    for moments in total.values():
+        assert moments.count == len(images), f'{moments.count} of {len(images)} images were counted'
+    return Measured(len(images), total, {tap: np.concatenate(parts) for tap, parts in kept.items()}, about, digests)
+
+
+@torch.no_grad()
+def _features(images: Images, mine: list[range], extractors: Sequence[FeatureExtractor], dims: dict[str, int],
+              batch: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
+    """{tap: [len(chunk), d]} for each chunk of positions in turn."""
+    parts = [chunk[start:start + batch] for chunk in mine for start in range(0, len(chunk), batch)]
+    pixels = images.batches(parts, device)
+    for chunk in mine:
+        found: dict[str, list[Tensor]] = {tap: [] for tap in dims}
+        for _ in range(0, len(chunk), batch):
+            x = next(pixels)
+            for extractor in extractors:
+                for tap, features in extractor.features(x).items():
+                    if tap in found:
+                        found[tap].append(features)
+        yield {tap: torch.cat(list_of) for tap, list_of in found.items()}
+
+
+def _sums(features: Tensor | None, dim: int, device: torch.device) -> Tensor:
+    """Of one chunk's features [n, d], or of none."""
+    part = Moments.zero(dim, device)
+    if features is not None:
+        part.add(features)
+    return part.sums
+
+
+def _padded(features: Tensor | None, dim: int, device: torch.device) -> Tensor:
+    """[CHUNK, d] float32: all ranks send tensors of one shape."""
+    if features is None:
+        return torch.zeros([CHUNK, dim], device=device)
+    return torch.nn.functional.pad(features.to(torch.float32), (0, 0, 0, CHUNK - len(features)))
+
+
+def _rows(padded: Tensor, chunk: range, keep: np.ndarray | None) -> np.ndarray:
+    """Those of a chunk's features that are kept."""
+    features = padded[:len(chunk)].cpu().numpy()
+    if keep is None:
+        return features
+    first, last = np.searchsorted(keep, [chunk.start, chunk.stop])
+    return features[keep[first:last] - chunk.start]
+
+
+def _bar(total: int, done: int, title: str) -> Any:  # noqa: ANN401 (a tqdm)
+    """Progress and time left: a bar for who watches, else a line a minute for a log; rank 0 only."""
+    watched = is_terminal()
+    return tqdm.tqdm(total=total, initial=done, unit='img', desc=title or None, disable=distributed.get_rank() > 0,
+                     leave=False, mininterval=0.1 if watched else 60, delay=0 if watched else 60)
+
+
+class _Progress:
+    """A pass's folder: progress.npz, the sums after so many chunks, and a file of features for each chunk."""
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.folder, self.identity = folder, json.dumps(identity, sort_keys=True)
+        self.written = 0   # chunks whose features are in files
+
+    def __enter__(self) -> '_Progress':
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = contextlib.ExitStack()
+        self._lock.enter_context(held(self.folder / '.lock'))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.close()
+
+    def load(self, total: dict[str, Moments], kept: dict[str, list[np.ndarray]]) -> int:
+        """How many chunks are done; their sums and features are put into `total` and `kept`."""
+        path = self.folder / 'progress.npz'
+        if not path.exists():
+            return 0
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                identity, done = str(file['identity']), int(file['done'])
+                sums = {tap: file[f'sums.{tap}'] for tap in total} if identity == self.identity else {}
+            if identity == self.identity:
+                found = {tap: [np.load(self._path(tap, c), allow_pickle=False) for c in range(done)] for tap in kept}
+        except Exception as error:
+            raise ValueError(f'--state={self.folder} is damaged ({" ".join(str(error).split())}): '
+                             'delete the folder, or name another') from error
+        if identity != self.identity:
+            raise ValueError(f'--state={self.folder} belongs to other images, or to a measurement of something else '
+                             f'({_difference(identity, self.identity)}): delete the folder, or name another')
+        for tap, moments in total.items():
+            moments.sums.copy_(torch.from_numpy(sums[tap]))
+        for tap, parts in kept.items():
+            parts.extend(found[tap])
+        self.written = done
+        return done
+
+    def save(self, done: int, total: dict[str, Moments], kept: dict[str, list[np.ndarray]]) -> None:
+        for tap, parts in kept.items():
+            for c in range(self.written, done):
+                with atomic_write(self._path(tap, c), durable=False) as file:
+                    np.save(file, parts[c])
+        self.written = done
+        sums = {f'sums.{tap}': moments.sums.cpu().numpy() for tap, moments in total.items()}
+        with atomic_write(self.folder / 'progress.npz') as file:
+            np.savez(file, identity=self.identity, done=done, **sums)
+
+    def _path(self, tap: str, chunk: int) -> Path:
+        return self.folder / f'{tap}-{chunk:06d}.npy'
+
+
+def _difference(a: str, b: str) -> str:
+    """Which parts of two identities differ."""
+    try:
+        theirs, ours = json.loads(a), json.loads(b)
+        return ', '.join(key for key in ours if theirs.get(key) != ours[key])
+    except (ValueError, AttributeError):
+        return 'it does not say which'

@@ -1,0 +1,265 @@
+"""Batches of images as one array, as ADM's evaluator takes them: read piece by piece, written piece by piece.
+
+    batch = SampleBatch('samples_50000x64x64x3.npz')
+    batch.images(range(1000, 1064))            # uint8 [64, C, H, W]; the rest of the file is not loaded
+
+An npz holds `arr_0`, uint8 [N, H, W, C], and perhaps `arr_1`, classes [N]. 50,000 images of 256 x 256 pixels
+take 10 GB, which np.load would read into memory at once. A .npy file of such an array does as well.
+"""
+
+import contextlib
+import hashlib
+import io
+import math
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dnnlib.download import fetch, is_url
+from dnnlib.files import atomic_write
+from torch_utils.legacy import ZIP_START
+from torch_utils.safe_pickle import shown
+
+NPY_START = b'\x93NUMPY'
+IMAGES, LABELS = 'arr_0', 'arr_1'   # as np.savez calls what has no name
+WHAT = 'batch of images'
+PROBES = 64   # images of a .npy, which has no checksum, that its fingerprint looks at
+
+
+class _Array(NamedTuple):
+    """Where the numbers of an array lie."""
+    member: zipfile.ZipInfo | None   # of a zip; None: the file is the array
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    header: int                      # bytes before the numbers
+    fortran_order: bool
+
+
+class SampleBatch:
+    """Images uint8 [N, H, W, 1 or 3] or [N, H, W] in an npz (`arr_0`) or npy file, which may be larger than the memory.
+
+    `path` may be an http(s) address, whose file is then kept in the cache.
+    `len()` is N, `image_shape` is [C, H, W]. Opening reads a few hundred bytes. Where the array is not compressed,
+    any image is found at once; where it is, the file is decompressed from where the last call ended, and from its
+    start where that is later: ask in increasing order. The file is opened anew in every process and after pickling.
+    Use it from one thread at a time.
+
+    Raises ValueError in one line that names the file, for one that is damaged, or holds anything else.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = fetch(os.fspath(path)) if is_url(os.fspath(path)) else Path(path)
+        self._stream: IO[bytes] | None = None
+        self._process = 0
+        if self.path.is_dir():
+            raise ValueError(f'{self.path} is a folder, not a {WHAT} (.npz or .npy)')
+        if not self.path.exists():
+            raise ValueError(f'{self.path}: no such {WHAT}')
+        self._array = self._find(IMAGES)
+        self._check()
+        count, height, width, *channels = self._array.shape
+        self._count = count
+        self.image_shape = [*(channels or [1]), height, width]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def images(self, positions: Sequence[int]) -> Tensor:
+        """uint8 [len(positions), C, H, W], newly made: a range, or any positions, best in increasing order."""
+        channels, height, width = self.image_shape
+        pixels = np.empty([len(positions), height, width, channels], dtype=np.uint8)
+        for start, run in _runs(positions):
+            if not 0 <= positions[start] <= positions[start] + run <= len(self):
+                raise IndexError(f'images {positions[start]} to {positions[start] + run - 1} of {self.path}, '
+                                 f'which has {len(self)}')
+            self._read(positions[start], pixels[start:start + run])
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+    def labels(self) -> np.ndarray | None:
+        """The classes, int64 [N], or None where there are none. They are read at each call."""
+        if self._array.member is None:
+            return None
+        with _one_line(self.path), zipfile.ZipFile(self.path) as archive:
+            if f'{LABELS}.npy' not in archive.NameToInfo:
+                return None
+            found = self._find(LABELS)
+            if found.shape != (len(self),) or found.dtype.kind not in 'iu':
+                raise ValueError(f'its {LABELS} is {_described(found)}, not classes [{len(self)}]')
+            labels: np.ndarray = np.load(io.BytesIO(archive.read(f'{LABELS}.npy')), allow_pickle=False)
+            return labels.astype(np.int64)
+
+    def fingerprint(self) -> str:
+        """sha256 over name, shape, and the CRC-32 that the zip has of the images: it reads none of them.
+
+        A .npy has no such sum: its size counts, and 64 images that are spread over the file.
+        """
+        member, shape = self._array.member, list(self._array.shape)
+        if member is not None:
+            return hashlib.sha256(f'{IMAGES} {shape} {member.CRC:08x}'.encode()).hexdigest()
+        digest = hashlib.sha256(f'{IMAGES} {shape}'.encode())
+        for position in np.linspace(0, len(self) - 1, min(PROBES, len(self))).astype(int).tolist():
+            digest.update(self.images([position]).numpy().tobytes())
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Close the file; the next read opens it again."""
+        if self._stream is not None and self._process == os.getpid():
+            self._stream.close()
+        self._stream = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_stream': None}
+
+    def __enter__(self) -> 'SampleBatch':
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _find(self, name: str) -> _Array:
+        """The array of that name in the npz, or the one of the npy."""
+        with _one_line(self.path), open(self.path, 'rb') as file:
+            start = file.read(len(NPY_START))
+            if start == NPY_START:
+                file.seek(0)
+                return _array(file, None, file.seek(0, 2))
+            if not start.startswith(ZIP_START):
+                raise ValueError('it is empty' if not start else f'it starts with {start!r}')
+            with zipfile.ZipFile(file) as archive:
+                if f'{name}.npy' not in archive.NameToInfo:
+                    names = ', '.join(info.removesuffix('.npy') for info in archive.NameToInfo) or 'nothing'
+                    raise ValueError(f'it has no {name}, only {shown(names)}')
+                member = archive.getinfo(f'{name}.npy')
+                with archive.open(member) as array:
+                    return _array(array, member, member.file_size)
+
+    def _check(self) -> None:
+        """ValueError unless the array is one of images."""
+        found, shape = _described(self._array), list(self._array.shape)
+        if self._array.dtype.hasobject:
+            raise ValueError(f'{self.path}: {IMAGES} holds pickled objects, not uint8 [N, H, W, 3]')
+        if self._array.dtype != np.uint8:
+            raise ValueError(f'{self.path}: {IMAGES} is {found}, not uint8 [N, H, W, 3]: '
+                             'save (x * 127.5 + 128).clip(0, 255) as uint8, for x in -1 ... 1')
+        if len(shape) == 4 and shape[3] not in (1, 3) and shape[1] in (1, 3):
+            raise ValueError(f'{self.path}: {IMAGES} is {found}, channels first; '
+                             'channels last are right: save x.transpose(0, 2, 3, 1)')
+        if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)) or 0 in shape:
+            raise ValueError(f'{self.path}: {IMAGES} is {found}, not [N, H, W, 3], [N, H, W, 1] or [N, H, W]')
+        if self._array.fortran_order:
+            raise ValueError(f"{self.path}: {IMAGES} is in Fortran's order: save np.ascontiguousarray(x)")
+
+    def _read(self, position: int, pixels: np.ndarray) -> None:
+        """Consecutive images from `position` on, into their place."""
+        with _one_line(self.path):
+            stream = self._opened()
+            stream.seek(self._array.header + position * pixels[0].nbytes)
+            target, done = pixels.reshape(-1).data, 0
+            while done < len(target):
+                count = stream.readinto(target[done:])  # type: ignore[attr-defined]
+                if not count:
+                    raise ValueError(f'it ends {len(target) - done} bytes before image {position + len(pixels)} does')
+                done += count
+
+    def _opened(self) -> IO[bytes]:
+        """A file whose position 0 is the start of the array's header."""
+        if self._stream is None or self._process != os.getpid():
+            member = self._array.member
+            if member is None:
+                self._stream = open(self.path, 'rb', buffering=0)   # noqa: SIM115 (close() is for that)
+            elif member.compress_type == zipfile.ZIP_STORED:
+                self._stream = _Stored(self.path, member)
+            else:   # it seeks by decompressing
+                with zipfile.ZipFile(self.path) as archive:
+                    self._stream = archive.open(member)   # and keeps the file open when the archive is closed
+            self._process = os.getpid()
+        return self._stream
+
+
+class _Stored(io.FileIO):
+    """A member of a zip that is not compressed, as a file of its own."""
+
+    def __init__(self, path: Path, member: zipfile.ZipInfo) -> None:
+        super().__init__(path, 'rb')
+        super().seek(member.header_offset)
+        local = self.read(30)   # its header; the last two numbers are the lengths of what follows it
+        if not local.startswith(ZIP_START):
+            raise ValueError(f'the zip has no member at byte {member.header_offset}')
+        self.start = member.header_offset + 30 + sum(struct.unpack('<HH', local[26:30]))
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return super().seek(self.start + offset) - self.start if whence == 0 else super().seek(offset, whence)
+
+
+def _array(file: IO[bytes], member: zipfile.ZipInfo | None, size: int) -> _Array:
+    """The header of an npy file of `size` bytes, at its start. ValueError where the numbers do not fit behind it."""
+    file.seek(0)
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f'its array has the npy version {version}')
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read(file)
+    found = _Array(member, shape, dtype, file.tell(), fortran_order)
+    if not dtype.hasobject and size - found.header != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f'its array, {_described(found)}, should have {math.prod(shape) * dtype.itemsize} bytes, '
+                         f'but has {size - found.header}')
+    return found
+
+
+def _described(array: _Array) -> str:
+    return f'{array.dtype} {list(array.shape)}'
+
+
+def _runs(positions: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(start, length) of the parts of `positions` that count up by one."""
+    start = 0
+    for end in range(1, len(positions) + 1):
+        if end == len(positions) or positions[end] != positions[end - 1] + 1:
+            yield start, end - start
+            start = end
+
+
+@contextlib.contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    """Whatever a damaged file makes Python's libraries raise, as a ValueError that names the file."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, RuntimeError, EOFError, OSError, NotImplementedError, MemoryError,
+            struct.error, zlib.error, zipfile.BadZipFile) as error:
+        raise ValueError(f'{path} is damaged or not a {WHAT}: {shown(" ".join(str(error).split()), 200)}') from None
+
+
+def write_sample_batch(path: str | os.PathLike[str], images: Iterable[Tensor], shape: Sequence[int],
+                       labels: np.ndarray | None = None) -> None:
+    """Write images as an npz that ADM's evaluator reads, all of it or nothing; equal images give equal bytes.
+
+    `images` yields uint8 [B, C, H, W], in all `shape` = [N, C, H, W], which the file has to say before them;
+    only one of them is in memory. `labels` are classes [N]. Raises ValueError for what does not fit.
+    """
+    count, channels, height, width = shape
+    if labels is not None and (labels.shape != (count,) or labels.dtype.kind not in 'iu'):
+        raise ValueError(f'{path}: {count} images cannot have the labels {labels.dtype} {list(labels.shape)}')
+    with atomic_write(path) as file, zipfile.ZipFile(file, 'w') as archive:
+        with archive.open(f'{IMAGES}.npy', 'w', force_zip64=True) as member:
+            np.lib.format.write_array_header_1_0(
+                member, {'descr': '|u1', 'fortran_order': False, 'shape': (count, height, width, channels)})
+            done = 0
+            for part in images:
+                if part.dtype != torch.uint8 or list(part.shape[1:]) != [channels, height, width]:
+                    raise ValueError(f'{path}: images are {part.dtype} {list(part.shape)}, not torch.uint8 '
+                                     f'[B, {channels}, {height}, {width}]')
+                member.write(part.permute(0, 2, 3, 1).contiguous().cpu().numpy().data)
+                done += len(part)
+            if done != count:
+                raise ValueError(f'{path}: {done} images came, not {count}')
+        if labels is not None:
+            with archive.open(f'{LABELS}.npy', 'w') as member:
+                np.lib.format.write_array(member, labels.astype(np.int64), allow_pickle=False)

@@ -1,0 +1,321 @@
+"""Judging: images from a file, a folder or a network -> numbers, by any of the metrics.
+
+    judge = Judge('cifar10-32x32.npz', ['fid'], device=device)
+    result = judge(open_images('out/images', num=50000))
+    result = judge(GeneratedImages(net, sampling, seeds=range(50000), device=device))
+
+Both give the same number for the same pixels, on any number of ranks.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion.seeds import check_classes, generate
+from metrics.features import TAPS, FeatureExtractor, load_detector, load_dinov2
+from metrics.measure import Images, Measured, Wanted, measure
+from metrics.reference_files import read_reference
+from metrics.sample_batch import SampleBatch
+from metrics.statistics import raise_on_all
+from metrics.suite import METRICS, Reference, check, kind_of_extractor, needs, needs_of_reference, random_choice, scores
+from torch_utils import distributed
+from training.dataset import ImageFolderDataset
+from training.published import digest
+from training.sampling import Sampling
+
+LOSSY = ('.jpg', '.jpeg', '.webp')
+ARRAYS = ('.npz', '.npy')
+MAX_FEATURES = 10_000   # images whose features a reference keeps: as many as published comparisons take
+PRECISIONS = ('float32', 'tf32', 'float64')
+
+
+class FolderImages:
+    """The images of a folder or zip: all of them, or `num` that `seed` chooses, as EDM's program does."""
+
+    def __init__(self, path: str, num: int | None = None, seed: int = 0, workers: int = 0) -> None:
+        self.source, self.workers = path, workers
+        self.dataset = ImageFolderDataset(path, max_size=num, random_seed=seed)
+        self.image_shape = list(self.dataset.image_shape)
+        self.lossy = any(name.lower().endswith(LOSSY) for name in self.dataset.files.names)
+        self._choice = '' if num is None or len(self.dataset.files.names) <= num else f' {num} of seed {seed}'
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def fingerprint(self) -> str:
+        return self.dataset.fingerprint() + self._choice
+
+    def batches(self, parts: Sequence[range], device: torch.device) -> Iterator[Tensor]:
+        loader = torch.utils.data.DataLoader(
+            _Reader(self.dataset), batch_size=None, sampler=parts, num_workers=self.workers if parts else 0,
+            pin_memory=device.type == 'cuda')
+        for item in loader:
+            if isinstance(item, str):
+                raise ValueError(item)
+            yield item.to(device, non_blocking=True)
+
+
+class _Reader(torch.utils.data.Dataset[Any]):
+    """A data set whose index is a range of positions."""
+
+    def __init__(self, dataset: ImageFolderDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, positions: range) -> Tensor | str:
+        try:
+            return torch.from_numpy(self.dataset.batch(np.array(positions))[0])
+        except ValueError as error:
+            return str(error)   # raised in a worker, it would arrive as that worker's stack trace
+
+
+class ArrayImages:
+    """The images of an npz or npy file, such as ADM's sample batches; with `num`, those that `seed` chooses."""
+    lossy = False
+
+    def __init__(self, path: str, num: int | None = None, seed: int = 0) -> None:
+        self.source, self.batch = path, SampleBatch(path)
+        self.image_shape = list(self.batch.image_shape)
+        count = len(self.batch)
+        self._positions = None
+        if num is not None and num < count:
+            order = np.arange(count)
+            np.random.RandomState(seed % 2**31).shuffle(order)
+            self._positions = np.sort(order[:num])
+        self._choice = '' if self._positions is None else f' {num} of seed {seed}'
+
+    def __len__(self) -> int:
+        return len(self.batch) if self._positions is None else len(self._positions)
+
+    def fingerprint(self) -> str:
+        return self.batch.fingerprint() + self._choice
+
+    def batches(self, parts: Sequence[range], device: torch.device) -> Iterator[Tensor]:
+        for part in parts:
+            chosen = part if self._positions is None else self._positions[part.start:part.stop]
+            yield self.batch.images(chosen).to(device)
+
+
+class GeneratedImages:
+    """The images that a network generates from seeds, without a file: the pixels that generate.py would write.
+
+    `batch` images at a time; classes are cycled over the seeds as generate.py does it (None: drawn from the seed).
+    """
+    lossy = False
+
+    def __init__(self, net: Any, sampling: Sampling, seeds: Sequence[int], *, device: torch.device,  # noqa: ANN401
+                 classes: Sequence[int] | None = None, rng: str | None = None, batch: int = 64,
+                 source: str = 'a network') -> None:
+        check_classes(classes, net.label_dim)
+        self.net, self.sampling, self.seeds, self.classes = net, sampling, seeds, classes
+        self.device, self.rng, self.batch, self.source = device, rng, batch, source
+        self.image_shape = [net.img_channels, net.img_resolution, net.img_resolution]
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def fingerprint(self) -> str:
+        # Where random numbers are drawn is part of what the images are.
+        told = (digest_of(self.net), repr(self.sampling.discretization), self.sampling.num_steps,
+                repr(self.sampling.sampler), _short(self.seeds), None if self.classes is None else list(self.classes),
+                self.rng or self.device.type, self.image_shape)
+        return hashlib.sha256(repr(told).encode()).hexdigest()
+
+    def batches(self, parts: Sequence[range], device: torch.device) -> Iterator[Tensor]:
+        for part in parts:
+            pieces = [part[i:i + self.batch] for i in range(0, len(part), self.batch)]
+            yield torch.cat([self._generate(piece) for piece in pieces]).to(device)
+
+    def _generate(self, positions: range) -> Tensor:
+        classes = None if self.classes is None else [self.classes[i % len(self.classes)] for i in positions]
+        return generate(self.net, self.sampling.sampler, self.sampling.discretization, self.sampling.num_steps,
+                        [self.seeds[i] for i in positions], classes, self.device, self.rng)
+
+
+def digest_of(net: Any) -> str:  # noqa: ANN401 (any denoiser)
+    """Equal for equal networks: of weights, or of the data of an ideal denoiser, and how they are used."""
+    inner = getattr(net, 'identity', None)   # what wraps other networks, such as guidance, says so itself
+    if inner is not None:
+        return str(inner(digest_of))
+    if isinstance(net, torch.nn.Module):
+        return f'{type(net).__name__} {getattr(net, "precond", None)!r} {getattr(net, "dtype", None)} {digest(net)}'
+    images = net.images.detach().cpu().contiguous().numpy()
+    labels = b'' if net.labels is None else net.labels.detach().cpu().contiguous().numpy().tobytes()
+    return f'{type(net).__name__} {hashlib.sha256(images.tobytes() + labels).hexdigest()}'
+
+
+def _short(seeds: Sequence[int]) -> str:
+    """Seeds as text that does not grow with their number."""
+    return repr(seeds) if isinstance(seeds, range) else hashlib.sha256(repr(list(seeds)).encode()).hexdigest()
+
+
+def open_images(path: str, num: int | None = None, seed: int = 0, workers: int = 0) -> FolderImages | ArrayImages:
+    """A folder or zip of images, or an npz file of them. ValueError, naming the path, for anything else."""
+    if path.lower().endswith(ARRAYS) and not os.path.isdir(path):
+        return ArrayImages(path, num, seed)
+    return FolderImages(path, num, seed, workers)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The numbers, by name, and where they come from."""
+    scores: dict[str, float]
+    count: int                       # generated images
+    reference_count: int | None      # real ones, where the reference tells
+    notes: list[str]
+    measured: Measured
+    about: dict[str, Any] = field(default_factory=dict)   # for reports, in JSON
+
+
+class Judge:
+    """A reference, detectors and metrics, loaded once; called with images, it gives their numbers.
+
+    ref        a file of reference statistics of any format (metrics/reference_files.py), an address, or the real
+               images themselves: a folder or a zip
+    metrics    keys of METRICS
+    detector   'inception', 'demo', or a file of Inception weights
+    precision  of the detectors: float32, tf32 (CUDA only) or float64
+
+    Collective: every rank makes one and calls it. ValueError, on all ranks, for what does not fit.
+    """
+
+    def __init__(self, ref: str, metrics: Sequence[str] = ('fid',), *, device: torch.device,
+                 detector: str = 'inception', batch: int = 64, workers: int = 0, precision: str = 'float32',
+                 allow_mismatch: bool = False) -> None:
+        self.ref, self.metrics, self.detector = ref, list(metrics), detector
+        self.device, self.batch, self.workers = device, batch, workers
+        self.precision, self.allow_mismatch = precision, allow_mismatch
+        self.main = main_tap(detector)
+        self.wanted = needs(self.metrics, self.main)
+        taps = {*self.wanted.taps, *needs_of_reference(self.metrics, self.main).taps}
+        self.extractors = load_extractors(taps, detector, device, precision)
+        self._said: set[str] = set()   # notes are not repeated
+        self._known = False
+        self._reference: Reference | None = None   # on rank 0 only
+
+    def reference(self) -> Reference | None:
+        """The real images' statistics, read or computed at the first call: on rank 0, None on the others."""
+        if not self._known:
+            holds_images = os.path.isdir(self.ref) or (self.ref.lower().endswith('.zip') and os.path.isfile(self.ref))
+            self._reference = self._from_images() if holds_images else self._from_file()
+            self._known = True
+        return self._reference
+
+    def _from_images(self) -> Reference | None:
+        images = open_images(self.ref, workers=self.workers)
+        return self._measured_reference(images, needs_of_reference(self.metrics, self.main))
+
+    def _from_file(self) -> Reference | None:
+        found, error = None, None
+        if distributed.get_rank() == 0:
+            try:
+                found = read_reference(self.ref)
+            except (ValueError, OSError) as failure:
+                error = str(failure)
+        raise_on_all(error)
+        wanted, features = needs_of_reference(self.metrics, self.main).features, {}
+        if found is not None:
+            features = {tap: found.features[tap] for tap in wanted if tap in found.features}
+        missing = sorted(wanted - set(features)) if found is not None and found.has_images else []
+        missing = distributed.gather_objects(missing)[0]
+        if missing:   # ADM's files: statistics of all images, and 10,000 of them
+            more = self._measured_reference(ArrayImages(self.ref), Wanted(features=frozenset(missing)))
+            features |= more.features if more is not None else {}
+        return None if found is None else Reference(self.ref, found.moments, features, found.notes)
+
+    def _measured_reference(self, images: Images, wanted: Wanted) -> Reference | None:
+        keep = random_choice(len(images), MAX_FEATURES) if wanted.features else None
+        found = measure(images, self._networks(wanted), Wanted(wanted.moments, wanted.features, keep),
+                        device=self.device, batch=self.batch, precision=self.precision, title='reference')
+        if found is None:
+            return None
+        return Reference(self.ref, {tap: found.statistics(tap) for tap in found.moments}, found.features)
+
+    def __call__(self, images: Images, state: str | os.PathLike[str] | None = None, title: str = '') -> Result | None:
+        """Judge images: the result on rank 0, None on the others. With `state`, a folder, it can be continued."""
+        reference = self.reference()
+        notes, error = [], None
+        if reference is not None:
+            try:
+                notes = self.notes(images, reference)
+            except ValueError as failure:
+                error = str(failure)
+        raise_on_all(error)
+        for note in notes:
+            if note not in self._said:
+                distributed.print0(f'Note: {note}')
+        self._said.update(notes)
+        measured = self.measure(images, state, title)
+        found, error = None, None
+        if measured is not None and reference is not None:
+            try:
+                found = self.judged(measured, reference, notes)
+            except ValueError as failure:
+                error = str(failure)
+        raise_on_all(error)
+        return found
+
+    def notes(self, images: Images, reference: Reference) -> list[str]:
+        """What makes the numbers doubtful; ValueError for what makes them meaningless."""
+        notes = check(reference, self.metrics, self.main, self.extractors, images.source, images.image_shape,
+                      len(images), self.precision, self.allow_mismatch)
+        if getattr(images, 'lossy', False):
+            notes.append('some images are JPEG or WebP, and compression adds to the distance: use PNG')
+        return notes
+
+    def measure(self, images: Images, state: str | os.PathLike[str] | None = None, title: str = '') -> Measured | None:
+        """What the metrics need of the images; collective."""
+        return measure(images, self._networks(self.wanted), self.wanted, device=self.device, batch=self.batch,
+                       precision=self.precision, state=state, title=title)
+
+    def judged(self, measured: Measured, reference: Reference, notes: list[str]) -> Result:
+        """The numbers of what was measured."""
+        used = [stats for tap, stats in reference.moments.items() if tap in self.extractors]
+        counts = [stats.count for stats in used if stats.count is not None]
+        numbers = scores(self.metrics, measured, reference, self.main, self.extractors, self.device)
+        about = {
+            'images': measured.about['source'], 'num_images': measured.count,
+            'data_fingerprint': measured.about['data_fingerprint'], 'image_shape': measured.about['image_shape'],
+            'ref': self.ref, 'ref_num_images': counts[0] if counts else None,
+            'ref_fingerprint': used[0].data_fingerprint if used else None,
+            'detectors': {TAPS[tap].detector_id: self.extractors[tap].digest for tap in sorted(self.extractors)},
+            'precision': self.precision, 'versions': measured.about['versions'], 'notes': notes,
+        }
+        return Result(numbers, measured.count, counts[0] if counts else None, notes, measured, about)
+
+    def _networks(self, wanted: Wanted) -> list[FeatureExtractor]:
+        """Each network once, however many of its taps are wanted."""
+        return list({id(e): e for e in (self.extractors[tap] for tap in wanted.taps)}.values())
+
+
+def main_tap(detector: str) -> str:
+    return 'demo' if detector == 'demo' else 'pool_3'
+
+
+def load_extractors(taps: set[str], detector: str, device: torch.device,
+                    precision: str = 'float32') -> dict[str, FeatureExtractor]:
+    """The networks of these taps, by tap, each loaded once. ValueError for weights that are not there."""
+    if precision == 'tf32':
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    dtype = torch.float64 if precision == 'float64' else torch.float32
+    if dtype == torch.float64 and device.type == 'mps':
+        raise ValueError('--precision=float64: this device has no float64; use --device=cpu')
+    kinds = {kind_of_extractor(tap) for tap in taps}
+    networks = {kind: load_dinov2(device, dtype) if kind == 'dinov2' else load_detector(detector, device, dtype)
+                for kind in sorted(kinds)}
+    return {tap: networks[kind_of_extractor(tap)] for tap in taps}
+
+
+def check_metrics(metrics: Sequence[str]) -> list[str]:
+    """ValueError for a name that is no metric, or that comes twice."""
+    for name in metrics:
+        if name not in METRICS:
+            raise ValueError(f'--metrics={name} is unknown: it takes {", ".join(METRICS)}, with commas between')
+    if len(set(metrics)) < len(metrics):
+        raise ValueError(f'--metrics={",".join(metrics)} names one twice')
+    return list(metrics)
