@@ -161,7 +161,7 @@ class Bench:
 
     def setting(self) -> str:
         """What, beside a command, a number owes itself to."""
-        return f'{self.count} images, {TAPS['demo'].detector_id}, data {self.fingerprint}, torch {torch.__version__}'
+        return f'{self.count} images, {TAPS["demo"].detector_id}, data {self.fingerprint}, torch {torch.__version__}'
 
     def moments(self, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
         total = Moments.zero(TAPS['demo'].dim)

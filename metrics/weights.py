@@ -374,7 +374,7 @@ def locate(source: str | os.PathLike[str] | None = None) -> Path:
 
 def source_of(number: str, network: str, file: Published, downloads: Iterable[tuple[Path, str | None]],
               source: str | os.PathLike[str] | None, variable: str) -> Path:
-    """`source`, or what the environment's `variable` names, or the first of `downloads` there is, or `file`, fetched."""
+    """`source`, or what the environment's `variable` names, or the first of `downloads`, or `file`, fetched."""
     if source is not None:
         return Path(source)
     named = os.environ.get(variable)
