@@ -15,8 +15,8 @@ from diffusion.watch import Watched
 from dnnlib.cli import GroupedCommand, IntList, heading, is_terminal, one_line_errors
 from torch_utils import distributed
 from torch_utils.grids import save_grid, save_png
-from training.open_network import open_network
-from training.sampling import resolve_sampler, sampler_options
+from training.drawing import guidance_options, network_options, open_drawing
+from training.sampling import sampler_options
 
 files = heading('Network and images')
 speed = heading('Performance')
@@ -36,8 +36,7 @@ class GridSize(click.ParamType):
 
 
 @click.command(cls=GroupedCommand, context_settings={'max_content_width': 110})
-@files('--network', 'network_path', help='Snapshot of a training run, or ideal:DATASET for the ideal denoiser of a zip or folder', metavar='PATH', required=True)
-@files('--weights', help='Which weights of the file: ema, the main average; ema:NAME, another; raw, of a training state  [default: ema]', metavar='NAME')
+@network_options
 @files('--outdir', help='Where the images are written, as <seed>.png', metavar='DIR', required=True)
 @files('--seeds', help='Random seeds, one image each, e.g. 1,2,5-10  [default: 0-63, or as many as --grid holds]', type=IntList())
 @files('--subdirs', help='Make a subfolder for every 1000 seeds', is_flag=True)
@@ -46,6 +45,7 @@ class GridSize(click.ParamType):
 @files('--trajectory', help='Also write trajectory.png: the denoised images at each noise level, a row for each of the first 16 images', is_flag=True)
 @files('--stats', help='Also print the evaluations of the network, the time per image and the noise levels', is_flag=True)
 @sampler_options
+@guidance_options
 @speed('--batch', help='Largest batch per device', type=click.IntRange(min=1), metavar='INT', default=64, show_default=True)
 @speed('--device', help='auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu', metavar='NAME', default='auto', show_default=True)
 @speed('--rng', help='Where random numbers are drawn; cpu gives the same images on any device  [default: the device]', type=click.Choice(['cpu']))
@@ -74,6 +74,10 @@ def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] |
     python generate.py --network=net.pkl --outdir=out --family=vp --steps=64 --solver=heun
     python generate.py --network=net.pkl --outdir=out --sampler=pc --steps=500
 
+    # Guidance: away from the answer without the class, for a network trained with --label-dropout; then from a worse network
+    python generate.py --network=net.pkl --outdir=out --class=3 --guidance=3 --guidance-rescale=0.7
+    python generate.py --network=net.pkl --outdir=out --guidance=2 --guide-network=early.pkl --guidance-interval=0.2,3
+
     # No training at all: the ideal denoiser of a data set
     python generate.py --network=ideal:datasets/digits-16x16.zip --outdir=out --grid=8x8 --steps=10 --stats
     """
@@ -82,12 +86,10 @@ def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] |
     if grid and len(seeds) != grid[0] * grid[1]:
         raise ValueError(f'--grid={grid[0]}x{grid[1]} holds {grid[0] * grid[1]} images, but --seeds names {len(seeds)}')
     chosen_device = distributed.init(device)
-    net = open_network(network_path, chosen_device, weights)
-    check_classes(classes, net.label_dim)
-    sampling = resolve_sampler(options, net.sigma_min, net.sigma_max)
-    for note in sampling.notes:
-        distributed.print0(f'Note: {note}')
-    watched = Watched(net, keep_sigmas=stats, keep_frames=trajectory)
+    drawing = open_drawing(network_path, weights, options, chosen_device)
+    check_classes(classes, drawing.net.label_dim)
+    drawing.say()
+    sampling, watched = drawing.sampling, Watched(drawing.net, keep_sigmas=stats, keep_frames=trajectory)
 
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     distributed.print0(f'Generating {len(seeds)} images to {outdir} ...')
@@ -121,7 +123,7 @@ def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] |
             rows = np.stack([shown[i] for i in range(min(len(seeds), TRAJECTORY[1]))])
             save_grid(rows.reshape(-1, *rows.shape[2:]), Path(outdir) / 'trajectory.png', columns=rows.shape[1])
     if stats:
-        print_stats(distributed.gather_objects((watched.images, watched.calls, seconds)), watched, len(seeds))
+        print_stats(distributed.gather_objects((drawing.evaluations, seconds)), watched, len(seeds))
     distributed.barrier()
     distributed.print0('Done.')
     distributed.shutdown()
@@ -139,9 +141,9 @@ def steps_of(watched: Watched, images: np.ndarray) -> np.ndarray:
     return np.stack([*(watched.frames[sigmas[i]].numpy() for i in chosen), images], axis=1)
 
 
-def print_stats(ranks: list[tuple[int, int, float]], watched: Watched, count: int) -> None:
+def print_stats(ranks: list[tuple[int, float]], watched: Watched, count: int) -> None:
     """Evaluations per image, seconds per image, and the noise levels of the first batch."""
-    evaluations, _, seconds = (sum(column) for column in zip(*ranks, strict=True))
+    evaluations, seconds = (sum(column) for column in zip(*ranks, strict=True))
     levels = sorted(set(watched.noise_levels()), reverse=True)
     shown = [f'{level:.4g}' for level in levels]
     if len(levels) > 40:

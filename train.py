@@ -15,7 +15,8 @@ from typing import Any
 import click
 import torch
 
-from diffusion.preconditioning import IDDPM
+from diffusion.discrete import DISCRETE_SCHEDULES, DiscreteSchedule
+from diffusion.preconditioning import IDDPM, NOISE_LABELS, V
 from dnnlib.cli import (
     FloatList,
     GroupedCommand,
@@ -30,18 +31,28 @@ from dnnlib.cli import (
 from dnnlib.download import is_url
 from dnnlib.files import atomic_write, held
 from dnnlib.logfile import LogFile
+from metrics.suite import METRICS
 from torch_utils import distributed
 from training import config as configs
 from training.augment import AugmentConfig
 from training.config import NanConfig, OptimizerConfig, TrainConfig
 from training.dataset import DataConfig
 from training.ema import HalfLife, PowerFunction, power_of
-from training.loss import NOISE_DISTRIBUTIONS, WEIGHTINGS, DenoisingLoss, HybridLoss, UniformLevel, sigma_range
+from training.loss import (
+    NOISE_DISTRIBUTIONS,
+    WEIGHTINGS,
+    DenoisingLoss,
+    HybridLoss,
+    UniformLevel,
+    UniformTimestep,
+    VelocityLoss,
+    sigma_range,
+)
 from training.networks import ARCHITECTURES, NetworkConfig, build_network, complete_arguments
 from training.published import read_state
 from training.state import STATE, TrainState, files_of, latest_state
-from training.table1 import TABLE_1
-from training.training_loop import Interrupted, NonFiniteError, prepare, training_loop
+from training.table1 import COLUMNS
+from training.training_loop import EvalConfig, Evaluation, Interrupted, NonFiniteError, prepare, training_loop
 
 files = heading('Files')
 column = heading('Rows of Table 1: network, preconditioning, training')
@@ -49,8 +60,13 @@ sizes = heading('Size of the network')
 hyper = heading('Hyperparameters')
 speed = heading('Performance')
 output = heading('Reports and files written')
+judging = heading('Evaluation while training')
 trouble = heading('Interruptions and numerical trouble')
 other = heading('Other options')
+
+# The options that fields of EvalConfig come from.
+EVAL_FLAGS = {'ref': '--ref', 'metrics': '--metrics', 'num': '--eval-num', 'detector': '--eval-detector',
+              'num_steps': '--eval-steps', 'allow_mismatch': '--allow-mismatch'}
 
 
 @click.command(cls=GroupedCommand, context_settings={'max_content_width': 110})
@@ -66,8 +82,8 @@ other = heading('Other options')
                         '[default: auto with --run or --nosubdir, else never]', metavar='auto|never|PT')
 @column('--cond', help='Class-conditional: train on the labels', type=bool, metavar='BOOL', default=False, show_default=True)
 @column('--arch', help='Backbone', type=click.Choice(list(ARCHITECTURES)), default='ddpmpp', show_default=True)
-@column('--precond', help='Column of Table 1: preconditioning and, unless given, noise and weighting',
-        type=click.Choice(list(TABLE_1)), default='edm', show_default=True)
+@column('--precond', help='Column of Table 1, or v, prediction of v: preconditioning and, unless given, noise and weighting',
+        type=click.Choice(list(COLUMNS)), default='edm', show_default=True)
 @column('--noise', help='Noise distribution p_train  [default: that of --precond]', type=click.Choice(list(NOISE_DISTRIBUTIONS)))
 @column('--weighting', help='Loss weighting λ(σ)  [default: that of --precond]', type=click.Choice(list(WEIGHTINGS)))
 @column('--hybrid', help='Train the learned variance too, L_simple + L_vlb  [default: True where precond and noise are iddpm]',
@@ -75,8 +91,14 @@ other = heading('Other options')
 @column('--P_mean', 'P_mean', help='Mean of ln σ, with --noise=edm  [default: -1.2]', type=float, metavar='FLOAT')
 @column('--P_std', 'P_std', help='Standard deviation of ln σ, with --noise=edm  [default: 1.2]',
         type=click.FloatRange(min=0, min_open=True), metavar='FLOAT')
-@column('--sigma_data', help='Standard deviation of the data in [-1, 1], with --precond=edm  [default: 0.5]',
+@column('--sigma_data', help='Standard deviation of the data in [-1, 1], with --precond=edm or v  [default: edm 0.5; v 1]',
         type=click.FloatRange(min=0, min_open=True), metavar='FLOAT')
+@column('--schedule', help='Discrete schedule of T = 1000 timesteps, with --noise=timestep  [default: scaled-linear]',
+        type=click.Choice(list(DISCRETE_SCHEDULES)))
+@column('--zero-terminal-snr', help='Rescale that schedule so that nothing of the image is left at its last timestep, σ = ∞, with '
+                                    '--precond=v  [default: True with --precond=v]', type=bool, metavar='BOOL')
+@column('--c-noise', help='What the network is told of the noise level, with --precond=v: the timestep, the angle atan(σ/σ_data), or '
+                          'ln σ, capped  [default: timestep with --noise=timestep, else angle]', type=click.Choice(NOISE_LABELS))
 @sizes('--cbase', help='Channel multiplier  [default: by --arch]', type=click.IntRange(min=1), metavar='INT')
 @sizes('--cres', help='Channels per resolution, e.g. 1,2,2,2  [default: by --arch]', type=IntList())
 @sizes('--blocks', help='Residual blocks per resolution  [default: by --arch]', type=click.IntRange(min=1), metavar='INT')
@@ -120,6 +142,15 @@ other = heading('Other options')
 @output('--keep', help='Keep this many of the newest training states', type=NumberOr('all', integer=True), metavar='INT|all', default='all', show_default=True)
 @output('--keep-snapshots', help='Keep this many snapshots, evenly spread over the run, first and last included',
         type=NumberOr('all', integer=True), metavar='INT|all', default='all', show_default=True)
+@judging('--eval', 'eval_kimg', help='Judge the averaged network every so many thousands of images, a multiple of --tick, and at the end. The '
+                                     'numbers go to stats.jsonl, and network-best.pkl leads to the best snapshot',
+         type=click.FloatRange(min=0, min_open=True), metavar='KIMG')
+@judging('--ref', help='The real images, for --eval: a file of statistics from fid.py ref, or what else fid.py takes', metavar='NPZ|PKL|PT|URL|ZIP|DIR')
+@judging('--metrics', help=f'Which numbers, with commas between: {", ".join(METRICS)}. The lowest of the first is the best  [default: fid]', metavar='LIST')
+@judging('--eval-num', help='How many images, of seeds 0, 1, ...; compare numbers of equal --eval-num only  [default: 50000]', type=click.IntRange(min=2), metavar='INT')
+@judging('--eval-detector', '--detector', 'eval_detector', help='What turns images into features, as in fid.py: inception, demo, or a file of weights  [default: inception]', metavar='inception|demo|PATH')
+@judging('--eval-steps', help='Steps of the deterministic sampler  [default: 18]', type=click.IntRange(min=1), metavar='INT')
+@judging('--allow-mismatch', help='Compare although the reference was made otherwise', is_flag=True)
 @trouble('--max-time', help='Save and leave before so much time is over, e.g. 30m, 47h, 2d; exit code 75', type=Seconds())
 @trouble('--nan-policy', help='Steps with non-finite gradients: skip them, or zero: go on with nan replaced by 0, inf by 1e5',
          type=click.Choice(['skip', 'zero']), default=NanConfig.policy, show_default=True)
@@ -130,7 +161,9 @@ other = heading('Other options')
 @other('-n', '--dry-run', help='Print the resolved options and stop', is_flag=True)
 @one_line_errors
 def main(outdir: str | None, nosubdir: bool, run: str | None, desc: str | None, transfer: str | None, resume: str | None,
-         max_time: float | None, dry_run: bool, device: str, **options: Any) -> None:  # noqa: ANN401
+         max_time: float | None, dry_run: bool, device: str, eval_kimg: float | None, ref: str | None, metrics: str | None,
+         eval_num: int | None, eval_detector: str | None, eval_steps: int | None, allow_mismatch: bool,
+         **options: Any) -> None:  # noqa: ANN401
     """Train a diffusion model on a data set of images.
 
     The options choose the rows of Table 1 of the EDM paper one by one; without any, the model is
@@ -149,6 +182,13 @@ def main(outdir: str | None, nosubdir: bool, run: str | None, desc: str | None, 
 
     # The paper's model for CIFAR-10, on 8 GPUs
     torchrun --standalone --nproc_per_node=8 train.py --outdir=runs --data=datasets/cifar10-32x32.zip --cond=1 --arch=ddpmpp
+
+    # The same, judged every 5 million images; the snapshot of the lowest FID is network-best.pkl
+    torchrun --standalone --nproc_per_node=8 train.py --run-dir=runs/cifar10 --data=datasets/cifar10-32x32.zip --cond=1 \\
+        --eval=5000 --ref=cifar10-32x32.npz
+
+    # Prediction of v up to zero signal-to-noise ratio (Lin et al. 2023), with the labels of some images hidden for guidance
+    python train.py --outdir=runs --data=datasets/digits-16x16.zip --cond=1 --label-dropout=0.1 --precond=v --schedule=scaled-linear
 
     # VP preconditioning, but the EDM noise distribution and weighting; only show the options
     python train.py --outdir=runs --data=datasets/digits-16x16.zip --precond=vp --noise=edm --weighting=inverse-c-out --cres=1,2 -n
@@ -169,6 +209,8 @@ def main(outdir: str | None, nosubdir: bool, run: str | None, desc: str | None, 
             raise click.UsageError(f'{option}={path}: there is no such file')
     chosen = distributed.init(device)
     config = resolve(world_size=distributed.get_world_size(), **options)
+    evaluated = eval_config(config.tick_nimg, eval_kimg, ref=ref, metrics=None if metrics is None else tuple(metrics.split(',')),
+                            num=eval_num, detector=eval_detector, num_steps=eval_steps, allow_mismatch=allow_mismatch or None)
     if dry_run:
         distributed.print0(json.dumps(configs.encode(config), indent=2))
         distributed.shutdown()
@@ -177,13 +219,15 @@ def main(outdir: str | None, nosubdir: bool, run: str | None, desc: str | None, 
     with config.data.open() as dataset:
         fingerprint = dataset.fingerprint()
     state, origin = prepare(config, chosen, stored, None if stored else transfer, fingerprint)
-    if state.nimg >= config.total_nimg:
+    judged = evaluated is None or fixed is None or not evaluated.is_missing(Path(fixed), state.nimg)
+    if state.nimg >= config.total_nimg and judged:
         done = f'{stored[0] if stored else "the state"} is at {state.nimg / 1000:.1f} kimg: there is nothing left to train'
         if fixed is None:
             raise ValueError(f'{done}; give a longer --duration')
         distributed.print0(f'Done: {done}.')
         distributed.shutdown()
         return
+    evaluation = None if evaluated is None else Evaluation(evaluated, state.ema.net, chosen)
     run_dir = make_run_dir(fixed, outdir, run_name(config, options, desc))   # nothing is written before all is well
     lock = held(run_dir / '.lock') if distributed.get_rank() == 0 else contextlib.nullcontext()
     with lock, graceful_signals() as asked_to_stop, LogFile(run_dir / 'log.txt' if distributed.get_rank() == 0 else None):
@@ -193,9 +237,9 @@ def main(outdir: str | None, nosubdir: bool, run: str | None, desc: str | None, 
             if state.transferred is not None:
                 with atomic_write(run_dir / 'transfer.json') as file:
                     file.write(json.dumps(state.transferred, indent=2).encode())
-        announce(config, state, run_dir, str(chosen), origin)
+        announce(config, state, run_dir, str(chosen), origin, evaluated)
         try:
-            training_loop(config, state, run_dir, chosen, asked_to_stop, start + max_time if max_time else math.inf)
+            training_loop(config, state, run_dir, chosen, asked_to_stop, start + max_time if max_time else math.inf, evaluation)
         except Interrupted as reason:
             distributed.print0(f'Interrupted: {reason}')
             distributed.shutdown()
@@ -245,6 +289,7 @@ def graceful_signals() -> Iterator[Callable[[], bool]]:
 def resolve(*, data: str, cond: bool, arch: str, precond: str, noise: str | None, weighting: str | None,
             hybrid: bool | None, cbase: int | None, cres: list[int] | None, blocks: int | None, attn: list[int] | None,
             P_mean: float | None, P_std: float | None, sigma_data: float | None,
+            schedule: str | None, zero_terminal_snr: bool | None, c_noise: str | None,
             duration: float, batch: int, batch_gpu: int | None, lr: float, lr_rampup: float, ema: list[float],
             ema_rampup: float, ema_power: list[float] | None, clip: float | None, dropout: float, label_dropout: float, augment: float, xflip: bool,
             fp16: bool, bf16: bool, ls: float | str, bench: bool, cache: bool, workers: int,
@@ -260,14 +305,23 @@ def resolve(*, data: str, cond: bool, arch: str, precond: str, noise: str | None
     with data_config.open() as dataset:
         channels, resolution, label_dim = dataset.num_channels, dataset.resolution, dataset.label_dim
 
-    cells = TABLE_1[precond]()
+    cells = COLUMNS[precond]()
     numbers = {'P_mean': P_mean, 'P_std': P_std, 'sigma_data': sigma_data}
     noise_distribution = NOISE_DISTRIBUTIONS[noise]() if noise else cells.noise_distribution
+    discrete = discrete_schedule(precond, noise_distribution, schedule, zero_terminal_snr)
+    if discrete is not None:
+        noise_distribution = UniformTimestep(discrete)
     reject_unused(numbers, cells.precond, noise_distribution)
     preconditioner = with_options(cells.precond, numbers)
+    if precond == 'v':
+        preconditioner = v_preconditioner(preconditioner.sigma_data, discrete, c_noise)
+    elif c_noise is not None:
+        raise ValueError(f'--c-noise={c_noise} would have no effect with --precond={precond}: only v has a choice')
     noise_distribution = with_options(noise_distribution, numbers)
-    weight = WEIGHTINGS[weighting or ('inverse-c-out' if precond == 'edm' else 'inverse-variance')](preconditioner)
-    loss: DenoisingLoss | HybridLoss = DenoisingLoss(noise_distribution, weight)
+    weight = WEIGHTINGS[weighting or ('inverse-c-out' if precond in ('edm', 'v') else 'inverse-variance')](preconditioner)
+    loss: DenoisingLoss | VelocityLoss | HybridLoss = DenoisingLoss(noise_distribution, weight)
+    if precond == 'v':
+        loss = VelocityLoss(noise_distribution, weight, preconditioner.sigma_data)
     fits_hybrid = precond == 'iddpm' and noise in (None, 'iddpm') and weighting in (None, 'inverse-variance')
     if hybrid and not fits_hybrid:
         raise ValueError('--hybrid=1 needs --precond=iddpm with its own noise levels and weighting')
@@ -298,6 +352,46 @@ def resolve(*, data: str, cond: bool, arch: str, precond: str, noise: str | None
         keep_snapshots=None if keep_snapshots == 'all' else int(keep_snapshots),
         cudnn_benchmark=bench,
     )
+
+
+def eval_config(tick_nimg: int, kimg: float | None, **given: Any) -> EvalConfig | None:  # noqa: ANN401
+    """How to judge while training, every `kimg` (None: not at all); `given` are fields of EvalConfig (None: not given)."""
+    given = {name: value for name, value in given.items() if value is not None}
+    if kimg is None:
+        for name in given:
+            raise ValueError(f'{EVAL_FLAGS[name]} would have no effect without --eval')
+        return None
+    if 'ref' not in given:
+        raise ValueError(f'--eval={kimg:g} needs --ref, the statistics of the real images: fid.py ref makes them')
+    interval = round(kimg * 1000)
+    if tick_nimg < 1000:
+        raise ValueError(f'--tick={tick_nimg / 1000:g} is too short for --eval, as snapshots are named by thousands of images: use --tick=1 or more')
+    if interval == 0 or interval % tick_nimg:
+        low = interval // tick_nimg * tick_nimg
+        right = [f'{number / 1000:g}' for number in (low, low + tick_nimg) if number]
+        raise ValueError(f'--eval={kimg:g} is not a multiple of --tick={tick_nimg / 1000:g}: use {" or ".join(right)}')
+    return EvalConfig(interval, **given)
+
+
+def discrete_schedule(precond: str, noise_distribution: Any, name: str | None, zero_terminal_snr: bool | None) -> DiscreteSchedule | None:  # noqa: ANN401
+    """The discrete schedule to train with, if any; ValueError for a network that its last timestep is too much for."""
+    if not isinstance(noise_distribution, UniformTimestep):
+        for option, value in (('--schedule', name), ('--zero-terminal-snr', zero_terminal_snr)):
+            if value is not None:
+                raise ValueError(f'{option}={value} would have no effect without --noise=timestep, the noise of discrete timesteps')
+        return None
+    zero = precond == 'v' if zero_terminal_snr is None else zero_terminal_snr
+    schedule = DISCRETE_SCHEDULES[name or 'scaled-linear'](zero_terminal_snr=zero)
+    reason = COLUMNS[precond]().precond.finite_because
+    if zero and reason:
+        raise ValueError(f'--precond={precond} cannot be trained with --zero-terminal-snr=1, up to sigma = inf: {reason}. Use --precond=v')
+    return schedule
+
+
+def v_preconditioner(sigma_data: float, schedule: DiscreteSchedule | None, c_noise: str | None) -> V:
+    if c_noise == 'timestep' and schedule is None:
+        raise ValueError('--c-noise=timestep needs discrete timesteps, --noise=timestep')
+    return V(sigma_data, c_noise or ('timestep' if schedule else 'angle'), schedule)
 
 
 def averages_of(halflives: list[float], rampup: float, widths: list[float]) -> tuple[HalfLife | PowerFunction, ...]:
@@ -381,7 +475,8 @@ def run_name(config: TrainConfig, options: dict[str, Any], desc: str | None) -> 
     return '-'.join(parts + ([desc] if desc else []))
 
 
-def announce(config: TrainConfig, state: TrainState, run_dir: Path, device: str, origin: str) -> None:
+def announce(config: TrainConfig, state: TrainState, run_dir: Path, device: str, origin: str,
+             evaluated: EvalConfig | None) -> None:
     network = config.network
     num_parameters = sum(parameter.numel() for parameter in state.net.parameters())
     summary = {
@@ -395,6 +490,9 @@ def announce(config: TrainConfig, state: TrainState, run_dir: Path, device: str,
         'Weights': origin,
         'Duration': f'{config.total_nimg / 1000:g} kimg, {-(-config.total_nimg // config.batch_size)} steps',
     }
+    if evaluated is not None:
+        summary['Evaluation'] = (f'{", ".join(evaluated.names)} of {evaluated.num} images against {evaluated.ref}, '
+                                 f'every {evaluated.interval_nimg / 1000:g} kimg')
     for note in notes_on(config, torch.device(device)):
         distributed.print0(f'Note: {note}')
     for name, value in summary.items():

@@ -1,10 +1,12 @@
-"""The row "Time steps" of Table 1: the noise levels that a sampler visits.
+"""The row "Time steps" of Table 1, and timesteps of discrete schedules: the noise levels that a sampler visits.
 
 A discretization returns noise levels, not times, so that it goes with any schedule: the sampler
 maps them to t_i = σ⁻¹(σ_i) and appends t_N = 0.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -12,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from diffusion.discrete import DISCRETE_SCHEDULES, SPACINGS, DiscreteSchedule, ScaledLinearBetas, timesteps
 from diffusion.schedules import IDDPMLevels, VPSchedule
 
 
@@ -24,7 +27,8 @@ class Discretization(Protocol):
     def sigmas(self, num_steps: int, lowest: float = 0.0, highest: float = math.inf) -> Tensor:
         """σ_0 ≥ … ≥ σ_{N−1} > 0 as [N] float64, within what the network supports, [lowest, highest].
 
-        Raises ValueError when num_steps < 1 or when no noise levels are left.
+        σ_0 may be ∞ (of ExplicitSteps and DiscreteSteps). Raises ValueError when num_steps < 1 or when no
+        noise levels are left.
         """
         ...
 
@@ -38,6 +42,12 @@ def noise_range(discretization: Discretization, lowest: float, highest: float) -
             f'sigma_max={discretization.sigma_max:g} must satisfy 0 < sigma_min <= sigma_max < inf within the range '
             f'of the network, [{lowest:g}, {highest:g}]')
     return low, high
+
+
+def within(levels: Tensor, low: float, high: float) -> Tensor:
+    """Those of the levels that are in [low, high]."""
+    # Networks report their range in float32, which must not cost the outermost levels.
+    return levels[(levels >= low * (1 - 1e-3)) & (levels <= high * (1 + 1e-6))]
 
 
 def ramp(num_steps: int) -> Tensor:
@@ -96,8 +106,7 @@ class IDDPMSteps:
     def sigmas(self, num_steps: int, lowest: float = 0.0, highest: float = math.inf) -> Tensor:
         low, high = noise_range(self, lowest, highest)
         u = self.levels.u[:-1]
-        # Networks report their range in float32, which must not cost the outermost levels.
-        u = u[(u >= low * (1 - 1e-3)) & (u <= high * (1 + 1e-6))]
+        u = within(u, low, high)
         if len(u) == 0:
             raise ValueError(f'no iDDPM noise level lies between sigma_min={low:g} and sigma_max={high:g}')
         return u[((len(u) - 1) * ramp(num_steps) + 0.5).floor().long()]
@@ -125,7 +134,10 @@ class EDMSteps:
 
 @dataclass(frozen=True)
 class ExplicitSteps:
-    """σ_i as given: falling, positive, within what the network supports; their number is that of the steps."""
+    """σ_i as given: falling, positive, within what the network supports; their number is that of the steps.
+
+    The first may be ∞.
+    """
     levels: tuple[float, ...]
 
     @property
@@ -140,10 +152,43 @@ class ExplicitSteps:
         if any(b >= a for a, b in pairwise(self.levels)):
             raise ValueError(f'noise levels must fall: {", ".join(f"{level:g}" for level in self.levels)} do not')
         for level in self.levels:
-            if not (0 < level < math.inf and lowest <= level <= highest):
+            if not (level > 0 and lowest <= level <= highest):
                 raise ValueError(f'the noise level {level:g} must be positive and within the range of the network, '
                                  f'[{lowest:g}, {highest:g}]')
         return torch.tensor(self.levels, dtype=torch.float64)
 
 
-DISCRETIZATIONS = {'vp': VPSteps, 've': VESteps, 'iddpm': IDDPMSteps, 'edm': EDMSteps}
+@dataclass(frozen=True)
+class DiscreteSteps:
+    """σ_i = σ_t of N of the timesteps t of a discrete schedule, chosen as Table 2 of Lin et al. 2023 has it
+
+    Where the network does not support all of the levels, of those that it does. With zero terminal SNR the first
+    level is ∞, if the spacing has the last timestep. Needs N of at most as many levels as there are.
+    """
+    schedule: DiscreteSchedule = ScaledLinearBetas()
+    spacing: str = 'trailing'
+
+    def __post_init__(self) -> None:
+        if self.spacing not in SPACINGS:
+            raise ValueError(f'spacing must be one of {", ".join(SPACINGS)}, not {self.spacing!r}')
+
+    @property
+    def sigma_min(self) -> float:
+        return float(self.schedule.sigma[0])
+
+    @property
+    def sigma_max(self) -> float:
+        return float(self.schedule.sigma[-1])
+
+    def sigmas(self, num_steps: int, lowest: float = 0.0, highest: float = math.inf) -> Tensor:
+        sigma = within(self.schedule.sigma, lowest, highest)
+        if len(sigma) == 0:
+            raise ValueError('no timestep has a noise level within the range of the network, '
+                             f'[{lowest:g}, {highest:g}]')
+        return sigma[[t - 1 for t in timesteps(num_steps, len(sigma), self.spacing)]].flip(0)
+
+
+DISCRETIZATIONS: dict[str, Callable[..., Discretization]] = {
+    'vp': VPSteps, 've': VESteps, 'iddpm': IDDPMSteps, 'edm': EDMSteps,
+    **{name: functools.partial(DiscreteSteps, schedule()) for name, schedule in DISCRETE_SCHEDULES.items()},
+}

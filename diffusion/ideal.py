@@ -4,11 +4,12 @@
     images = sample(net, torch.randn(4, 1, 16, 16))    # draws from that set: what a perfect network would do
 
 They are called like networks, net(x, sigma, class_labels), with sigma [] or [B]. They compute in float64
-and answer in the precision of x.
+and answer in the precision of x. With unit=True, x is the unit variable x/√(σ² + 1), and σ may be ∞.
 """
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ BLOCK = 2**20    # of about so many elements together
 KEPT = 2**24     # a set of up to so many elements is kept in float64; larger ones are converted block by block
 
 f64 = torch.float64
+INFINITE = 1e100   # a σ that float64 cannot tell from ∞ here, but can compute with
 
 
 class IdealDenoiser:
@@ -35,6 +37,7 @@ class IdealDenoiser:
     """
     sigma_min = 0.0
     sigma_max = math.inf
+    unit_scale = 1.0
 
     def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
         if images.ndim != 4 or not images.is_floating_point() or images.numel() == 0:
@@ -52,8 +55,10 @@ class IdealDenoiser:
         self.mean = torch.stack([block.sum(dim=0).flatten() for block in blocks]).sum(dim=0) / len(images)
         self._kept = [self._prepare(i) for i in self._starts()] if images.numel() <= KEPT else None
 
-    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None, unit: bool = False) -> Tensor:
         """x [B, C, H, W], sigma [] or [B], class_labels one-hot [B or 1, L] or None -> D [B, C, H, W]"""
+        if unit:
+            return self(_unscaled(x, sigma), sigma, class_labels).to(_like(x))
         _, total, weighted = self._sums(*self._rows(x, sigma), self._classes(class_labels, len(x)))
         D = self.mean + weighted / total
         return D.reshape(x.shape).to(_like(x))
@@ -164,11 +169,14 @@ class Gaussian:
 
     With μ = c = 0, log_prob is the density of pure noise.
     """
+    unit_scale: ClassVar[float] = 1.0
     mu: Tensor | float = 0.0
     c: Tensor | float = 0.5
 
-    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None, unit: bool = False) -> Tensor:
         """D = (c² x + σ² μ)/(c² + σ²), in a form that holds for σ from 0 to ∞ (not for c = σ = 0)"""
+        if unit:
+            return self(_unscaled(x, sigma), sigma).to(_like(x))
         mu, c = self._parameters(x)
         share = 1 / (1 + (_beside(x, sigma) / c) ** 2)   # c²/(c² + σ²)
         return (mu + torch.where(share == 0, 0, share * (x.to(f64) - mu))).to(_like(x))
@@ -197,6 +205,7 @@ class Mixture:
     weights [K], of any sum; means [K]: every element is drawn on its own from a mixture of numbers, or
     [K, C, H, W]: a whole image belongs to one component; stds [K], where 0 makes a point (a Dirac).
     """
+    unit_scale: ClassVar[float] = 1.0
     weights: Tensor
     means: Tensor
     stds: Tensor
@@ -207,8 +216,10 @@ class Mixture:
             raise ValueError(f'weights [K], means [K] or [K, C, H, W] and stds [K] must agree in K; they are '
                              f'{list(self.weights.shape)}, {list(self.means.shape)} and {list(self.stds.shape)}')
 
-    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None, unit: bool = False) -> Tensor:
         """D = Σ_k p_k (c_k² x + σ² μ_k)/(c_k² + σ²),  p_k ∝ w_k N(x; μ_k, (c_k² + σ²) I);  σ > 0"""
+        if unit:
+            return self(_unscaled(x, sigma), torch.as_tensor(sigma).to(f64).clamp(max=INFINITE)).to(_like(x))
         rows, variances, means, logits = self._components(x, sigma)
         p = logits.softmax(dim=1)
         share = self._of(x, self.stds) ** 2 / variances   # c_k²/(c_k² + σ²): [R, K]
@@ -270,6 +281,11 @@ class Mixture:
 def per_image_sum(x: Tensor) -> Tensor:
     """[B, ...] -> [B], each image summed by itself: reductions of whole batches may round as the batch goes."""
     return torch.stack([row.sum() for row in x])
+
+
+def _unscaled(z: Tensor, sigma: Tensor | float) -> Tensor:
+    """x = z √(σ² + 1), in float64."""
+    return z.to(f64) * torch.hypot(_beside(z, sigma), torch.ones([], dtype=f64, device=z.device)).clamp(max=INFINITE)
 
 
 def _beside(x: Tensor, sigma: Tensor | float) -> Tensor:

@@ -1,22 +1,28 @@
-"""Preconditioners: the rows c_skip, c_out, c_in and c_noise of Table 1.
+"""Preconditioners: the rows c_skip, c_out, c_in and c_noise of Table 1, and v-prediction.
 
     D(x; σ) = c_skip(σ) x + c_out(σ) F(c_in(σ) x; c_noise(σ))        (Eq. 7)
 
 The network wrapper (training/networks.py) and the loss weighting (training/loss.py) read the same
 object, so a coefficient cannot be changed in one and forgotten in the other. All functions work
-elementwise; none of them moves data between devices.
+elementwise; none of them moves data between devices in the hot path.
 """
 
+import functools
+import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from diffusion.discrete import DiscreteSchedule
 from diffusion.schedules import IDDPMLevels, VPSchedule
+from diffusion.unit import Level
 
 
 class Preconditioner(Protocol):
+    finite_because: ClassVar[str]   # why such a network cannot work at σ = ∞; '' where it can
+
     def c_skip(self, sigma: Tensor) -> Tensor: ...
     def c_out(self, sigma: Tensor) -> Tensor: ...
     def c_in(self, sigma: Tensor) -> Tensor: ...
@@ -29,6 +35,7 @@ class Preconditioner(Protocol):
 
 class NoisePrediction:
     """1,  −σ,  1/√(σ² + 1): F predicts the noise that was added, from x/√(σ² + 1)"""
+    finite_because: ClassVar[str] = 'it predicts the noise, which tells nothing of the image where there is only noise'
 
     def c_skip(self, sigma: Tensor) -> Tensor:
         return torch.ones_like(sigma)
@@ -56,6 +63,7 @@ class VP(NoisePrediction):
 @dataclass(frozen=True)
 class VE:
     """1,  σ,  1,  ln(σ/2)"""
+    finite_because: ClassVar[str] = 'its input is the unscaled image, which is infinite there'
 
     def c_skip(self, sigma: Tensor) -> Tensor:
         return torch.ones_like(sigma)
@@ -104,6 +112,8 @@ class IDDPM(NoisePrediction):
 @dataclass(frozen=True)
 class EDM:
     """σ_data²/(σ² + σ_data²),  σ σ_data/√(σ_data² + σ²),  1/√(σ² + σ_data²),  ¼ ln σ"""
+    finite_because: ClassVar[str] = ('its c_noise, ln(sigma)/4, is infinite there; the v preconditioning with the same '
+                                     'sigma_data is the same network with a finite c_noise')
     sigma_data: float = 0.5
 
     def c_skip(self, sigma: Tensor) -> Tensor:
@@ -122,4 +132,84 @@ class EDM:
         return sigma
 
 
-PRECONDITIONERS = {'vp': VP, 've': VE, 'iddpm': IDDPM, 'edm': EDM}
+NOISE_LABELS = ('timestep', 'angle', 'log')
+
+
+@dataclass(frozen=True)
+class V:
+    """a²,  −b σ_data,  a/σ_data,  noise_label:  D = σ_data (a z − b F), where F predicts v = a ε − b y/σ_data
+
+    with a, b and z of the unit variable (diffusion/unit.py), d = σ_data; with σ_data = 1 it is Lin et al. 2023,
+    Eq. 11 and 19. With EDM's σ_data it is EDM's preconditioning, F being of the other sign, and so works for
+    images of any σ; but all of it is finite at σ = ∞.
+
+    noise_label  what F is told: 'timestep', the index t − 1 of the nearest level of `schedule` (nearest in φ);
+                 'angle', (2/π) φ in [0, 1]; or 'log', ¼ ln min(σ, cap)
+    schedule     the timesteps for which the network was trained, if these were discrete
+    cap          of 'log'; 4096 is ᾱ = 2⁻²⁴
+    """
+    finite_because: ClassVar[str] = ''
+    sigma_data: float = 1.0
+    noise_label: str = 'angle'
+    schedule: DiscreteSchedule | None = None
+    cap: float = 4096.0
+
+    def __post_init__(self) -> None:
+        if self.noise_label not in NOISE_LABELS:
+            raise ValueError(f'noise_label must be one of {", ".join(NOISE_LABELS)}, not {self.noise_label!r}')
+        if self.noise_label == 'timestep' and self.schedule is None:
+            raise ValueError("noise_label='timestep' needs a schedule of discrete timesteps")
+
+    def level(self, sigma: Tensor) -> Level:
+        return Level.of_sigma(sigma, self.sigma_data)
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        return self.level(sigma).a ** 2
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        return -self.sigma_data * self.level(sigma).b
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        return self.level(sigma).a / self.sigma_data
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        if self.noise_label == 'timestep':
+            return self.index(sigma).to(sigma.dtype)
+        if self.noise_label == 'angle':
+            return self.level(sigma).phi * (2 / math.pi)
+        return sigma.clamp(max=self.cap).log() / 4
+
+    def index(self, sigma: Tensor) -> Tensor:
+        """The index t − 1 of the nearest timestep, int64, in the shape of sigma."""
+        assert self.schedule is not None
+        return torch.bucketize(Level.of_sigma(sigma).phi, _midpoints(self.schedule, sigma.device, sigma.dtype))
+
+    def nearest(self, sigma: Tensor) -> Tensor:
+        if self.noise_label != 'timestep' or self.schedule is None:
+            return sigma
+        rounded = self.schedule.sigma.to(sigma)[self.index(sigma)]
+        return torch.where(sigma == 0, sigma, rounded)
+
+
+@functools.lru_cache(maxsize=16)
+def _midpoints(schedule: DiscreteSchedule, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Where the nearest timestep changes, as φ = atan σ: [T − 1], kept on the device."""
+    phi = Level.of_sigma(schedule.sigma).phi
+    return ((phi[1:] + phi[:-1]) / 2).to(dtype).to(device)
+
+
+def unit_scale(c: Preconditioner) -> float:
+    """d of the unit variable in which a preconditioned network is asked: σ_data where there is one, else 1."""
+    return float(getattr(c, 'sigma_data', 1.0))
+
+
+def unit_coefficients(c: Preconditioner, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """c_skip h, c_out and c_in h,  h = √(σ² + d²):  D = (c_skip h) z + c_out F((c_in h) z; c_noise), where x = h z"""
+    d = unit_scale(c)
+    if hasattr(c, 'sigma_data'):
+        return d * Level.of_sigma(sigma, d).a, c.c_out(sigma), torch.ones_like(sigma)
+    h = torch.hypot(sigma, torch.full_like(sigma, d))
+    return c.c_skip(sigma) * h, c.c_out(sigma), c.c_in(sigma) * h
+
+
+PRECONDITIONERS = {'vp': VP, 've': VE, 'iddpm': IDDPM, 'edm': EDM, 'v': V}

@@ -1,33 +1,42 @@
 """The samplers of previous work that the paper compares with (Figures 2 and 4, Tables 3 and 4).
 
-All of them ask for D(x; σ) of the unscaled x, so that each works with every network. `original=True`
-keeps what the paper calls oversights of the published programs.
+All of them ask for D, so that each works with every network. `original=True` keeps what the paper calls oversights
+of the published programs. Ancestral and DDIM work in the unit variable z = x/√(σ² + d²) of the network's own d
+(diffusion/unit.py), and so can start at σ = ∞, where z = ε.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from diffusion.samplers import Denoise, RandnLike, times_of
 from diffusion.schedules import NoScaling, Scaling, VPScaling, VPSchedule
+from diffusion.unit import Level, change_of_scale
 
 
-def sum_squares(x: Tensor) -> Tensor:
-    """Σ x² over each image: [B, ...] -> [B, 1, 1, 1]
+def image_sum(x: Tensor) -> Tensor:
+    """Σ x over each image: [B, ...] -> [B, 1, 1, 1]
 
     Summed by halves, in elementwise additions: a reduction kernel may choose its order of summation by
     the size of the batch, and an image must not depend on its batch.
     """
-    x = x.flatten(1).square()
+    x = x.flatten(1)
     while x.shape[1] > 1:
-        half = (x.shape[1] + 1) // 2
-        x = torch.nn.functional.pad(x, (0, x.shape[1] % 2))
+        if x.shape[1] % 2:
+            x = torch.nn.functional.pad(x, (0, 1))
+        half = x.shape[1] // 2
         x = x[:, :half] + x[:, half:]
     return x.reshape(-1, 1, 1, 1)
+
+
+def sum_squares(x: Tensor) -> Tensor:
+    """Σ x² over each image: [B, ...] -> [B, 1, 1, 1]"""
+    return image_sum(x.square())
 
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> None:
@@ -159,21 +168,23 @@ class PredictorCorrector:
 
 
 def posterior_variances(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(q, ln w_lo², ln w_hi²) of an ancestral step from noise level a down to b > 0, unscaled frame.
+    """(q, ln w_lo², ln w_hi²) of an ancestral step from noise level a ≤ ∞ down to b > 0, unscaled frame.
 
     q = b²/a²;  w_lo² = b² (1 − q) is iDDPM's β̃;  w_hi² = (a² − b²)(1 + b²)/(1 + a²) is its β.
     """
     q = (b / a) ** 2
     log_lo = (b**2 * (1 - q)).log()
-    log_hi = ((a**2 - b**2) * (1 + b**2) / (1 + a**2)).log()
+    log_hi = ((1 - q) * (1 + b**2) / (1 + a**-2)).log()
     return q, log_lo, log_hi
 
 
 def denoise_with_variance(denoise: Denoise, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """(D, F_var) of a network with variance channels, in the precision of x; sigma [] on the CPU."""
-    sigma = torch.full([], float(sigma), dtype=x.dtype, device=x.device)
+    if math.isinf(sigma):
+        raise ValueError("variance='learned' cannot start at sigma = inf; use variance='small' or 'large' "
+                         '(--variance=small)')
     try:
-        D, F_var = denoise.net(x, sigma, denoise.class_labels, return_variance=True)
+        D, F_var = denoise.net(x, denoise.beside(sigma, x), denoise.class_labels, return_variance=True)
     except (TypeError, ValueError) as error:
         if 'return_variance' not in str(error):
             raise
@@ -187,17 +198,18 @@ VARIANCES = ('learned', 'small', 'large')
 
 @dataclass(frozen=True)
 class Ancestral:
-    """x_{i+1} = D + q (x_i − D) + w ξ,  q = (b/a)²,  from a = σ_i to b = σ_{i+1};  x_N = D
+    """z′ = a′ (1 − r) D/d + (a/a′) (b′/b)² z + (a′/d) w ξ,  r = (σ′/σ)²,  from σ = σ_i to σ′ = σ_{i+1};  z_N = D/d
 
-    The reverse Markov chain of DDPM and iDDPM (Ho et al. 2020; Nichol & Dhariwal 2021; Figure 4c), as
-    any noise levels allow it. x_0 ~ N(0, (1 + a_0²) I), the N(0, I) of the VP frame. A level that
-    repeats is passed over. NFE: N. Time steps: IDDPMSteps, or any other. (The ancestral predictor of Song
-    et al. 2021 is 'small' for VE and 'large' for VP.)
+    In the unscaled frame x′ = D + r (x − D) + w ξ. The reverse Markov chain of DDPM and iDDPM (Ho et al. 2020;
+    Nichol & Dhariwal 2021; Figure 4c; Lin et al. 2023, Eq. 20), as any noise levels allow it. x_0 ~ N(0, (1 + σ_0²) I),
+    the N(0, I) of the VP frame. A level that repeats is passed over. NFE: N. Time steps: IDDPMSteps, DiscreteSteps, or
+    any other. (The ancestral predictor of Song et al. 2021 is 'small' for VE and 'large' for VP.)
 
     variance  ln w² = ν ln w_hi² + (1 − ν) ln w_lo² (see posterior_variances); 'small' is ν = 0,
               'large' ν = 1, and 'learned' is ν = (F_var + 1)/2 from the network's variance channels
     clip      D is clipped to [−1, 1]
     """
+    from_infinity: ClassVar[bool] = True
     variance: str = 'learned'
     clip: bool = False
 
@@ -205,36 +217,40 @@ class Ancestral:
         one_of('variance', self.variance, VARIANCES)
 
     def __call__(self, denoise: Denoise, noise: Tensor, sigmas: Tensor, randn_like: RandnLike) -> Tensor:
-        x = noise * (1 + sigmas[0] ** 2).sqrt()
-        for a, b in pairwise(sigmas):
-            if a == b:
+        d = denoise.unit_scale
+        z = noise * change_of_scale(sigmas[0], 1.0, d)
+        for sigma, sigma_next in pairwise(sigmas):
+            if sigma == sigma_next:
                 continue
+            here, there = Level.of_sigma(sigma, d), Level.of_sigma(sigma_next, d)
             nu: Tensor | float = 1.0 if self.variance == 'large' else 0.0
             if self.variance == 'learned':
-                D, F_var = denoise_with_variance(denoise, x, a)
+                D, F_var = denoise_with_variance(denoise, z * (d / here.a), sigma)
                 nu = (F_var + 1) / 2
             else:
-                D = denoise(x, a)
+                D = denoise.unit(z, sigma)
             D = D.clamp(-1, 1) if self.clip else D
-            if b == 0:
+            if sigma_next == 0:
                 return D
-            q, log_lo, log_hi = posterior_variances(a, b)
+            r, log_lo, log_hi = posterior_variances(sigma, sigma_next)
             w = (0.5 * (nu * log_hi + (1 - nu) * log_lo)).exp()
-            x = D + q * (x - D) + w * randn_like(x)
-        return x
+            z = (there.a / d * (1 - r)) * D + (here.a / there.a * (there.b / here.b) ** 2) * z
+            z = z + there.a / d * w * randn_like(z)
+        return d * z
 
 
 @dataclass(frozen=True)
 class DDIM:
-    """x_{i+1} = D + √(b² − w²) e + w ξ,  e = (x_i − D)/a,  w = η b √(1 − (b/a)²),  from a = σ_i to b = σ_{i+1}
+    """z′ = a′ D/d + √(b′² − w²) e + w ξ,  e = (z − a D/d)/b,  w = η b′ √(1 − (σ′/σ)²),  from σ = σ_i to σ′ = σ_{i+1}
 
-    (Song, Meng & Ermon 2021, Eq. 12 and 16; Lin et al. 2023, Eq. 21 and 22, in the unscaled frame.)
-    x_0 ~ N(0, a_0² I). η = 0 is Euler's method in σ and draws no noise; η = 1 is Ancestral with the
-    small variance. NFE: N. Time steps: IDDPMSteps, or any other.
+    (Song, Meng & Ermon 2021, Eq. 12 and 16; Lin et al. 2023, Eq. 21 and 22.) x_0 ~ N(0, σ_0² I). η = 0 is Euler's
+    method in σ, a rotation of (z, v) by the difference of angles, and draws no noise; η = 1 is Ancestral with the
+    small variance. NFE: N. Time steps: IDDPMSteps, DiscreteSteps, or any other.
 
     eta   η in [0, 1]
     clip  D is clipped to [−1, 1], and e computed from the clipped D
     """
+    from_infinity: ClassVar[bool] = True
     eta: float = 0.0
     clip: bool = False
 
@@ -243,19 +259,22 @@ class DDIM:
             raise ValueError(f'eta must be from 0 to 1, not {self.eta:g}')
 
     def __call__(self, denoise: Denoise, noise: Tensor, sigmas: Tensor, randn_like: RandnLike) -> Tensor:
-        x = noise * sigmas[0]
-        for a, b in pairwise(sigmas):
-            if a == b:
+        d = denoise.unit_scale
+        z = noise * Level.of_sigma(sigmas[0], d).b
+        for sigma, sigma_next in pairwise(sigmas):
+            if sigma == sigma_next:
                 continue
-            D = denoise(x, a)
+            here, there = Level.of_sigma(sigma, d), Level.of_sigma(sigma_next, d)
+            D = denoise.unit(z, sigma)
             D = D.clamp(-1, 1) if self.clip else D
-            if b == 0:
+            if sigma_next == 0:
                 return D
-            w = self.eta * b * (1 - (b / a) ** 2).sqrt()
-            x = D + (b**2 - w**2).sqrt() / a * (x - D)
+            w = self.eta * there.b * (1 - (sigma_next / sigma) ** 2).sqrt()
+            share = (there.b**2 - w**2).sqrt() / here.b   # of e b = z − a D/d
+            z = share * z + ((there.a - share * here.a) / d) * D
             if self.eta > 0:
-                x = x + w * randn_like(x)
-        return x
+                z = z + w * randn_like(z)
+        return d * z
 
 
 PREVIOUS = {'em': EulerMaruyama, 'pc': PredictorCorrector, 'ancestral': Ancestral, 'ddim': DDIM}

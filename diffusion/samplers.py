@@ -4,18 +4,21 @@
 
 Times are 0-d float64 tensors on the CPU and images are float64 on their device, so that no
 comparison of two times ever waits for a GPU. (Apple's MPS has no float64: images are float32 there.)
+Noise levels fall and end in 0. They may start at ∞ for samplers that work in the unit variable (diffusion/unit.py):
+those with `from_infinity`.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from diffusion.discretization import Discretization, EDMSteps
 from diffusion.schedules import LinearSchedule, NoScaling, Scaling, Schedule
+from diffusion.unit import Level
 
 RandnLike = Callable[[Tensor], Tensor]
 
@@ -25,6 +28,9 @@ class Denoise:
 
     `net(x, sigma, class_labels)` returns D for x [B, C, H, W] and sigma [] or [B]. Its attributes
     `sigma_min`, `sigma_max` and `round_sigma` are optional: absent, they mean 0, ∞ and the identity.
+    A network with the attribute `unit_scale`, d, also takes `net(z, sigma, class_labels, unit=True)` with the unit
+    variable z = x/√(σ² + d²) for σ up to ∞, which `finite_because` may forbid: a reason, or ''.
+    With `sigma_from_cpu` it takes a single sigma on the CPU.
     """
 
     def __init__(self, net: Callable[..., Tensor], class_labels: Tensor | None = None) -> None:
@@ -32,12 +38,33 @@ class Denoise:
         self.class_labels = class_labels
         self.sigma_min = float(getattr(net, 'sigma_min', 0.0))
         self.sigma_max = float(getattr(net, 'sigma_max', math.inf))
+        self.takes_unit = hasattr(net, 'unit_scale')
+        self.unit_scale = float(getattr(net, 'unit_scale', 1.0))
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """x and the result in the sampler's precision; sigma [] on the CPU, or [B] beside x."""
-        if sigma.device != x.device:   # filled in by a kernel: a copy would wait for the device
-            sigma = torch.full([], float(sigma), dtype=x.dtype, device=x.device)
-        return self.net(x, sigma, self.class_labels).to(x.dtype)
+        return self.net(x, self.beside(sigma, x), self.class_labels).to(x.dtype)
+
+    def unit(self, z: Tensor, sigma: Tensor) -> Tensor:
+        """D(x; σ) of x = z √(σ² + d²), d = `unit_scale`, for σ up to ∞; sigma [] on the CPU.
+
+        ValueError at σ = ∞ for networks that do not offer it.
+        """
+        if math.isinf(sigma):
+            reason = getattr(self.net, 'finite_because', '')
+            if reason or not self.takes_unit:
+                reason = reason or 'it does not take the unit variable'
+                raise ValueError(f'this network cannot work at sigma = inf: {reason}')
+        if self.takes_unit:
+            return self.net(z, self.beside(sigma, z), self.class_labels, unit=True).to(z.dtype)
+        return self(z * torch.hypot(sigma, torch.full_like(sigma, self.unit_scale)), sigma)
+
+    def beside(self, sigma: Tensor, x: Tensor) -> Tensor:
+        """sigma where the network takes it: on the device of x, unless it says otherwise."""
+        if sigma.device == x.device or getattr(self.net, 'sigma_from_cpu', False):
+            return sigma
+        # Filled in by a kernel: a copy would wait for the device.
+        return torch.full([], float(sigma), dtype=x.dtype, device=x.device)
 
     def nearest(self, sigma: Tensor) -> Tensor:
         """The noise levels the network takes sigma for, on the CPU."""
@@ -51,6 +78,8 @@ class Denoise:
 
 
 class Sampler(Protocol):
+    """Its attribute `from_infinity` is optional: absent, the noise levels must be finite."""
+
     def __call__(self, denoise: Denoise, noise: Tensor, sigmas: Tensor, randn_like: RandnLike) -> Tensor:
         """noise [B, C, H, W] of unit variance -> images, through the noise levels `sigmas` [N + 1]."""
         ...
@@ -218,6 +247,13 @@ class Churn:
         inside = self.S_min <= sigma <= self.S_max
         return min(self.S_churn / num_steps, math.sqrt(2) - 1) if inside else 0.0
 
+    def raised(self, denoise: Denoise, sigmas: Tensor) -> Tensor:
+        """σ̂_i = (1 + γ_i) σ_i for the noise levels [N + 1], as the network takes them        (Algorithm 2, line 5)"""
+        if self.S_churn == 0:
+            return sigmas
+        gammas = torch.tensor([self.gamma(sigma, len(sigmas) - 1) for sigma in sigmas.tolist()], dtype=sigmas.dtype)
+        return denoise.nearest(sigmas * (1 + gammas))   # all at once: a network's levels are on its device
+
 
 def times_of(schedule: Schedule, sigmas: Tensor) -> Tensor:
     """t_i = σ⁻¹(σ_i) of the noise levels [N + 1], and t_N = 0
@@ -244,13 +280,8 @@ class RowsOfTable1:
             raise ValueError(f'S_churn={self.churn.S_churn:g}: a multistep solver cannot take fresh noise between '
                              'its steps; use euler or heun')
         flow = ProbabilityFlow(denoise, self.schedule, self.scaling)
-        num_steps = len(sigmas) - 1
         times = times_of(self.schedule, sigmas)
-
-        sigma_hats = sigmas
-        if self.churn.S_churn > 0:   # all at once: a network's levels are on its device
-            gammas = torch.tensor([self.churn.gamma(sigma, num_steps) for sigma in sigmas.tolist()], dtype=sigmas.dtype)
-            sigma_hats = denoise.nearest(sigmas * (1 + gammas))
+        sigma_hats = self.churn.raised(denoise, sigmas)
 
         def perturb(i: int, x: Tensor) -> tuple[Tensor, Tensor]:
             if self.churn.S_churn == 0:
@@ -262,6 +293,55 @@ class RowsOfTable1:
             return flow.add_noise(x, sigma, sigma_hat, self.churn.S_noise * xi), self.schedule.sigma_inv(sigma_hat)
 
         return self.solver(flow, flow.start(noise, sigmas[0]), times, perturb)
+
+
+RULES = ('heun', 'rotation')
+
+
+@dataclass(frozen=True)
+class Angle:
+    """dz/dφ = v = (a z − D/d)/b: the probability flow of the unit variable z over the angle φ = atan(σ/d)
+
+    Finite from φ = π/2, σ = ∞, where no second-order method in σ can start. It is Algorithm 1 for σ = d tan t and
+    s = cos(t)/d, with the network's d. Both rules are of second order, with h = φ_{i+1} − φ_i and v′ at z′:
+      heun       z′ = z + h v,                z_{i+1} = z + h (v + v′)/2
+      rotation   z′ = cos(h) z + sin(h) v,    z_{i+1} = z + tan(h/2) (v + v′)
+    The second is exact where D and the noise stay the same, and its predictor is DDIM. The last step is a rotation
+    alone, to D. x_0 ~ N(0, σ_0² I). NFE: 2N − 1. Noise is added before each step as in Algorithm 2, not at σ = ∞.
+    """
+    from_infinity: ClassVar[bool] = True
+    rule: str = 'heun'
+    churn: Churn = Churn()
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise ValueError(f'rule must be one of {", ".join(RULES)}, not {self.rule!r}')
+
+    def __call__(self, denoise: Denoise, noise: Tensor, sigmas: Tensor, randn_like: RandnLike) -> Tensor:
+        d = denoise.unit_scale
+        z = noise * Level.of_sigma(sigmas[0], d).b
+        for sigma, sigma_hat, sigma_next in zip(sigmas, self.churn.raised(denoise, sigmas), sigmas[1:], strict=False):
+            if self.churn.S_churn > 0:
+                xi = randn_like(z)   # drawn at every step, as RowsOfTable1 does
+                if sigma_hat > sigma:
+                    z, sigma = self.add_noise(z, sigma, sigma_hat, d, xi), sigma_hat
+            if sigma_next == sigma:
+                continue
+            D = denoise.unit(z, sigma)
+            if sigma_next == 0:
+                return D
+            level, following = Level.of_sigma(sigma, d), Level.of_sigma(sigma_next, d)
+            h, v = following.phi - level.phi, level.velocity(z, D)
+            predicted = z + h * v if self.rule == 'heun' else h.cos() * z + h.sin() * v
+            v_next = following.velocity(predicted, denoise.unit(predicted, sigma_next))
+            z = z + (h / 2 if self.rule == 'heun' else (h / 2).tan()) * (v + v_next)
+        return d * z
+
+    def add_noise(self, z: Tensor, sigma: Tensor, sigma_hat: Tensor, d: float, noise: Tensor) -> Tensor:
+        """ẑ = (â/a) z + √(b̂² − (b â/a)²) S_noise ξ: up from a finite σ to the noisier σ̂."""
+        level, raised = Level.of_sigma(sigma, d), Level.of_sigma(sigma_hat, d)
+        share = raised.a / level.a
+        return share * z + (raised.b**2 - (share * level.b) ** 2).clamp(min=0).sqrt() * (self.churn.S_noise * noise)
 
 
 def working_precision(noise: Tensor) -> Tensor:
@@ -299,10 +379,22 @@ def sample(
     return run(sampler, denoise, noise, denoise.levels(discretization, num_steps), randn_like)
 
 
+def check_start(sampler: Sampler, sigma_max: float) -> None:
+    """ValueError where a sampler cannot start at the noise level sigma_max."""
+    if math.isinf(sigma_max) and not getattr(sampler, 'from_infinity', False):
+        name = type(getattr(sampler, 'solver', sampler)).__name__
+        raise ValueError(f'{name} cannot start at sigma = inf, where x is infinite: use --sampler=ddim, '
+                         'ancestral or angle, or time steps that start at a finite noise level')
+
+
 @torch.no_grad()
 def run(sampler: Sampler, denoise: Denoise, noise: Tensor, sigmas: Tensor,
         randn_like: RandnLike = torch.randn_like) -> Tensor:
-    """Apply any sampler to `noise` [B, C, H, W] through the noise levels `sigmas` [N + 1]."""
+    """Apply any sampler to `noise` [B, C, H, W] through the noise levels `sigmas` [N + 1].
+
+    Raises ValueError for levels that start at ∞ where the sampler cannot.
+    """
+    check_start(sampler, float(sigmas[0]))
     return sampler(denoise, working_precision(noise), sigmas, randn_like)
 
 
@@ -317,3 +409,4 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 SOLVERS: dict[str, Any] = {'euler': Euler, 'heun': SecondOrder, 'dpmpp-2m': Multistep2M, 'adams': Adams}
+ANGLE = {'angle': Angle}

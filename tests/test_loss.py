@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion.discrete import ScaledLinearBetas
 from diffusion.preconditioning import EDM, PRECONDITIONERS
 from diffusion.previous import posterior_variances
 from diffusion.schedules import IDDPMLevels
@@ -50,6 +51,7 @@ MOMENTS = {
     've': (0.35354, 2.45851, (0.02, 100.0)),
     'edm': (-1.2, 1.2, (0.0, math.inf)),
     'iddpm': (None, None, (0.0064254, 20291.17)),
+    'timestep': (None, None, (0.0291672, 14.6146)),
 }
 
 
@@ -60,7 +62,8 @@ def test_moments_of_the_noise_distribution(name):
     middle = (torch.arange(100_000, dtype=f64) + 0.5) / 100_000   # the integral over u, by the midpoint rule
     log_sigma = distribution.quantile(middle).log()
     if mean is None:
-        mean, std = float(IDDPMLevels().u[:-1].log().mean()), float(IDDPMLevels().u[:-1].log().std(correction=0))
+        log_levels = (IDDPMLevels().u[:-1] if name == 'iddpm' else ScaledLinearBetas().sigma).log()
+        mean, std = float(log_levels.mean()), float(log_levels.std(correction=0))
     assert float(log_sigma.mean()) == pytest.approx(mean, abs=0.02)
     assert float(log_sigma.std()) == pytest.approx(std, abs=0.02)
     assert sigma_range(distribution) == pytest.approx((low, high), rel=1e-4)

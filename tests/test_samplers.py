@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.discretization import DISCRETIZATIONS, EDMSteps, noise_range
+from diffusion.discretization import DISCRETIZATIONS, DiscreteSteps, EDMSteps, noise_range
 from diffusion.samplers import (
     SOLVERS,
     Adams,
@@ -178,14 +178,14 @@ def test_every_solver_has_a_declared_order():
 @pytest.mark.parametrize('disc', DISCRETIZATIONS)
 def test_the_whole_sampler_reaches_the_data_of_a_gaussian(schedule, scaling, disc):
     """Every combination of rows, from noise to images: the exact flow ends at mu + c z."""
-    net, discretization = Gaussian(), DISCRETIZATIONS[disc]()
+    net, discretization = Gaussian(sigma_max=160.0), DISCRETIZATIONS[disc]()   # cosine begins at 20291, too far for 512 steps
     z = torch.linspace(-2, 2, 7, dtype=f64).reshape(7, 1, 1, 1)
-    low, high = noise_range(discretization, 0, math.inf)
+    high, *_, low = discretization.sigmas(512, 0, 160).tolist()
     schedule = VPSchedule.through(low, high) if schedule == 'vp' else SCHEDULES[schedule]()
     x = sample(net, z, num_steps=512, discretization=discretization, schedule=schedule, scaling=SCALINGS[scaling]())
     expected = net.flow(z * high, high, 0)
     # What is left is the last step, from the lowest noise level to zero: an Euler step, O(sigma_min).
-    torch.testing.assert_close(x, expected, rtol=0, atol=0.03 if disc in ('ve', 'iddpm') else 0.015)
+    torch.testing.assert_close(x, expected, rtol=0, atol={'ve': 0.03, 'iddpm': 0.03, 'cosine': 0.05}.get(disc, 0.015))
 
 
 def test_one_dirac_is_exact_on_any_grid_where_sigma_is_time():
@@ -221,7 +221,9 @@ def test_alpha_beyond_one_never_leaves_the_time_axis():
 @pytest.mark.parametrize('disc', DISCRETIZATIONS)
 def test_alpha_beyond_one_stays_finite_where_a_vp_schedule_ends_before_zero(disc):
     """With β_min < 0 there is no σ(t) just above t = 0: a second point there makes the step Euler's."""
-    discretization = dataclasses.replace(DISCRETIZATIONS[disc](), sigma_min=0.002, sigma_max=80.0)
+    discretization = DISCRETIZATIONS[disc]()
+    if not isinstance(discretization, DiscreteSteps):   # whose range is that of the timesteps
+        discretization = dataclasses.replace(discretization, sigma_min=0.002, sigma_max=80.0)
     schedule = VPSchedule.through(0.002, 80)
     assert schedule.beta_min < 0
     for num_steps, alpha in itertools.product([5, 9, 10, 11, 24, 28, 101], [1.1, 1.5, 2.0]):

@@ -23,6 +23,7 @@ from diffusion.watch import Watched
 from tests.oracles import Gaussian
 from tests.test_training import torchrun
 from torch_utils.random import StackedGenerator
+from training.open_network import open_network
 from training.sampling import OLD, PRESETS, SAMPLERS, resolve_sampler, sampler_options
 
 NAMES = [parameter.name for parameter in sampler_options(lambda: None).__click_params__]
@@ -178,7 +179,7 @@ def test_evaluations_are_counted(given):
     expected = {'pc': 10}.get(given.get('sampler'), 5)
     if given.get('solver') == 'adams':
         expected = 7
-    elif given.get('solver') == 'heun' or given.get('sampler') == 'table1' or list(given) == ['S_churn']:
+    elif given.get('solver') == 'heun' or given.get('sampler') in ('table1', 'angle') or list(given) == ['S_churn']:
         expected = 9
     watched = Watched(Conditional())
     images_of(watched, resolve(num_steps=5, **given), [0, 1])
@@ -235,4 +236,4 @@ def test_the_ideal_denoiser_in_place_of_a_network(digits, tmp_path):
     distance = np.abs(made[:, None].astype(int) - images[None, :, 0]).mean(axis=(2, 3))
     assert distance.min(axis=1).max() < 2   # within two levels of some training image on average
     assert labels[distance.argmin(axis=1)].argmax(axis=1).tolist() == [0, 1, 2] * 3
-    assert isinstance(generate.open_network(f'ideal:{digits}'), IdealDenoiser)
+    assert isinstance(open_network(f'ideal:{digits}'), IdealDenoiser)

@@ -127,6 +127,7 @@ PROPERTIES = {
     've': {'unit_input': None, 'unit_target': 'any'},
     'iddpm': {'unit_input': 1.0, 'unit_target': 'any'},
     'edm': {'unit_input': 0.5, 'unit_target': 0.5},
+    'v': {'unit_input': 1.0, 'unit_target': 1.0},
 }
 
 

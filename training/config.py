@@ -7,7 +7,7 @@ knows the tags under which choices are stored. Classes may be renamed, tags may 
 from dataclasses import dataclass
 from typing import Any
 
-from diffusion import preconditioning, schedules
+from diffusion import discrete, preconditioning, schedules
 from dnnlib import config as plain
 from training import loss
 from training.augment import AugmentConfig
@@ -22,17 +22,24 @@ TAGS: dict[str, type] = {
     'precond/ve': preconditioning.VE,
     'precond/iddpm': preconditioning.IDDPM,
     'precond/edm': preconditioning.EDM,
+    'precond/v': preconditioning.V,
     'noise/vp': loss.UniformTime,
     'noise/ve': loss.LogUniform,
     'noise/iddpm': loss.UniformLevel,
     'noise/edm': loss.LogNormal,
+    'noise/timestep': loss.UniformTimestep,
     'weighting/inverse-variance': loss.InverseVariance,
     'weighting/inverse-c-out': loss.InverseCOut,
     'loss/denoising': loss.DenoisingLoss,
+    'loss/velocity': loss.VelocityLoss,
     'loss/hybrid': loss.HybridLoss,
     'schedule/vp': schedules.VPSchedule,
     'schedule/ve': schedules.VESchedule,
     'levels/iddpm': schedules.IDDPMLevels,
+    'discrete/ddpm-linear': discrete.LinearBetas,
+    'discrete/scaled-linear': discrete.ScaledLinearBetas,
+    'discrete/cosine': discrete.CosineBetas,
+    'discrete/given': discrete.GivenBetas,
     'average/half-life': HalfLife,
     'average/power': PowerFunction,
 }
@@ -72,7 +79,7 @@ class TrainConfig:
     """Counts ending in _nimg are numbers of images, on the one clock of a run."""
     data: DataConfig
     network: NetworkConfig
-    loss: loss.DenoisingLoss | loss.HybridLoss
+    loss: loss.DenoisingLoss | loss.VelocityLoss | loss.HybridLoss
     optimizer: OptimizerConfig = OptimizerConfig()
     augment: AugmentConfig | None = None
     averages: tuple[HalfLife | PowerFunction, ...] = (HalfLife(),)   # the first is the one that is sampled from

@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion.guidance import Guided
 from diffusion.seeds import check_classes, generate
+from diffusion.watch import Watched
 from metrics.features import TAPS, FeatureExtractor, load_detector, load_dinov2
 from metrics.measure import Images, Measured, Wanted, measure
 from metrics.reference_files import read_reference
@@ -139,14 +141,17 @@ class GeneratedImages:
 
 def digest_of(net: Any) -> str:  # noqa: ANN401 (any denoiser)
     """Equal for equal networks: of weights, or of the data of an ideal denoiser, and how they are used."""
-    inner = getattr(net, 'identity', None)   # what wraps other networks, such as guidance, says so itself
-    if inner is not None:
-        return str(inner(digest_of))
+    if isinstance(net, Watched):
+        return digest_of(net.net)
+    if isinstance(net, Guided):
+        guide = '' if net.guide is None else f' from {digest_of(net.guide)}'
+        return f'{net.guidance!r} of {digest_of(net.net)}{guide}'
     if isinstance(net, torch.nn.Module):
         return f'{type(net).__name__} {getattr(net, "precond", None)!r} {getattr(net, "dtype", None)} {digest(net)}'
-    images = net.images.detach().cpu().contiguous().numpy()
-    labels = b'' if net.labels is None else net.labels.detach().cpu().contiguous().numpy().tobytes()
-    return f'{type(net).__name__} {hashlib.sha256(images.tobytes() + labels).hexdigest()}'
+    data = hashlib.sha256(net.images.detach().cpu().contiguous().numpy().tobytes())
+    if net.labels is not None:
+        data.update(net.labels.detach().cpu().contiguous().numpy().tobytes())
+    return f'{type(net).__name__} {data.hexdigest()}'
 
 
 def _short(seeds: Sequence[int]) -> str:

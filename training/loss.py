@@ -1,4 +1,4 @@
-"""Training: the rows "Noise distribution" and "Loss weighting" of Table 1.
+"""Training: the rows "Noise distribution" and "Loss weighting" of Table 1, and the loss in v.
 
     E_{σ, y, n} [ λ(σ) ‖D(y + n; σ) − y‖² ],   n ~ N(0, σ² I)        (Eq. 2, Section 5)
 
@@ -14,9 +14,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffusion.preconditioning import EDM, Preconditioner
+from diffusion.discrete import DiscreteSchedule, ScaledLinearBetas
+from diffusion.preconditioning import EDM, Preconditioner, V
 from diffusion.previous import posterior_variances
 from diffusion.schedules import IDDPMLevels, VESchedule, VPSchedule
+from diffusion.unit import Level
 
 
 class NoiseDistribution(Protocol):
@@ -52,6 +54,16 @@ class UniformLevel:
     def quantile(self, u: Tensor) -> Tensor:
         j = ((1 - u) * self.levels.M).long().clamp(0, self.levels.M - 1)   # u_j falls as j grows
         return self.levels.u.to(u.device)[j]
+
+
+@dataclass(frozen=True)
+class UniformTimestep:
+    """σ = σ_t,  t ~ U{1, T}, the last with σ = ∞ where the schedule has zero terminal SNR  (Lin et al. 2023)"""
+    schedule: DiscreteSchedule = ScaledLinearBetas()
+
+    def quantile(self, u: Tensor) -> Tensor:
+        sigma = self.schedule.sigma.to(u.device)
+        return sigma[(u * len(sigma)).long().clamp(0, len(sigma) - 1)]
 
 
 @dataclass(frozen=True)
@@ -95,7 +107,8 @@ class InverseCOut:
 
 
 # The noise distribution and the weighting of each column; a weighting is made for a preconditioner.
-NOISE_DISTRIBUTIONS: dict[str, Any] = {'vp': UniformTime, 've': LogUniform, 'iddpm': UniformLevel, 'edm': LogNormal}
+NOISE_DISTRIBUTIONS: dict[str, Any] = {'vp': UniformTime, 've': LogUniform, 'iddpm': UniformLevel, 'edm': LogNormal,
+                                        'timestep': UniformTimestep}
 WEIGHTINGS: dict[str, Callable[[Preconditioner], Weighting]] = {
     'inverse-variance': lambda precond: InverseVariance(),
     'inverse-c-out': InverseCOut,
@@ -118,6 +131,32 @@ class DenoisingLoss:
         """y, noise [B, C, H, W]; u [B] in (0, 1), float64 on the CPU -> [B, C, H, W], to be summed over C, H, W."""
         sigma = _beside(y, self.noise_distribution.quantile(u)).reshape(-1, 1, 1, 1)
         denoised = net(y + sigma * noise, sigma, class_labels, **conditions)
+        return self.weighting(sigma) * (denoised - y) ** 2
+
+
+@dataclass(frozen=True)
+class VelocityLoss:
+    """λ_t (v̂ − v)², elementwise,  v = a ε − b y/d,  v̂ = (a z − D/d)/b        (Lin et al. 2023, Eq. 11 and 12)
+
+    with the unit variable z = a y/d + b ε (diffusion/unit.py), d = sigma_data, in which σ = ∞ can be trained too.
+    As everywhere, `weighting` is λ(σ), of (D − y)², in which form it is computed: D − y = −d b (v̂ − v), hence
+    λ_t = λ(σ) d² b². InverseCOut of V is λ_t = 1, the loss of the paper; InverseVariance is λ_t = a², the loss in ε.
+    Needs a network that takes the unit variable of this d; ValueError for another.
+    """
+    noise_distribution: NoiseDistribution
+    weighting: Weighting = InverseCOut(V())
+    sigma_data: float = 1.0
+
+    def __call__(self, net: Callable[..., Tensor], y: Tensor, u: Tensor, noise: Tensor,
+                 class_labels: Tensor | None = None, **conditions: Any) -> Tensor:  # noqa: ANN401
+        """y, noise [B, C, H, W]; u [B] in (0, 1), float64 on the CPU -> [B, C, H, W], to be summed over C, H, W."""
+        d, scale = self.sigma_data, getattr(getattr(net, 'module', net), 'unit_scale', None)
+        if scale != d:
+            offered = 'no unit variable' if scale is None else f'the unit variable of sigma_data={scale:g}'
+            raise ValueError(f'the loss in v is for a network with sigma_data={d:g}; this one takes {offered}')
+        sigma = _beside(y, self.noise_distribution.quantile(u)).reshape(-1, 1, 1, 1)
+        level = Level.of_sigma(sigma, d)
+        denoised = net(level.a / d * y + level.b * noise, sigma, class_labels, unit=True, **conditions)
         return self.weighting(sigma) * (denoised - y) ** 2
 
 

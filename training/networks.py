@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffusion.preconditioning import EDM, IDDPM, VE, VP, Preconditioner
+from diffusion.discretization import DiscreteSteps, Discretization
+from diffusion.preconditioning import EDM, IDDPM, VE, VP, Preconditioner, V, unit_coefficients, unit_scale
 from diffusion.schedules import IDDPMLevels, VPSchedule
 from dnnlib.config import did_you_mean
 
@@ -529,29 +530,56 @@ class Denoiser(nn.Module):
     def use_fp16(self) -> bool:
         return self.dtype == torch.float16
 
+    @property
+    def unit_scale(self) -> float:
+        """d of the unit variable that `forward` takes with unit=True."""
+        return unit_scale(self._precond)
+
+    @property
+    def finite_because(self) -> str:
+        """Why this network cannot work at σ = ∞; '' where it can."""
+        return self._precond.finite_because
+
+    @property
+    def native_steps(self) -> Discretization | None:
+        """The timesteps of the discrete schedule for which the network was trained, if there was one."""
+        schedule = self._precond.schedule if isinstance(self._precond, V) else None
+        return None if schedule is None else DiscreteSteps(schedule)
+
     def forward(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None, force_fp32: bool = False,
-                *, return_variance: bool = False, **model_kwargs: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
+                *, unit: bool = False, return_variance: bool = False,
+                **model_kwargs: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
         """The denoised x, float32 [B, C, H, W], of x [B, C, H, W] at noise levels sigma [], [B] or [B, 1, 1, 1].
 
-        class_labels [B or 1, label_dim]; None stands for no class, a vector of zeros. With
-        return_variance, (D, F_var): also the outputs of F beyond the first C, float32 [B, C, H, W].
-        Further keywords (augment_labels) go to the backbone.
+        class_labels [B or 1, label_dim]; None stands for no class, a vector of zeros. With unit, x is the
+        unit variable x/√(σ² + d²), d = unit_scale, and σ may be ∞ unless `finite_because` says otherwise
+        (ValueError, for σ given on the CPU). With return_variance, (D, F_var): also the outputs of F
+        beyond the first C, float32 [B, C, H, W]. Further keywords (augment_labels) go to the backbone.
         """
         x = x.to(torch.float32)
+        if unit and self.finite_because:
+            self._check_finite(sigma)
         sigma = self._noise_levels(sigma, x)
         labels = self._label_vectors(class_labels, x)
         on_cpu_fp16 = self.use_fp16 and x.device.type == 'cpu'
         dtype = torch.float32 if force_fp32 or on_cpu_fp16 else self.dtype
         c = self.precond
-        F = self.model((c.c_in(sigma) * x).to(dtype), c.c_noise(sigma).flatten(), labels, **model_kwargs)
+        coefficients = unit_coefficients(c, sigma) if unit else (c.c_skip(sigma), c.c_out(sigma), c.c_in(sigma))
+        c_skip, c_out, c_in = coefficients
+        F = self.model((c_in * x).to(dtype), c.c_noise(sigma).flatten(), labels, **model_kwargs)
         F_x, F_var = F[:, :self.img_channels].to(torch.float32), F[:, self.img_channels:]
-        D_x = c.c_skip(sigma) * x + c.c_out(sigma) * F_x
+        D_x = c_skip * x + c_out * F_x
         if not return_variance:
             return D_x
         if F_var.shape != F_x.shape:
             raise ValueError(f'return_variance needs a network with {2 * self.img_channels} outputs (iDDPM); '
                              f'this one has {F.shape[1]}')
         return D_x, F_var.to(torch.float32)
+
+    def _check_finite(self, sigma: Tensor | float) -> None:
+        sigma = torch.as_tensor(sigma)
+        if sigma.device.type == 'cpu' and bool(sigma.isinf().any()):   # to look at others would be to wait for them
+            raise ValueError(f'this network cannot work at sigma = inf: {self.finite_because}')
 
     def _noise_levels(self, sigma: Tensor | float, x: Tensor) -> Tensor:
         sigma = torch.as_tensor(sigma, dtype=torch.float32)

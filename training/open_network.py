@@ -11,13 +11,14 @@ from diffusion.ideal import IdealDenoiser
 from diffusion.samplers import from_uint8
 from dnnlib.download import fetch, is_url
 from training.dataset import ImageFiles, ImageFolderDataset
+from training.diffusers_model import is_diffusers, read_diffusers
 from training.published import read_network
 
 IDEAL = 'ideal:'
 
 
 def open_network(spec: str | os.PathLike[str], device: torch.device | str = 'cpu',
-                 weights: str | None = None) -> Any:   # noqa: ANN401 (a Denoiser)
+                 weights: str | None = None, **options: Any) -> Any:   # noqa: ANN401 (a Denoiser)
     """A denoiser, called as net(x, sigma, class_labels), on `device`.
 
         out/run/network-snapshot-010000.pkl    the averaged network of a snapshot; also EDM's own snapshots, and
@@ -25,14 +26,25 @@ def open_network(spec: str | os.PathLike[str], device: torch.device | str = 'cpu
         https://example.org/net.pkl            the same, downloaded once (dnnlib/download.py)
         ideal:datasets/digits-16x16.zip        the ideal denoiser of a data set (Eq. 57), conditional if
                                                the set has classes
+        ddpm-cifar10-32                        a folder of diffusers: a pipeline with a U-Net, or a U-Net
+                                               (training/diffusers_model.py)
 
-    `weights` is 'ema', 'ema:NAME' or 'raw' (None: the average where there is one). Raises
-    FileNotFoundError or ValueError, in one line that names the file.
+    `weights` is 'ema', 'ema:NAME' or 'raw' (None: the average where there is one); of a folder of diffusers,
+    the variant. Further `options` (embeddings, null_class, timesteps) are those of read_diffusers; None:
+    not given. Raises FileNotFoundError or ValueError, in one line that names the file.
     """
     path = os.fspath(spec)
+    options = {name: value for name, value in options.items() if value is not None}
+    if is_diffusers(path):
+        return read_diffusers(path, weights, **options).to(device)
+    for name, value in options.items():
+        raise ValueError(f'{name}={value} would have no effect: {path} is no folder of diffusers')
     if path.startswith(IDEAL):
         return ideal_denoiser(path[len(IDEAL):], device)
-    return read_network(fetch(path) if is_url(path) else path, weights)[0].to(device)
+    net, info = read_network(fetch(path) if is_url(path) else path, weights)
+    told = info['training'] or {}   # what guidance asks: how often this network has seen an image without its class
+    net.label_dropout = told.get('label_dropout', getattr(net.model, 'label_dropout', None))
+    return net.to(device)
 
 
 def ideal_denoiser(path: str | os.PathLike[str], device: torch.device | str = 'cpu') -> IdealDenoiser:

@@ -13,21 +13,25 @@ from typing import Any
 import click
 
 from diffusion.adaptive import ADAPTIVE
-from diffusion.discretization import DISCRETIZATIONS, Discretization, ExplicitSteps, noise_range
+from diffusion.discrete import SPACINGS
+from diffusion.discretization import DISCRETIZATIONS, DiscreteSteps, Discretization, ExplicitSteps, noise_range
 from diffusion.previous import CORRECTORS, PREDICTORS, PREVIOUS, VARIANCES
-from diffusion.samplers import SOLVERS, Churn, RowsOfTable1, Sampler
+from diffusion.samplers import ANGLE, RULES, SOLVERS, Churn, RowsOfTable1, Sampler, check_start
 from diffusion.schedules import SCALINGS, SCHEDULES, VPSchedule
 from diffusion.sde import SDES
 from dnnlib.cli import FloatList, heading
 from training.table1 import TABLE_1
 
 # The rows of Table 1 are the default; the others replace solver, schedule and scaling in one.
-SAMPLERS: dict[str, Any] = {'table1': RowsOfTable1, **PREVIOUS, **SDES, **ADAPTIVE}
+SAMPLERS: dict[str, Any] = {'table1': RowsOfTable1, **PREVIOUS, **ANGLE, **SDES, **ADAPTIVE}
 NATURAL_STEPS = {'em': 'vp', 'pc': 've', 'ancestral': 'iddpm', 'ddim': 'iddpm', 'adaptive': 'vp'}   # the others: edm
 
 # The options of EDM's own command line: without effect they are worth a note. Ours are an error.
 OLD = {'solver', 'disc', 'schedule', 'scaling', 'sigma_min', 'sigma_max', 'rho', 'S_churn', 'S_min', 'S_max', 'S_noise',
        'num_steps'}
+FLAGS = {'num_steps': '--steps', 'zero_terminal_snr': '--zero-terminal-snr'}   # the others are --name
+STEPS = {'disc', 'family', 'sigmas'}                         # with any of them, not the steps of the network
+ROWS = {*STEPS, 'preset', 'solver', 'schedule', 'scaling'}   # with any of them, table1 is the default
 
 # Settings of the paper: Section 3, Table 5 with the numbers of steps of Table 4, and the first row of Table 3.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -51,24 +55,28 @@ not_negative = click.FloatRange(min=0)
 
 OPTIONS = [
     rows('--sampler', help='table1: the rows below. em: Euler-Maruyama for VP. pc: predictor-corrector for VE. ancestral: DDPM, '
-                           'iDDPM. ddim. sde: the SDE of Eq. 6. rk45: adaptive ODE. adaptive: adaptive SDE  [default: table1]',
+                           'iDDPM. ddim. angle: second order from σ = ∞. sde: the SDE of Eq. 6. rk45: adaptive ODE. adaptive: adaptive '
+                           'SDE  [default: table1; ddim for networks trained on discrete timesteps]',
          type=click.Choice(list(SAMPLERS))),
     rows('--family', help='Column of Table 1 that the rows not given are taken from  [default: edm]', type=click.Choice(list(TABLE_1))),
     rows('--preset', help='Settings of the paper by name; other options override them', type=click.Choice(list(PRESETS))),
     rows('--steps', 'num_steps', help='Sampling steps N; Heun evaluates the network 2N - 1 times  [default: 18; flow.py encode and decode: 64]',
          type=click.IntRange(min=1), metavar='INT'),
     rows('--solver', help='ODE solver  [default: heun]', type=click.Choice(list(SOLVERS))),
-    rows('--disc', help='Time steps t_i  [default: edm, or those of --sampler]', type=click.Choice(list(DISCRETIZATIONS))),
+    rows('--disc', help='Time steps t_i: of Table 1, or timesteps of a discrete schedule (ddpm-linear, scaled-linear, cosine)  '
+                        '[default: those of the network, if it was trained on discrete timesteps, or of --sampler, or edm]', type=click.Choice(list(DISCRETIZATIONS))),
     rows('--schedule', help='Noise schedule σ(t); vp takes its constants from the noise range: σ(1) = sigma_max and '
                             'σ(0.001) = sigma_min  [default: linear]', type=click.Choice(list(SCHEDULES))),
     rows('--scaling', help='Signal scaling s(t)  [default: none]', type=click.Choice(list(SCALINGS))),
     numbers('--sigma_min', help='Lowest noise level  [default: by --disc; never below what the network supports]', type=positive, metavar='FLOAT'),
     numbers('--sigma_max', help='Highest noise level  [default: by --disc; never above what the network supports]', type=positive, metavar='FLOAT'),
     numbers('--sigmas', help='The noise levels themselves, falling, instead of --disc and --steps, e.g. 80,10,1,0.1', type=FloatList()),
+    numbers('--spacing', help='Which timesteps of a discrete schedule: trailing and linspace have the last one, leading has not  [default: trailing]', type=click.Choice(SPACINGS)),
+    numbers('--zero-terminal-snr', 'zero_terminal_snr', help='Rescale the discrete schedule of --disc to start at σ = ∞  [default: False]', type=bool, metavar='BOOL'),
     numbers('--rho', help='Exponent of the edm time steps; inf is geometric  [default: 7]', type=positive, metavar='FLOAT'),
     numbers('--alpha', help='Second point of the heun solver: 1 Heun, 0.5 midpoint, 0.6667 Ralston  [default: 1]', type=positive, metavar='FLOAT'),
     numbers('--order', help='Order of the adams solver  [default: 3]', type=click.IntRange(1, 3), metavar='INT'),
-    numbers('--S_churn', 'S_churn', help='Amount of fresh noise; 0 is the deterministic sampler  [default: 0]', type=not_negative, metavar='FLOAT'),
+    numbers('--S_churn', 'S_churn', help='Amount of fresh noise; 0 is the deterministic sampler (table1, angle)  [default: 0]', type=not_negative, metavar='FLOAT'),
     numbers('--S_min', 'S_min', help='Fresh noise only at noise levels from here  [default: 0]', type=not_negative, metavar='FLOAT'),
     numbers('--S_max', 'S_max', help='Fresh noise only at noise levels up to here  [default: inf]', type=not_negative, metavar='FLOAT'),
     numbers('--S_noise', 'S_noise', help='Standard deviation of the fresh noise  [default: 1]', type=float, metavar='FLOAT'),
@@ -81,6 +89,7 @@ OPTIONS = [
     others('--variance', help='ancestral: learned needs an iddpm network  [default: learned]', type=click.Choice(VARIANCES)),
     others('--clip', help='ancestral, ddim: clip the denoised image to [-1, 1]  [default: False]', type=bool, metavar='BOOL'),
     others('--eta', help='ddim: 0 is deterministic, 1 ancestral  [default: 0]', type=click.FloatRange(0, 1), metavar='FLOAT'),
+    others('--rule', help='angle: Heun\'s method in the angle, or the rotation rule, exact where D stays the same  [default: heun]', type=click.Choice(RULES)),
     others('--beta', help='sde: rate of fresh noise as a multiple of σ̇/σ; 0 is the flow, 1 the SDE of Song et al.  [default: 1]', type=not_negative, metavar='FLOAT'),
     others('--constant', help='sde: --beta is the rate itself, per unit of t  [default: False]', type=bool, metavar='BOOL'),
     others('--rtol', help='rk45: relative tolerance  [default: 1e-5]', type=positive, metavar='FLOAT'),
@@ -108,14 +117,18 @@ class Sampling:
     notes: tuple[str, ...] = ()
 
 
-def resolve_sampler(options: dict[str, Any], lowest: float = 0.0, highest: float = math.inf) -> Sampling:
+def resolve_sampler(options: dict[str, Any], lowest: float = 0.0, highest: float = math.inf,
+                    native: Discretization | None = None) -> Sampling:
     """Options (None: not given) -> time steps and sampler, for a network that supports [lowest, highest].
 
-    Raises ValueError in one line for an option of ours that has no effect in this combination; for an
-    option of EDM's command line there is a note instead.
+    `native` are the time steps of a network that was trained on discrete timesteps: the default, with ddim, unless
+    others are asked for, or rows of Table 1, or a sampler that cannot start at σ = ∞. Raises ValueError in one line
+    for such a sampler with steps that do, and for an option of ours that has no effect in this combination; for
+    an option of EDM's command line there is a note instead.
     """
     given = {**PRESETS.get(options.get('preset') or '', {}), **{k: v for k, v in options.items() if v is not None}}
-    name = given.get('sampler', 'table1')
+    native = None if STEPS & given.keys() else native
+    name = given.get('sampler', 'table1' if native is None or ROWS & given.keys() else 'ddim')
     column = TABLE_1[given.get('family', 'edm')]()
     used = {'preset', 'sampler', 'family', 'disc', 'sigma_min', 'sigma_max', 'num_steps', 'sigmas'}
 
@@ -125,13 +138,20 @@ def resolve_sampler(options: dict[str, Any], lowest: float = 0.0, highest: float
         used -= {'disc', 'sigma_min', 'sigma_max', 'num_steps'}
     elif 'disc' in given:
         discretization = DISCRETIZATIONS[given['disc']]()
+    elif native is not None and hasattr(SAMPLERS[name], 'from_infinity'):
+        discretization = native
+        given = {'variance': 'small', **given}   # no network that predicts v has learned it
     elif 'family' not in given:
         natural = 've' if name == 'adaptive' and given.get('sde') == 've' else NATURAL_STEPS.get(name, 'edm')
         discretization = DISCRETIZATIONS[natural]()
     discretization = _with_fields(discretization, given, used)
-    low, high = noise_range(discretization, lowest, highest)
+    if isinstance(discretization, DiscreteSteps):
+        discretization = dataclasses.replace(discretization, schedule=_with_fields(discretization.schedule, given, used))
+    low, high = discretization.sigma_min, min(discretization.sigma_max, highest)
+    if math.isfinite(high):
+        low, high = noise_range(discretization, lowest, highest)
     schedule: Any = column.schedule if 'schedule' not in given else SCHEDULES[given['schedule']]()
-    if isinstance(schedule, VPSchedule):
+    if isinstance(schedule, VPSchedule) and math.isfinite(high):
         schedule = VPSchedule.through(low, high)
     scaling: Any = column.scaling if 'scaling' not in given else SCALINGS[given['scaling']]()
 
@@ -146,6 +166,11 @@ def resolve_sampler(options: dict[str, Any], lowest: float = 0.0, highest: float
         rows = {key: value for key, value in (('schedule', schedule), ('scaling', scaling)) if key in taken}
         used |= rows.keys()
         sampler = _with_fields(dataclasses.replace(sampler, **rows), {k: v for k, v in given.items() if k not in rows}, used)
+        if 'churn' in taken:
+            sampler = dataclasses.replace(sampler, churn=_with_fields(Churn(), given, used))
+    num_steps = given.get('num_steps', 18)
+    if math.isinf(high):   # not every spacing of the timesteps has the last one
+        check_start(sampler, float(discretization.sigmas(num_steps, lowest, highest)[0]))
     if name in ADAPTIVE:
         used -= {'num_steps', 'rho'}
 
@@ -153,11 +178,11 @@ def resolve_sampler(options: dict[str, Any], lowest: float = 0.0, highest: float
     described += f' --disc={given["disc"]}' if 'disc' in given else ''
     notes = []
     for option in sorted(k for k in options if options[k] is not None and k not in used):
-        shown = '--steps' if option == 'num_steps' else f'--{option}'
+        shown = FLAGS.get(option, f'--{option}')
         if option not in OLD:
             raise ValueError(f'{shown} would have no effect with {described}')
         notes.append(f'{shown} has no effect with {described}')
-    return Sampling(discretization, given.get('num_steps', 18), sampler, tuple(notes))
+    return Sampling(discretization, num_steps, sampler, tuple(notes))
 
 
 def _with_fields(obj: Any, given: dict[str, Any], used: set[str]) -> Any:  # noqa: ANN401 (any dataclass)

@@ -1,14 +1,16 @@
 """Table 1 of the paper. Hold it beside the page: columns are columns, rows are rows.
 
-`python -m training.table1` prints it, formulas and numbers, from the objects below.
+`python -m training.table1` prints it, formulas and numbers, from the objects below. COLUMNS has one more: networks
+that predict v, for discrete timesteps up to zero signal-to-noise ratio, of Lin et al. 2023.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from diffusion.discretization import Discretization, EDMSteps, IDDPMSteps, VESteps, VPSteps
-from diffusion.preconditioning import EDM, IDDPM, VE, VP, Preconditioner
+from diffusion.discrete import DiscreteSchedule, ScaledLinearBetas
+from diffusion.discretization import DiscreteSteps, Discretization, EDMSteps, IDDPMSteps, VESteps, VPSteps
+from diffusion.preconditioning import EDM, IDDPM, VE, VP, Preconditioner, V
 from diffusion.samplers import Euler, SecondOrder, Solver
 from diffusion.schedules import (
     IDDPMLevels,
@@ -28,6 +30,7 @@ from training.loss import (
     NoiseDistribution,
     UniformLevel,
     UniformTime,
+    UniformTimestep,
     Weighting,
 )
 
@@ -99,13 +102,28 @@ def edm(precond: EDM = EDM()) -> Column:
     )
 
 
+def v(schedule: DiscreteSchedule = ScaledLinearBetas(zero_terminal_snr=True)) -> Column:
+    precond = V(noise_label='timestep', schedule=schedule)
+    return Column(
+        solver=Euler(),   # from σ = ∞: DDIM, which is the same
+        discretization=DiscreteSteps(schedule),
+        schedule=LinearSchedule(),
+        scaling=NoScaling(),
+        architecture='ddpmpp',   # "(any)"
+        precond=precond,
+        noise_distribution=UniformTimestep(schedule),
+        weighting=InverseCOut(precond),   # in v: VelocityLoss
+    )
+
+
 TABLE_1: dict[str, Callable[..., Column]] = {'vp': vp, 've': ve, 'iddpm': iddpm, 'edm': edm}
+COLUMNS: dict[str, Callable[..., Column]] = {**TABLE_1, 'v': v}
 
 
 def print_table() -> None:
     for row in fields(Column):
         print(f'\n{row.name}')
-        for name, column in TABLE_1.items():
+        for name, column in COLUMNS.items():
             cell: Any = getattr(column(), row.name)
             formula = cell if isinstance(cell, str) else cell.__doc__.splitlines()[0]
             print(f'    {name:6s} {formula}    {"" if isinstance(cell, str) else cell}'.rstrip())
