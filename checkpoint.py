@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from torch import Tensor
 
 from dnnlib.cli import GroupedCommand, heading, one_line_errors
@@ -16,10 +15,10 @@ from torch_utils import checkpoint
 from torch_utils.legacy import CHECKPOINTS, read_file, tensors_in
 from torch_utils.safetensors_file import is_safetensors, save_tensors
 from training import config as configs
-from training.ema import reconstruction_error, reconstruction_weights
 from training.networks import Denoiser
 from training.published import METADATA, WHAT, digest, read_network
-from training.state import SNAPSHOT, files_of
+from training.reconstruct import reconstructed
+from training.state import SNAPSHOT
 
 files = heading('Network and files')
 SETTINGS: dict[str, Any] = {'max_content_width': 110}
@@ -149,39 +148,9 @@ def reconstruct(run_dir: str, width: float, kimg: float | None, dest: str) -> No
     """
     if not dest.endswith('.pkl') or Path(dest).is_dir():
         raise ValueError(f'--dest={dest} should be the name of a file that ends in .pkl')
-    paths = files_of(Path(run_dir), SNAPSHOT)
-    stored = []   # (nimg, width, path, name)
-    for path in paths:
-        told = read_file(path, CHECKPOINTS, SNAPSHOT, data=False)   # what there is; the tensors come below
-        if not isinstance(told, dict) or told.get('kind') != SNAPSHOT or not {'ema_name', 'averages', 'nimg'} <= told.keys():
-            raise ValueError(f'{path} is not a {SNAPSHOT} of ours')
-        for name in [told['ema_name'], *told['averages']]:
-            if name.startswith('power-') and told['nimg'] > 0:
-                stored.append((told['nimg'], float(name.removeprefix('power-')), path, name))
-    if not stored:
-        raise ValueError(f'--run={run_dir} has no snapshots with power-function averages: train with --ema-power=0.05,0.1')
-    nimg = max(time for time, *_ in stored) if kimg is None else kimg * 1000
-    used = [item for item in stored if item[0] <= nimg]
-    if not used:
-        raise ValueError(f'--kimg={kimg:g} lies before the first snapshot with power-function averages')
-    profiles = [(float(time), relative) for time, relative, *_ in used]
-    weights = reconstruction_weights(profiles, float(nimg), width)
-    total: dict[str, Tensor] = {}
-    contents: dict[str, Any] = {}
-    opened = None
-    for weight, (_, _, path, name) in zip(weights.tolist(), used, strict=True):
-        if path != opened:   # several averages may come from one file
-            opened, contents = path, checkpoint.load(path, SNAPSHOT)
-        tensors = contents['ema'] if name == contents['ema_name'] else contents['averages'][name]
-        for key, tensor in tensors.items():
-            if key.endswith(('resample_filter', 'freqs', '.u')) or key == 'u':   # buffers are copied, never averaged
-                total[key] = tensor
-            else:
-                total[key] = total.get(key, torch.zeros_like(tensor, dtype=torch.float64)) + weight * tensor.to(torch.float64)
-    tensors = {key: tensor.to(torch.float32) for key, tensor in total.items()}
-    checkpoint.save({**contents, 'nimg': round(nimg), 'ema': tensors, 'ema_name': f'power-{width:g}', 'averages': {}}, dest)
-    error = reconstruction_error(profiles, weights, float(nimg), width)
-    print(f'Wrote the average of width {width:g} at {nimg / 1000:g} kimg, made of {len(used)} stored ones, to {dest}; '
+    contents, count, error = reconstructed(run_dir, width, None if kimg is None else kimg * 1000)
+    checkpoint.save(contents, dest)
+    print(f'Wrote the average of width {width:g} at {contents["nimg"] / 1000:g} kimg, made of {count} stored ones, to {dest}; '
           f'its profile is off by {error:.2%}')
 
 

@@ -1,9 +1,13 @@
 """Judge images: a folder, a file or a network + a reference -> FID and its relatives."""
 
+import csv
 import dataclasses
+import io
 import json
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
@@ -18,13 +22,19 @@ from metrics.detector_files import convert, fetch_published, identify, search_re
 from metrics.distances import frechet_distance
 from metrics.features import TAPS
 from metrics.measure import Images, Wanted, measure
+from metrics.neighbours import AMONG, CSV, THRESHOLD, Neighbours, csv_lines, describe, distance_ratio, draw, table_of
+from metrics.neighbours import nearest as nearest_images
 from metrics.reference_files import read_reference, write_reference
 from metrics.statistics import Statistics
-from metrics.suite import METRICS, needs_of_reference, random_choice, tap_of
+from metrics.suite import METRICS, higher_is_better, needs_of_reference, random_choice, tap_of
 from torch_utils import distributed
+from torch_utils.grids import save_png
+from training.drawing import NETWORK, NETWORK_NAMES, guidance_options, network_options, open_drawing
 from training.evaluation import (
     MAX_FEATURES,
     PRECISIONS,
+    ArrayImages,
+    FolderImages,
     GeneratedImages,
     Judge,
     Result,
@@ -33,8 +43,7 @@ from training.evaluation import (
     main_tap,
     open_images,
 )
-from training.open_network import open_network
-from training.sampling import resolve_sampler, sampler_options
+from training.sampling import sampler_options
 from training.sweep import (
     NUMBERS,
     Evaluator,
@@ -42,6 +51,7 @@ from training.sweep import (
     Network,
     Protocol,
     Table,
+    averages,
     combinations,
     loss,
     measure_points,
@@ -55,6 +65,7 @@ from training.sweep import (
     swept_options,
     text,
     usable,
+    write_json,
     write_report,
 )
 
@@ -82,11 +93,7 @@ SPEED = [
     speed('--workers', help='Processes that read images ahead, per device; 0: none', type=click.IntRange(min=0), metavar='INT', default=1, show_default=True),
     speed('--device', help='auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu', metavar='NAME', default='auto', show_default=True),
 ]
-NETWORK = [
-    files('--network', 'network_path', help='Snapshot of a training run, or what else generate.py takes', metavar='PATH', required=True),
-    files('--weights', help='Which weights of the file: ema, the main average; ema:NAME, another; raw, of a training state  [default: ema]', metavar='NAME'),
-    files('--class', 'classes', help='Class labels, cycled over the seeds, e.g. 3 or 0-9  [default: random, drawn from the seed]', type=IntList()),
-]
+CLASS = files('--class', 'classes', help='Class labels, cycled over the seeds, e.g. 3 or 0-9  [default: random, drawn from the seed]', type=IntList())
 RNG = speed('--rng', help='Where random numbers are drawn; cpu gives the same images on any device  [default: the device]', type=click.Choice(['cpu']))
 
 
@@ -162,12 +169,12 @@ def calc(path: str, ref: str, num: int, seed: int, metrics: str, detector: str, 
 
 @main.command(cls=GroupedCommand, context_settings=WIDE)
 @with_all(
-    NETWORK, REF,
+    network_options, CLASS, REF,
     method('--num', help='How many images to generate in each block', type=click.IntRange(min=2), metavar='INT', default=50000, show_default=True),
     method('--seed', help='The first seed', type=click.IntRange(min=0), metavar='INT', default=0, show_default=True),
     method('--blocks', help='How many blocks of seeds, one after the other; papers report the lowest number of 3', type=click.IntRange(min=1),
            metavar='INT', default=1, show_default=True),
-    METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, STATE, SAVE, JSON, sampler_options, SPEED[0], RNG, SPEED[2])
+    METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, STATE, SAVE, JSON, sampler_options, guidance_options, SPEED[0], RNG, SPEED[2])
 @one_line_errors
 def gen(network_path: str, weights: str | None, classes: list[int] | None, ref: str, num: int, seed: int, blocks: int,
         metrics: str, detector: str, precision: str, allow_mismatch: bool, state: str | None, save: str | None,
@@ -175,7 +182,7 @@ def gen(network_path: str, weights: str | None, classes: list[int] | None, ref: 
     """Judge the images that a network generates from seeds, without writing any.
 
     The images are those that generate.py writes for the same seeds and options. The last line is the
-    lowest first number of all blocks.
+    best first number of all blocks, which is what papers report.
 
     Examples:
     # What the paper reports: the lowest FID of seeds 0-49999, 50000-99999 and 100000-149999
@@ -189,15 +196,13 @@ def gen(network_path: str, weights: str | None, classes: list[int] | None, ref: 
     if save is not None and blocks > 1:
         raise ValueError(f'--save={save} takes the statistics of one block: leave out --blocks={blocks}')
     chosen = start(device)
-    net = open_network(network_path, chosen, weights)
-    sampling = resolve_sampler(options, net.sigma_min, net.sigma_max)
-    for note in sampling.notes:
-        distributed.print0(f'Note: {note}')
+    drawing = open_drawing(network_path, weights, options, chosen)
+    drawing.say()
     judge = Judge(ref, names, device=chosen, detector=detector, batch=batch, precision=precision, allow_mismatch=allow_mismatch)
     results = []
     for block in range(blocks):
         seeds = range(seed + block * num, seed + (block + 1) * num)
-        images = GeneratedImages(net, sampling, seeds, device=chosen, classes=classes, rng=rng, batch=batch, source=network_path)
+        images = GeneratedImages(drawing.net, drawing.sampling, seeds, device=chosen, classes=classes, rng=rng, batch=batch, source=network_path)
         folder = None if state is None else os.path.join(state, f'seeds-{seeds[0]}-{seeds[-1]}')
         result = judge(images, folder, title=f'seeds {seeds[0]}-{seeds[-1]}')
         if result is not None:
@@ -208,7 +213,7 @@ def gen(network_path: str, weights: str | None, classes: list[int] | None, ref: 
     if results:
         save_statistics(save, results[0])
         told = [result.about | {'scores': result.scores} for result in results]
-        save_json(json_path, {'network': network_path, 'sampler': repr(sampling), 'blocks': told, 'summary': summary(results)})
+        save_json(json_path, {'network': network_path, 'sampler': repr(drawing.sampling), 'blocks': told, 'summary': summary(results)})
         print_scores(judge, results[0]) if blocks == 1 else print_summary(judge, results)
     distributed.shutdown()
 
@@ -291,6 +296,115 @@ def dist(first: str, second: str, allow_mismatch: bool) -> None:
 
 
 @main.command(cls=GroupedCommand, context_settings=WIDE)
+@with_all(
+    files('--images', 'path', help='The generated images: folder, zip or npz', metavar='DIR|ZIP|NPZ', required=True),
+    files('--data', help='The images that the network was trained on', metavar='DIR|ZIP|NPZ', required=True),
+    files('--control', help='Real images that it was not trained on: what is normal', metavar='DIR|ZIP|NPZ'),
+    method('--num', help='How many images to look at, and of --control too; of more a random choice  [default: all]', type=click.IntRange(min=1), metavar='INT'),
+    method('--seed', help='Random seed of that choice', type=int, metavar='INT', default=0, show_default=True),
+    method('--xflip', help='The network was trained with x-flips: compare with mirrored training images too', is_flag=True),
+    method('--among', help='The ratio compares the nearest with the mean of so many after it', type=click.IntRange(min=1), metavar='INT', default=AMONG, show_default=True),
+    method('--threshold', help='Of the ratio: what is below is a copy', type=click.FloatRange(0, 1, min_open=True), metavar='FLOAT', default=THRESHOLD, show_default='1/3'),
+    method('--detector', help=f'{DETECTOR_HELP}; or dinov2', metavar='inception|dinov2|demo|PATH', default='inception', show_default=True),
+    PRECISION,
+    reports('--dest', help='Picture to write: images beside their nearest, the lowest ratio first', metavar='PNG', required=True),
+    reports('--k', help='How many neighbours are shown in each space', type=click.IntRange(min=1), metavar='INT', default=3, show_default=True),
+    reports('--show', help='How many images it shows', type=click.IntRange(min=1), metavar='INT', default=64, show_default=True),
+    reports('--csv', 'csv_path', help='Write the neighbours and ratio of every image', metavar='FILE'),
+    JSON, SPEED)
+@one_line_errors
+def nearest(path: str, data: str, control: str | None, num: int | None, seed: int, xflip: bool, among: int, threshold: float,
+            detector: str, precision: str, dest: str, k: int, show: int, csv_path: str | None, json_path: str | None, batch: int,
+            workers: int, device: str) -> None:
+    """Look for memorised images: for each generated image the nearest training images, in pixels and in features.
+
+    The ratio of an image is the distance of the nearest training image over the mean distance of the
+    --among that follow it. It is near 1 where none stands out and 0 for an exact copy; what is below
+    --threshold counts as a copy. What is normal depends on the data: --control shows it for real images
+    that were not trained on.
+
+    Examples:
+    # The training set is looked at once; under torchrun each device takes a share
+    python generate.py --network=net.pkl --outdir=out/images --seeds=0-999
+    python fid.py nearest --images=out/images --data=datasets/cifar10-32x32.zip --control=datasets/cifar10-test.zip \\
+        --xflip --dest=out/nearest.png --csv=out/nearest.csv
+
+    # A trial; random features (NOT FID's) say little about what people see as similar
+    python fid.py nearest --images=out/images --data=datasets/digits-16x16.zip --dest=out/nearest.png --detector=demo
+    """
+    check_outputs(None, json_path)
+    for option, file in (('--dest', dest), ('--csv', csv_path)):
+        if file is not None and os.path.isdir(file):
+            raise ValueError(f'{option}={file} is a folder; name a file')
+    if not dest.lower().endswith('.png'):
+        raise ValueError(f'--dest={dest} should be the name of a file that ends in .png')
+    chosen = start(device)
+    tap = 'dinov2' if detector == 'dinov2' else main_tap(detector)
+    extractor = load_extractors({tap}, detector, chosen, precision)[tap]
+    training = open_images(data, workers=workers)
+    if len(training) < max(k, 2):
+        raise ValueError(f'--data={data} has {len(training)} images: {max(k, 2)} neighbours are the least')
+    among = min(among, len(training) - 1)
+    sets = {'images': open_images(path, workers=workers)}
+    if control is not None:
+        sets['control'] = open_images(control, workers=workers)
+    for name, images in sets.items():
+        if images.image_shape != training.image_shape:
+            raise ValueError(f'--{name}={images.source} has images {images.image_shape}, but those of --data={data} are '
+                             f'{training.image_shape} (channels, height, width): use images of one size')
+    taken = {name: random_choice(len(images), num or len(images), seed) for name, images in sets.items()}
+    queries = torch.cat([pixels_at(sets[name], positions) for name, positions in taken.items()])
+    found = nearest_images(queries, training, extractor, count=max(k, 1 + among), xflip=xflip, device=chosen, batch=batch)
+    if found is not None:
+        starts = dict(zip(taken, (0, len(taken['images'])), strict=False))
+        parts = {name: {space: of_all[starts[name]:starts[name] + len(positions)] for space, of_all in found.items()}
+                 for name, positions in taken.items()}
+        told = {name: {space: describe(part, among, threshold) for space, part in spaces.items()} for name, spaces in parts.items()}
+        save_neighbours(dest, queries.numpy(), training, parts['images'], k, show, among, threshold)
+        if csv_path is not None:
+            text = io.StringIO()
+            lines = csv.writer(text, lineterminator='\n')
+            lines.writerow(CSV)
+            for name, positions in taken.items():
+                names = [name_of(sets[name], position) for position in positions.tolist()]
+                lines.writerows(csv_lines(name, names, parts[name], partial(name_of, training), k, among))
+            with atomic_write(csv_path) as file:
+                file.write(text.getvalue().encode())
+        save_json(json_path, {'images': path, 'data': data, 'control': control, 'detector': TAPS[tap].detector_id,
+                              'among': among, 'threshold': threshold, 'xflip': xflip, 'summary': told})
+        print(f'The nearest of {len(training)} training images. Ratio: the distance of the nearest / the mean of the {among} after it; copies: below {threshold:.3g}')
+        print(table_of(told), flush=True)
+    distributed.shutdown()
+
+
+def pixels_at(images: FolderImages | ArrayImages, positions: np.ndarray) -> torch.Tensor:
+    """uint8 [len(positions), C, H, W], on the CPU."""
+    runs = np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1)
+    parts = [range(start, min(start + 64, int(run[-1]) + 1)) for run in runs for start in range(int(run[0]), int(run[-1]) + 1, 64)]
+    return torch.cat(list(images.batches(parts, torch.device('cpu'))))
+
+
+def name_of(images: FolderImages | ArrayImages, position: int) -> str:
+    """The file of an image; in an array its position."""
+    return images.dataset.files.names[images.dataset.get_details(position).raw_idx] if isinstance(images, FolderImages) else str(position)
+
+
+def save_neighbours(path: str, images: np.ndarray, training: FolderImages | ArrayImages, found: dict[str, Neighbours], k: int,
+                    show: int, among: int, threshold: float) -> None:
+    """The picture of the images that look most like copies in any space, and of what they look like."""
+    ratios = np.stack([distance_ratio(part.distances, among) for part in found.values()])
+    rows = np.argsort(ratios.min(axis=0), kind='stable')[:show]
+    wanted = np.unique(np.concatenate([part.positions[rows, :k].ravel() for part in found.values()]))
+    pixels = pixels_at(training, wanted).numpy()
+    groups, copied = {}, {}
+    for (space, part), ratio in zip(found.items(), ratios, strict=True):
+        near = pixels[np.searchsorted(wanted, part.positions[rows, :k])]
+        groups[f'nearest in {space}'] = np.where(part.mirrored[rows, :k, None, None, None], near[..., ::-1], near)
+        copied[f'nearest in {space}'] = ratio[rows] < threshold
+    save_png(draw(images[rows], groups, copied), path)
+
+
+@main.command(cls=GroupedCommand, context_settings=WIDE)
 @click.argument('paths', nargs=-1, metavar='[FILE]...')
 @files('--fetch', help='Download the published weights, check them, and put them where fid.py looks for them', type=click.Choice(['inception', 'dinov2']))
 @files('--convert', 'dest', help='Write the weights of FILE under canonical names as a plain file, .pth or .safetensors', metavar='PATH')
@@ -333,7 +447,8 @@ def detector(paths: tuple[str, ...], fetch: str | None, dest: str | None) -> Non
 @with_all(
     files('--network', 'network_path', help='Snapshots, or what else generate.py takes, with commas between; the folder of a run stands for all its snapshots', metavar='PATH,...|DIR', required=True),
     files('--weights', help='Which weights of the files, with commas between: ema, the main average; ema:NAME, another  [default: ema]', metavar='NAME,...'),
-    NETWORK[2], REF,
+    files('--ema-length', help='Instead of the snapshots of the run in --network: its power-function averages of these relative widths at its end', type=FloatList()),
+    NETWORK[2:], CLASS, REF,
     files('--dest', help='Folder of sweep.csv, sweep.png and report.json; a second command adds to it', metavar='DIR', required=True),
     method('--num', help='How many images to generate in each block', type=click.IntRange(min=2), metavar='INT', default=50000, show_default=True),
     method('--seed', help='The first seed', type=click.IntRange(min=0), metavar='INT', default=0, show_default=True),
@@ -341,18 +456,20 @@ def detector(paths: tuple[str, ...], fetch: str | None, dest: str | None) -> Non
            metavar='INT', default=1, show_default=True),
     METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, swept_options, SPEED[0], RNG, SPEED[2])
 @one_line_errors
-def sweep(network_path: str, weights: str | None, classes: list[int] | None, ref: str, dest: str, num: int, seed: int,
-          blocks: int, metrics: str, detector: str, precision: str, allow_mismatch: bool, batch: int, rng: str | None,
+def sweep(network_path: str, weights: str | None, ema_length: list[float] | None, classes: list[int] | None, ref: str,
+          dest: str, num: int, seed: int, blocks: int, metrics: str, detector: str, precision: str, allow_mismatch: bool, batch: int, rng: str | None,
           device: str, **options: Any) -> None:  # noqa: ANN401
     """Judge a network with many samplers: a table, a picture, and the best.
 
-    Each sampler option takes several values with commas between (--sigmas, a list already, takes one
-    list), and all combinations are measured, with all networks. The table sweep.csv has a line for each; it is
-    complete at any time, and what is in it is not measured again: the same command continues after a kill,
-    within a point too, on another number of devices too. While a point is measured its progress is in DIR/state,
-    and removed thereafter. The first of the --metrics is drawn and reported, of all points in the table that
-    were judged alike: the best value, and the fewest evaluations of the network (NFE) with a value within 3 % of it, the rule of
-    the paper. The exit code is 1 if a combination was refused, which the table says too.
+    Each sampler option takes several values with commas between (--sigmas, which is a list already, takes one),
+    and all combinations are measured with all networks. The table, sweep.csv, has a line for each; it is
+    complete at any time, and what is in it is not measured again. So the same command continues after a
+    kill, also in the middle of a point and on another number of devices, and a longer list of values adds to
+    a shorter one. The progress of a point is in DIR/state until it is in the table.
+
+    The picture, sweep.png, and report.json show the first of the --metrics for the points of this command: the best
+    value, and, the rule of the paper, the fewest evaluations of the network (NFE) with a value within 3 % of it.
+    The exit code is 1 if a combination was refused; the table says why.
 
     Examples:
     # Which solver for how many evaluations? 12 points, a curve each for Euler and Heun
@@ -362,6 +479,9 @@ def sweep(network_path: str, weights: str | None, classes: list[int] | None, ref
     # Figure 5b: the effect of S_churn
     python fid.py sweep --network=net.pkl --ref=cifar10-32x32.npz --dest=out/churn --steps=256 --S_churn=0,10,20,40,80
 
+    # How much guidance?
+    python fid.py sweep --network=net.pkl --ref=imagenet-64x64.npz --dest=out/guidance --guidance=1,1.25,1.5,2,3
+
     # All snapshots of a run, two averages each, judged as the paper does
     python fid.py sweep --network=runs/mine --weights=ema:0.5,ema:0.05 --ref=cifar10-32x32.npz --dest=out/run --blocks=3
     """
@@ -369,15 +489,18 @@ def sweep(network_path: str, weights: str | None, classes: list[int] | None, ref
     pyplot()   # a picture that cannot be drawn is to be known now
     chosen = start(device)
     judge = Judge(ref, names, device=chosen, detector=detector, batch=batch, precision=precision, allow_mismatch=allow_mismatch)
-    evaluator = Evaluator(judge, device=chosen, classes=classes, rng=rng, batch=batch)
+    opening = {name: options.pop(name) for name in NETWORK_NAMES}
+    evaluator = Evaluator(judge, device=chosen, classes=classes, rng=rng, batch=batch, opening=opening)
     protocol = Protocol(num, seed, blocks)
-    points = evaluator.plan(networks(network_path, weights), combinations(options), protocol)
+    chosen_networks = averages(network_path, ema_length, Path(dest)) if ema_length else networks(network_path, weights)
+    points = evaluator.plan(chosen_networks, combinations(options), protocol)
     with Table(dest, 'sweep.csv') as table:
-        distributed.print0(f'{len(points)} points, {sum(point.key in table for point in points)} of them measured before')
+        distributed.print0(f'Points: {len(points)}, measured before: {sum(point.key in table for point in points)}')
         rows = measure_points(points, table, evaluator)
-        alike = [row for row in table.rows.values() if row['judged'] == evaluator.judged(protocol)]
-        if usable(alike, evaluator.metric):
-            distributed.print0(*on_rank_0(lambda: write_report(table.folder, alike, evaluator.metric, _axis(judge, evaluator.metric, num))), sep='\n')
+        if usable(rows, evaluator.metric):
+            label = TAPS[tap_of('fid', judge.main)].number if names[0] == 'fid' else evaluator.metric
+            lines = on_rank_0(lambda: write_report(table.folder, rows, evaluator.metric, f'{label} of {num} images'))
+            distributed.print0('\n'.join(lines))
     distributed.shutdown()
     if any('error' in row for row in rows):
         raise click.exceptions.Exit(1)
@@ -385,7 +508,7 @@ def sweep(network_path: str, weights: str | None, classes: list[int] | None, ref
 
 @main.command(cls=GroupedCommand, context_settings=WIDE)
 @with_all(
-    NETWORK, REF,
+    network_options, CLASS, REF,
     files('--dest', help='Folder of search.csv and search.json', metavar='DIR', required=True),
     [method(f'--grid-{name}', f'grid_{name}', help=f'Values of {name} to try, rising  [default: {text(values)}]', type=FloatList())
      for name, values in dataclasses.asdict(Grids()).items()],
@@ -403,7 +526,7 @@ def search(network_path: str, weights: str | None, classes: list[int] | None, re
            allow_mismatch: bool, batch: int, rng: str | None, device: str, **options: Any) -> None:  # noqa: ANN401
     """Search for the best S_churn, S_min, S_max and S_noise of a network, by the first of the --metrics.
 
-    The values tried are those of the paper's Table 5. With --rounds=0 all combinations are, as in the paper;
+    The values tried are those of the paper's Table 5. With --rounds=0 all 11,253 combinations are;
     otherwise one number after the other with the best values of the others, some 40 settings in a round. Settings
     that draw the same images with these --steps are measured once. The best ones are then measured with more images. The
     other sampler options are fixed. Like fid.py sweep, this continues where it was stopped, from DIR/search.csv.
@@ -421,7 +544,8 @@ def search(network_path: str, weights: str | None, classes: list[int] | None, re
     grids = Grids(**{name: tuple(values) for name in NUMBERS if (values := options.pop(f'grid_{name}')) is not None})
     chosen = start(device)
     judge = Judge(ref, names, device=chosen, detector=detector, batch=batch, precision=precision, allow_mismatch=allow_mismatch)
-    evaluator = Evaluator(judge, device=chosen, classes=classes, rng=rng, batch=batch)
+    opening = {name: options.pop(name) for name in NETWORK_NAMES}
+    evaluator = Evaluator(judge, device=chosen, classes=classes, rng=rng, batch=batch, opening=opening)
     network = Network(network_path, weights)
     same = evaluator.effect(network, options)
 
@@ -436,15 +560,9 @@ def search(network_path: str, weights: str | None, classes: list[int] | None, re
         rows = rows_of(best_few, Protocol(confirm_num, seed, confirm_blocks))
         best, _ = report(rows, evaluator.metric)
         told = options | numbers_of(best_few[rows.index(best)])
-        on_rank_0(lambda: save_json(os.path.join(dest, 'search.json'), {'metric': evaluator.metric, 'best': spelled(told), 'confirmed': rows}))
+        on_rank_0(lambda: write_json(table.folder / 'search.json', {'metric': evaluator.metric, 'best': spelled(told), 'confirmed': rows}))
     distributed.print0(f'{evaluator.metric} = {float(best[evaluator.metric]):g}\n{spelled(told)}')
     distributed.shutdown()
-
-
-def _axis(judge: Judge, metric: str, num: int) -> str:
-    """What the picture of a sweep shows."""
-    number = TAPS[tap_of('fid', judge.main)].number if judge.metrics[0] == 'fid' else metric
-    return f'{number} of {num} images'
 
 
 def start(device: str) -> torch.device:
@@ -499,17 +617,18 @@ def print_scores(judge: Judge, result: Result) -> None:
 
 
 def print_summary(judge: Judge, results: Sequence[Result]) -> None:
-    """Of several blocks of seeds: lowest, mean, and spread."""
+    """Of several blocks of seeds: the best, the mean, and the spread."""
     print(f'{_title(judge)} of {len(results)} x {_against(results[0])}:')
     for name, numbers in summary(results).items():
-        print(f'{name}: minimum {numbers["min"]:g}, mean {numbers["mean"]:g}, standard deviation {numbers["std"]:g}')
-    print(f'{next(iter(summary(results).values()))["min"]:g}', flush=True)
+        best = 'maximum' if higher_is_better(name) else 'minimum'
+        print(f'{name}: {best} {numbers["best"]:g}, mean {numbers["mean"]:g}, standard deviation {numbers["std"]:g}')
+    print(f'{next(iter(summary(results).values()))["best"]:g}', flush=True)
 
 
 def summary(results: Sequence[Result]) -> dict[str, dict[str, float]]:
     values = {name: np.array([result.scores[name] for result in results]) for name in results[0].scores}
-    return {name: {'min': float(v.min()), 'mean': float(v.mean()), 'std': float(v.std(ddof=1)) if len(v) > 1 else 0.0}
-            for name, v in values.items()}
+    return {name: {'best': float(v.max() if higher_is_better(name) else v.min()), 'mean': float(v.mean()),
+                   'std': float(v.std(ddof=1)) if len(v) > 1 else 0.0} for name, v in values.items()}
 
 
 def _title(judge: Judge) -> str:

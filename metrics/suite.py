@@ -92,6 +92,11 @@ def names_of(metric: str, main: str) -> list[str]:
     return [f'demo_{name.replace("fid", "fd")}' for name in names]
 
 
+def higher_is_better(name: str) -> bool:
+    """Of the number of this name."""
+    return name.removeprefix('demo_') in ('is', 'precision', 'recall', 'density', 'coverage')
+
+
 def needs(metrics: Sequence[str], main: str) -> Wanted:
     """What the pass over the generated images has to find."""
     return _wanted((METRICS[name].needs, tap_of(name, main)) for name in metrics)

@@ -54,21 +54,21 @@ def pixels(folder):
 
 def test_evaluations_are_counted_and_weight_one_is_no_guidance(classes, tmp_path):
     counts = {name: evaluations(run(classes, tmp_path / name, *more)) for name, more in {
-        'plain': [], 'one': ['--guidance=1'], 'two': ['--guidance=2'], 'late': ['--guidance=2', '--guidance-interval=0,1'],
+        'plain': [], 'one': ['--guidance=1'], 'two': ['--guidance=2'], 'early': ['--guidance=2', '--guidance-interval=1,100'],
         'rescaled': ['--guidance=2', '--guidance-rescale=0.7'], 'guide': ['--guidance=2', f'--guide-network={classes}'],
         'ddim': ['--guidance=2', '--sampler=ddim', '--disc=edm']}.items()}
-    assert counts == {'plain': 11, 'one': 11, 'two': 22, 'late': 17, 'rescaled': 22, 'guide': 22, 'ddim': 12}
+    assert counts == {'plain': 11, 'one': 11, 'two': 22, 'early': 16, 'rescaled': 22, 'guide': 22, 'ddim': 12}
     plain = pixels(tmp_path / 'plain')
     assert np.array_equal(plain, pixels(tmp_path / 'one'))
     assert np.array_equal(plain, pixels(tmp_path / 'guide'))   # away from itself is nowhere
-    for name in ('two', 'late', 'rescaled'):
+    for name in ('two', 'rescaled'):
         assert not np.array_equal(plain, pixels(tmp_path / name)), name
 
 
 def test_what_has_no_effect_is_refused(classes, tmp_path):
     for more, message in [
             (['--guidance-rescale=0.5'], '--guidance-rescale would have no effect without --guidance'),
-            (['--guidance=1', f'--guide-network={classes}'], '--guide-network would have no effect without --guidance'),
+            ([f'--guide-network={classes}'], '--guide-network would have no effect without --guidance'),
             (['--guidance=2', '--guidance-space=x0'], '--guidance-space would have no effect without --guidance-rescale'),
             (['--guidance=2', '--guidance-interval=1'], '--guidance-interval needs two noise levels, LO,HI, not 1'),
             (['--null-class=3'], f'null_class=3 would have no effect: {classes} is no folder of diffusers')]:

@@ -4,7 +4,7 @@ Shared by every command that draws images, like the options of the sampler (trai
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,13 +78,23 @@ def open_drawing(network: str, weights: str | None, options: dict[str, Any], dev
 
     Raises ValueError or FileNotFoundError in one line for what cannot be opened or does not go together.
     """
-    chosen = {name: options.get(name) for name in NETWORK_NAMES}
-    networks = [open_network(network, device, weights, **chosen)]
-    if networks[0].img_channels not in (1, 3):
-        raise ValueError(f'--network={network} makes {networks[0].img_channels} channels, latents of an autoencoder that is not '
-                         'part of this, and image files hold 1 or 3: draw them with diffusion.samplers.sample and decode them there')
+    networks = [open_to_draw(network, device, weights, **{name: options.get(name) for name in NETWORK_NAMES})]
     if options.get('guide_network') is not None:
         networks.append(open_network(options['guide_network'], device))
+    return drawing_of(networks, options)
+
+
+def open_to_draw(network: str, device: torch.device, weights: str | None = None, **chosen: Any) -> Any:  # noqa: ANN401
+    """open_network, for a network whose images can be shown; ValueError for latents."""
+    net = open_network(network, device, weights, **chosen)
+    if net.img_channels not in (1, 3):
+        raise ValueError(f'--network={network} makes {net.img_channels} channels, latents of an autoencoder that is not part of '
+                         'this, and image files hold 1 or 3: draw them with diffusion.samplers.sample and decode them there')
+    return net
+
+
+def drawing_of(networks: Sequence[Any], options: dict[str, Any]) -> Drawing:
+    """A network, and its guide if it has one, with the options of guidance and sampler. ValueError as open_drawing."""
     counted = tuple(Watched(net, keep_sigmas=False) for net in networks)
     net, notes = guided_network(counted[0], options, *counted[1:])
     sampler = {name: value for name, value in options.items() if name not in (*FIELDS, *NETWORK_NAMES, 'guide_network')}
@@ -100,7 +110,7 @@ def guided_network(net: Any, options: dict[str, Any], guide: Any = None) -> tupl
     given = {name: options[name] for name in (*FIELDS, 'guide_network') if options.get(name) is not None}
     weight, interval = given.get('guidance', 1), given.get('guidance_interval')
     for name in given:
-        if weight == 1 and name != 'guidance':
+        if 'guidance' not in given:
             raise ValueError(f'--{name.replace("_", "-")} would have no effect without --guidance')
     if 'guidance_space' in given and not given.get('guidance_rescale'):
         raise ValueError('--guidance-space would have no effect without --guidance-rescale')
