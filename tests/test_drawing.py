@@ -39,7 +39,7 @@ def options(**given):
 
 
 def run(network, folder, *more):
-    return CliRunner().invoke(generate.main, [f'--network={network}', f'--outdir={folder}', '--seeds=0-7', '--steps=6', '--device=cpu', '--stats', *more])
+    return CliRunner().invoke(generate.main, [f'--network={network}', f'--outdir={folder}', '--seeds=0-7', '--steps=6', '--sigma_min=1', '--device=cpu', '--stats', *more])
 
 
 def evaluations(result):
@@ -54,14 +54,14 @@ def pixels(folder):
 
 def test_evaluations_are_counted_and_weight_one_is_no_guidance(classes, tmp_path):
     counts = {name: evaluations(run(classes, tmp_path / name, *more)) for name, more in {
-        'plain': [], 'one': ['--guidance=1'], 'two': ['--guidance=2'], 'early': ['--guidance=2', '--guidance-interval=1,100'],
+        'plain': [], 'one': ['--guidance=1'], 'two': ['--guidance=2'], 'early': ['--guidance=2', '--guidance-interval=5,100'],
         'rescaled': ['--guidance=2', '--guidance-rescale=0.7'], 'guide': ['--guidance=2', f'--guide-network={classes}'],
         'ddim': ['--guidance=2', '--sampler=ddim', '--disc=edm']}.items()}
-    assert counts == {'plain': 11, 'one': 11, 'two': 22, 'early': 16, 'rescaled': 22, 'guide': 22, 'ddim': 12}
+    assert counts == {'plain': 11, 'one': 11, 'two': 22, 'early': 18, 'rescaled': 22, 'guide': 22, 'ddim': 12}
     plain = pixels(tmp_path / 'plain')
     assert np.array_equal(plain, pixels(tmp_path / 'one'))
     assert np.array_equal(plain, pixels(tmp_path / 'guide'))   # away from itself is nowhere
-    for name in ('two', 'rescaled'):
+    for name in ('two', 'early', 'rescaled'):
         assert not np.array_equal(plain, pixels(tmp_path / name)), name
 
 
