@@ -32,7 +32,7 @@ method = heading('Method')
 speed = heading('Performance')
 SETTINGS: dict[str, Any] = {'max_content_width': 110}
 
-NETWORK = files('--network', 'network_path', help='Snapshot of a training run, or ideal:DATASET', metavar='PATH', required=True)
+NETWORK = files('--network', 'network_path', help='Snapshot of a training run, a published checkpoint, a folder of diffusers, or ideal:DATASET', metavar='PATH', required=True)
 WEIGHTS = files('--weights', help='Which weights of the file: ema, ema:NAME or raw  [default: ema]', metavar='NAME')
 IMAGES = files('--images', help='Folder or zip of images of the size of the network; with its labels, if the network is conditional', metavar='PATH|ZIP', required=True)
 NUM = files('--max-images', 'num', help='Use only this many images, a random choice by --seed  [default: all]', type=click.IntRange(min=1), metavar='INT')

@@ -38,6 +38,7 @@ from training.augment import AugmentConfig
 from training.config import NanConfig, OptimizerConfig, TrainConfig
 from training.dataset import DataConfig
 from training.ema import HalfLife, PowerFunction, power_of
+from training.judging import EvalConfig, Evaluation
 from training.loss import (
     NOISE_DISTRIBUTIONS,
     WEIGHTINGS,
@@ -52,7 +53,7 @@ from training.networks import ARCHITECTURES, NetworkConfig, build_network, compl
 from training.published import read_state
 from training.state import STATE, TrainState, files_of, latest_state
 from training.table1 import COLUMNS
-from training.training_loop import EvalConfig, Evaluation, Interrupted, NonFiniteError, prepare, training_loop
+from training.training_loop import Interrupted, NonFiniteError, prepare, training_loop
 
 files = heading('Files')
 column = heading('Rows of Table 1: network, preconditioning, training')

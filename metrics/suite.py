@@ -48,6 +48,7 @@ class Metric:
     needs: str
     against: str | None
     compute: Callable[[Any, Any, Any], Sequence[float]]
+    least: int = 2   # so many generated images it takes
 
 
 def _frechet(generated: Statistics, reference: Statistics, _: Any) -> list[float]:  # noqa: ANN401
@@ -63,13 +64,15 @@ METRICS = {
     'fid': Metric(('fid',), MAIN, MOMENTS, MOMENTS, _frechet),
     'sfid': Metric(('sfid',), 'spatial', MOMENTS, MOMENTS, _frechet),
     'fd_dinov2': Metric(('fd_dinov2',), 'dinov2', MOMENTS, MOMENTS, _frechet),
-    'fid_inf': Metric(('fid_inf',), MAIN, FEATURES, MOMENTS,
-                      lambda x, reference, _: [formulas.frechet_distance_inf(x, reference.mu, reference.sigma)]),
+    'fid_inf': Metric(('fid_inf',), MAIN, FEATURES, MOMENTS, lambda x, reference, _: [
+        formulas.frechet_distance_inf(x, reference.mu, reference.sigma)], least=5001),
     'is': Metric(('is', 'is_std'), 'pool_3', FEATURES, None,
-                 lambda x, _, extractor: formulas.inception_score(extractor.logits(x))),
-    'kid': Metric(('kid', 'kid_std'), MAIN, FEATURES, FEATURES, lambda x, y, _: formulas.kernel_distance(x, y)),
-    'pr': Metric(('precision', 'recall'), MAIN, FEATURES, FEATURES, lambda x, y, _: formulas.precision_recall(x, y)),
-    'dc': Metric(('density', 'coverage'), MAIN, FEATURES, FEATURES, _density_coverage),
+                 lambda x, _, extractor: formulas.inception_score(extractor.logits(x)), least=10),
+    'kid': Metric(('kid', 'kid_std'), MAIN, FEATURES, FEATURES,
+                  lambda x, y, _: formulas.kernel_distance(x, y), least=1000),
+    'pr': Metric(('precision', 'recall'), MAIN, FEATURES, FEATURES,
+                 lambda x, y, _: formulas.precision_recall(x, y), least=4),
+    'dc': Metric(('density', 'coverage'), MAIN, FEATURES, FEATURES, _density_coverage, least=6),
 }
 
 
@@ -153,6 +156,9 @@ def check(reference: Reference, metrics: Sequence[str], main: str, extractors: M
     """
     notes = list(reference.notes)
     where = f'--ref={reference.source}'
+    for name in metrics:   # before a long pass rather than after it
+        if count < METRICS[name].least:
+            raise ValueError(f'--metrics={name} takes {METRICS[name].least} images or more, not {count}')
     wanted = needs_of_reference(metrics, main)
     for tap in sorted(wanted.features - set(reference.features)):
         asked = next(m for m in metrics if METRICS[m].against == FEATURES and tap_of(m, main) == tap)

@@ -420,7 +420,7 @@ def test_metrics_that_cannot_be(network, generated):
     for metrics, message in {
             'fid,foo': '--metrics=foo is unknown: it takes fid, sfid, fd_dinov2, fid_inf, is, kid, pr, dc, with commas between',
             'fid,fid': '--metrics=fid,fid names one twice',
-            'kid': 'KID takes subsets of 1000, but there are only 70 generated images',
+            'kid': '--metrics=kid takes 1000 images or more, not 70',
             'sfid': '--metrics=sfid needs the Inception network, and --detector=demo is another: leave sfid out, or use --detector=inception',
     }.items():
         assert error(run('calc', f'--images={generated}', f'--ref={network[1]}', '--num=70', f'--metrics={metrics}')) == message

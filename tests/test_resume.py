@@ -263,8 +263,8 @@ import train
 import training.training_loop as loop
 loop.GRID = 2
 inner = loop.training_loop
-def stopping(config, state, run_dir, device, should_stop, deadline):
-    return inner(config, state, run_dir, device, lambda: state.nimg == 48, deadline)
+def stopping(config, state, run_dir, device, should_stop, deadline, evaluation):
+    return inner(config, state, run_dir, device, lambda: state.nimg == 48, deadline, evaluation)
 train.training_loop = stopping
 train.main()
 '''

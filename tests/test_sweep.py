@@ -412,7 +412,7 @@ def test_what_is_wrong_with_all_points_ends_a_sweep_in_one_line(data, tmp_path):
 
     assert refused('--class=3').startswith('--class=3: this network is unconditional')
     result = run('sweep', *data, '--steps=3', f'--dest={tmp_path}', '--metrics=kid')
-    assert result.exit_code == 2 and result.output.splitlines()[-1] == 'Error: KID takes subsets of 1000, but there are only 70 generated images'
+    assert result.exit_code == 2 and result.output.splitlines()[-1] == 'Error: --metrics=kid takes 1000 images or more, not 70'
     assert 'no.pkl' in refused('--network=no.pkl')
 
 

@@ -20,7 +20,7 @@ import train
 from diffusion.preconditioning import EDM, PRECONDITIONERS
 from training import config as configs
 from training.augment import AugmentConfig, AugmentPipe
-from training.config import OptimizerConfig, TrainConfig
+from training.config import OptimizerConfig, TrainConfig, due
 from training.dataset import DataConfig
 from training.ema import HalfLife
 from training.loss import (
@@ -34,7 +34,7 @@ from training.loss import (
 )
 from training.networks import Denoiser, NetworkConfig, build_network, complete_arguments
 from training.state import TrainState, load_snapshot, load_state, restore_state, save_state, transfer_weights
-from training.training_loop import StepFunction, build, draw, due, duration, generate_grid, prepare, training_loop
+from training.training_loop import StepFunction, build, draw, duration, generate_grid, prepare, training_loop
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device('cpu')
@@ -265,7 +265,7 @@ def test_due_marks_multiples_and_the_start(digits):
     state = TrainState(None, {}, None, None)
     marked = []
     for state.nimg in range(0, 100, 10):
-        if due(state, config, 25):
+        if due(state.nimg, config.batch_size, 25):
             marked.append(state.nimg)
     assert marked == [0, 30, 50, 80]
 

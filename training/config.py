@@ -69,6 +69,11 @@ class NanConfig:
     then: str = 'stop'
 
 
+def due(nimg: int, batch_size: int, interval: int) -> bool:
+    """Whether the last step has reached or passed a multiple of `interval`, in images; true at the very start."""
+    return nimg // interval > (nimg - batch_size) // interval
+
+
 def learning_rate(nimg: int, config: OptimizerConfig) -> float:
     """lr · min(nimg / ramp-up, 1) at the image counter before the step, hence 0 in the first step."""
     return config.lr * min(nimg / max(config.lr_rampup_nimg, 1e-8), 1)

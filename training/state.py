@@ -4,11 +4,15 @@ network-snapshot-<kimg>.pkl   the averaged networks, to generate images with
 training-state-<kimg>.pt      everything, to continue with
 
 Both hold plain values and tensors only, are read with weights_only=True, and carry a checksum. No
-generator state is ever saved: all randomness is a function of (seed, nimg).
+generator state is ever saved: all randomness is a function of (seed, nimg). Where snapshots are judged,
+network-best.pkl is a link to the best of them, and best.json says which it is and why.
 """
 
+import contextlib
+import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +20,7 @@ from typing import Any
 
 import torch
 
+from dnnlib.files import atomic_write
 from torch_utils import checkpoint
 from torch_utils.checkpoint import DamagedError
 from torch_utils.stats import Collector
@@ -25,6 +30,7 @@ from training.ema import EMA
 from training.networks import Denoiser, NetworkConfig, build_network
 
 SNAPSHOT, STATE = 'network snapshot', 'training state'
+BEST = 'network-best.pkl'
 KEYS = {   # of format 1
     SNAPSHOT: ('config', 'nimg', 'ema', 'ema_name', 'averages'),
     STATE: ('config', 'fingerprint', 'nimg', 'seconds', 'ema_rampup', 'lr_factor', 'bad_steps', 'loss_scale', 'net',
@@ -223,15 +229,45 @@ def prune_states(run_dir: Path, keep: int | None) -> None:
 
 
 def thin_snapshots(run_dir: Path, keep: int | None) -> None:
-    """Delete snapshots until at most `keep` are left, evenly spread over the run; the first and last stay."""
+    """Delete snapshots until at most `keep` are left, evenly spread over the run; first, last and best stay."""
     paths = files_of(run_dir, SNAPSHOT)
     times = [int(path.stem.rsplit('-', 1)[1]) for path in paths]
-    while keep is not None and len(paths) > max(keep, 2):
+    best = (read_best(run_dir) or {}).get('snapshot')
+    while keep is not None and len(paths) > keep:
         # The one whose neighbours are closest to each other is missed least.
-        gaps = [times[i + 1] - times[i - 1] for i in range(1, len(times) - 1)]
-        victim = 1 + gaps.index(min(gaps))
+        gaps = {i: times[i + 1] - times[i - 1] for i in range(1, len(times) - 1) if paths[i].name != best}
+        if not gaps:
+            break
+        victim = min(gaps, key=lambda i: gaps[i])
         paths.pop(victim).unlink()
         times.pop(victim)
+
+
+def read_best(run_dir: Path) -> dict[str, Any] | None:
+    """What best.json says of the best snapshot of a run; None where there is none."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return json.loads((run_dir / 'best.json').read_text())
+    return None
+
+
+def write_best(run_dir: Path, best: dict[str, Any] | None) -> None:
+    """Make best.json of `best`, and network-best.pkl a link to its 'snapshot'; None: neither is left."""
+    link = run_dir / BEST
+    if best is None:
+        (run_dir / 'best.json').unlink(missing_ok=True)
+        link.unlink(missing_ok=True)
+        return
+    with atomic_write(run_dir / 'best.json') as file:
+        file.write((json.dumps(best, indent=2) + '\n').encode())
+    temporary = run_dir / f'.{BEST}.tmp'
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.symlink_to(best['snapshot'])   # relative: the folder may move
+    except (OSError, NotImplementedError):       # a system without links, or where they are not for everybody
+        with open(run_dir / best['snapshot'], 'rb') as source, atomic_write(link) as file:
+            shutil.copyfileobj(source, file)
+    else:
+        temporary.replace(link)
 
 
 def transfer_weights(state: TrainState, source: Denoiser, origin: str) -> tuple[list[str], list[str]]:

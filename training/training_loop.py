@@ -1,4 +1,4 @@
-"""Training: build, restore, step, report, save.
+"""Training: build, restore, step, report, judge, save.
 
 One clock, `nimg`, the number of images shown so far: learning rate, average, data order, noise,
 reports and files are functions of it. The images, augmentations, noise levels and noise of a step
@@ -22,26 +22,31 @@ import torch
 import tqdm
 from torch import Tensor
 
-from diffusion.samplers import from_uint8, sample, to_uint8
+from diffusion.samplers import Denoise, from_uint8, run, to_uint8
 from dnnlib.cli import is_terminal
-from dnnlib.files import atomic_write
 from torch_utils import distributed
 from torch_utils.grids import save_grid
 from torch_utils.random import StackedGenerator, generator_at, seed_of
 from torch_utils.stats import Collector
 from training.augment import AugmentPipe
-from training.config import TrainConfig, learning_rate
+from training.config import TrainConfig, due, learning_rate
 from training.dataset import ImageFolderDataset, batches
 from training.ema import EMA, HalfLife
+from training.history import add_numbers, forget_statistics
+from training.judging import EvalConfig, Evaluation, choose_best
 from training.networks import Denoiser, build_network
 from training.open_network import open_network
+from training.sampling import resolve_sampler
 from training.state import (
+    SNAPSHOT,
     LossScale,
     TrainState,
     differences,
+    file_of,
     latest_state,
     network_differences,
     prune_states,
+    read_best,
     restore_state,
     save_snapshot,
     save_state,
@@ -92,13 +97,18 @@ class NonFiniteError(RuntimeError):
 
 
 def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device: torch.device,
-                  should_stop: Callable[[], bool] = lambda: False, deadline: float = math.inf) -> None:
+                  should_stop: Callable[[], bool] = lambda: False, deadline: float = math.inf,
+                  evaluation: Evaluation | None = None) -> None:
     """Train until config.total_nimg images were shown; every rank calls this.
 
     `run_dir` receives the snapshots, states, pictures and statistics (rank 0 writes them). After each
     step `should_stop` is asked; as soon as it says yes on any rank, or little time is left until the
     `deadline` (of time.monotonic), everything is saved and Interrupted raised. Raises NonFiniteError
     when the gradients stay non-finite.
+
+    With an `evaluation`, a snapshot is written and judged at each of its intervals and at the end. This comes
+    last: where the state was saved before, a process that continues the run takes an evaluation up that did
+    not end, and `should_stop` and the deadline cut one short.
     """
     _set_precision_flags(config)
     dataset = config.data.open()
@@ -106,23 +116,32 @@ def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device:
     reporter = Reporter(config, state, run_dir, device, state.fingerprint or dataset.fingerprint())
     reporter.reals(dataset)
     votes = distributed.Votes()
+
+    def stopping() -> bool:
+        return should_stop() or reporter.ready_by() > deadline
+
     saved = state.nimg or -1   # what the run before saved is there already
     rolled_back = True
     while rolled_back:
         rolled_back = False
         for images, labels in stream_of(dataset, config, state.nimg, device):
             done = state.nimg >= config.total_nimg
-            if state.nimg != saved and (done or due(state, config, config.tick_nimg)):
+            reported = state.nimg != saved and (done or due(state.nimg, config.batch_size, config.tick_nimg))
+            if reported:
                 reporter.tick(done)
-                if done or due(state, config, config.snapshot_nimg):
-                    reporter.snapshot(dataset)
-                # Never amid a streak of bad steps: a roll-back needs the state before it.
-                if done or (state.nimg > 0 and state.bad_steps == 0 and due(state, config, config.state_nimg)):
-                    reporter.training_state()
-                    saved = state.nimg
-            if done:
+            judged = evaluation is None or not evaluation.is_due(state, config, run_dir)
+            if not judged or (reported and (done or due(state.nimg, config.batch_size, config.snapshot_nimg))):
+                reporter.snapshot(dataset)
+            # Never amid a streak of bad steps: a roll-back needs the state before it.
+            calm = state.nimg > 0 and state.bad_steps == 0
+            if reported and (done or (calm and due(state.nimg, config.batch_size, config.state_nimg))):
+                reporter.training_state()
+                saved = state.nimg
+            if evaluation is not None and not judged:
+                judged = reporter.evaluate(evaluation, stopping, votes)
+            if done and judged:
                 break
-            if votes.any(should_stop() or reporter.ready_by() > deadline):
+            if not judged or votes.any(stopping()):
                 if state.nimg not in (0, saved):
                     reporter.training_state()
                 reporter.close()
@@ -160,11 +179,6 @@ def roll_back(config: TrainConfig, state: TrainState, run_dir: Path) -> None:
     restore_state(state, found[1], str(found[0]))
     state.lr_factor, state.bad_steps = factor, 0
     distributed.print0(f'{trouble}: back to {found[0]} with {factor:g} of the learning rate')
-
-
-def due(state: TrainState, config: TrainConfig, interval: int) -> bool:
-    """Whether the last step has reached or passed a multiple of `interval`; true at the very start."""
-    return state.nimg // interval > (state.nimg - config.batch_size) // interval
 
 
 def _set_precision_flags(config: TrainConfig) -> None:
@@ -303,7 +317,7 @@ class Reporter:
         self.last_step = self.start
         self.bar: tqdm.tqdm[Any] | None = None
         if self.is_first:
-            forget_statistics(run_dir / 'stats.jsonl', state.nimg)
+            self._forget()
         if self.is_first and is_terminal():
             self.bar = tqdm.tqdm(total=config.total_nimg / 1000, initial=state.nimg / 1000, leave=False,
                                  bar_format='{l_bar}{bar}| {n:.1f}/{total:.1f} kimg [{elapsed}<{remaining}]')
@@ -324,7 +338,14 @@ class Reporter:
         self.tick_nimg, self.tick_start, self.maintenance = self.state.nimg, time.monotonic(), 0.0
         self.start_nimg, self.start, self.start_seconds = self.state.nimg, time.monotonic(), self.state.seconds
         if self.is_first:
-            forget_statistics(self.run_dir / 'stats.jsonl', self.state.nimg)
+            self._forget()
+
+    def _forget(self) -> None:
+        """Leave out of the statistics, and of the choice of the best snapshot, what comes after the state."""
+        forget_statistics(self.run_dir / 'stats.jsonl', self.state.nimg)
+        best = read_best(self.run_dir)
+        if best is not None:
+            choose_best(self.run_dir, best['metric'], best['evaluation'])
 
     def tick(self, done: bool) -> None:
         """Print the status line and append to stats.jsonl; collective."""
@@ -377,12 +398,13 @@ class Reporter:
             self.bar.refresh()
 
     @contextlib.contextmanager
-    def _as_maintenance(self) -> Iterator[None]:
-        start = time.monotonic()
+    def _as_maintenance(self, is_save: bool = True) -> Iterator[None]:
+        start = self.last_step = time.monotonic()
         yield
         self.last_step = time.monotonic()
         self.maintenance += self.last_step - start
-        self.longest_save = max(self.longest_save, self.last_step - start)
+        if is_save:
+            self.longest_save = max(self.longest_save, self.last_step - start)
 
     def snapshot(self, dataset: ImageFolderDataset) -> None:
         """Write the averaged network and a picture of what it generates; collective."""
@@ -404,6 +426,42 @@ class Reporter:
                 save_state(self.state, self.config, self.run_dir, self.fingerprint, stats)
                 prune_states(self.run_dir, self.config.keep_states)
 
+    def evaluate(self, evaluation: Evaluation, stopping: Callable[[], bool], votes: distributed.Votes) -> bool:
+        """Judge the averaged network, note the numbers, choose the best snapshot: False where stopped; collective.
+
+        Images that are not finite leave a line and numbers without a value, and training goes on.
+        """
+        def asked() -> bool:
+            self.progress()   # a batch of images is what cannot be cut short here, as a step is in training
+            return stopping()
+
+        start = time.monotonic()
+        trouble, found = '', {}
+        with self._as_maintenance(is_save=False):
+            try:
+                result = evaluation(self.state.ema.net, self.run_dir, asked)
+                found = {} if result is None else result.scores
+            except ValueError as error:
+                if votes.any(stopping()):
+                    return False
+                trouble = f'no numbers: {error}'
+            if self.is_first:
+                numbers = {name: found.get(name, math.nan) for name in evaluation.config.names}
+                self._note(evaluation.config, numbers, trouble, time.monotonic() - start)
+        return True
+
+    def _note(self, config: EvalConfig, numbers: dict[str, float], trouble: str, seconds: float) -> None:
+        nimg = self.state.nimg
+        add_numbers(self.run_dir / 'stats.jsonl', nimg, numbers, config.protocol)
+        best = choose_best(self.run_dir, config.names[0], config.protocol)
+        self._say('  '.join([
+            f'evaluation at kimg {nimg / 1000:<9.1f}',
+            trouble or '  '.join(f'{name} {value:<7.5g}' for name, value in numbers.items()),
+            f'images {config.num}',
+            f'time {duration(seconds)}',
+            *(['best so far'] if best == file_of(self.run_dir, SNAPSHOT, nimg) else []),
+        ]))
+
     def reals(self, dataset: ImageFolderDataset) -> None:
         """Write a picture of training images, one row a class, unless it is there."""
         path = self.run_dir / 'reals.png'
@@ -414,25 +472,6 @@ class Reporter:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
-
-
-def forget_statistics(path: Path, nimg: int) -> None:
-    """Leave out of stats.jsonl what comes after `nimg`: ticks that a killed run reported but did not save.
-
-    A run that starts anew in a folder leaves the statistics of the one before beside its own.
-    """
-    if not path.exists():
-        return
-    if nimg == 0:
-        path.replace(path.with_name('stats.old.jsonl'))
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):   # a line that was being written when it ended
-            if round(json.loads(line)['Progress/kimg']['mean'] * 1000) <= nimg:
-                kept.append(line + '\n')
-    with atomic_write(path) as file:
-        file.write(''.join(kept).encode())
 
 
 def _gpu_memory(device: torch.device) -> dict[str, float]:
@@ -488,13 +527,16 @@ def generate_grid(net: Denoiser, labels: Tensor, device: torch.device, batch: in
 
     Each rank makes its share; collective.
     """
+    sampling = resolve_sampler({}, net.sigma_min, net.sigma_max, net.native_steps)
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     mine = torch.arange(len(labels))[rank::world_size]
     parts = []
     for seeds in mine.split(batch):
         generator = StackedGenerator(seeds.tolist(), device)
         noise = generator.randn([len(seeds), net.img_channels, net.img_resolution, net.img_resolution])
-        parts.append(to_uint8(sample(net, noise, labels[seeds].to(device) if net.label_dim else None)).cpu().numpy())
+        denoise = Denoise(net, labels[seeds].to(device) if net.label_dim else None)
+        levels = denoise.levels(sampling.discretization, sampling.num_steps)
+        parts.append(to_uint8(run(sampling.sampler, denoise, noise, levels)).cpu().numpy())
     images = np.zeros([len(labels), net.img_channels, net.img_resolution, net.img_resolution], dtype=np.uint8)
     for other, theirs in enumerate(distributed.gather_objects(np.concatenate(parts) if parts else None)):
         if theirs is not None:

@@ -1,0 +1,52 @@
+"""stats.jsonl: a line of statistics for each tick of a run, and the numbers of its evaluations."""
+
+import contextlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dnnlib.files import atomic_write
+
+
+def forget_statistics(path: Path, nimg: int) -> None:
+    """Leave out of stats.jsonl what comes after `nimg`: ticks that a killed run reported but did not save.
+
+    A run that starts anew in a folder leaves the statistics of the one before beside its own.
+    """
+    if not path.exists():
+        return
+    if nimg == 0:
+        path.replace(path.with_name('stats.old.jsonl'))
+        return
+    _write_statistics(path, [line for line in read_statistics(path) if nimg_of(line) <= nimg])
+
+
+def read_statistics(path: Path) -> list[dict[str, Any]]:
+    """The lines of stats.jsonl, but for one that was being written when its process ended."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            line = json.loads(text)
+            nimg_of(line)
+            lines.append(line)
+    return lines
+
+
+def nimg_of(line: dict[str, Any]) -> int:
+    """The image counter of a line of stats.jsonl."""
+    return round(line['Progress/kimg']['mean'] * 1000)
+
+
+def _write_statistics(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    with atomic_write(path) as file:
+        file.write(''.join(json.dumps(line) + '\n' for line in lines).encode())
+
+
+def add_numbers(path: Path, nimg: int, numbers: dict[str, float], protocol: dict[str, Any]) -> None:
+    """Put the numbers of an evaluation into the line of `nimg` in stats.jsonl; what is not finite has no value."""
+    entries = {f'Metrics/{name}': {'num': 1, 'mean': value, 'std': 0} if math.isfinite(value) else
+               {'num': 0, 'mean': None, 'std': None} for name, value in numbers.items()}
+    _write_statistics(path, [{**line, **entries, 'evaluation': protocol} if nimg_of(line) == nimg else line
+                             for line in read_statistics(path)])
