@@ -94,10 +94,11 @@ EVAL_FLAGS = {'ref': '--ref', 'metrics': '--metrics', 'num': '--eval-num', 'dete
         type=click.FloatRange(min=0, min_open=True), metavar='FLOAT')
 @column('--sigma_data', help='Standard deviation of the data in [-1, 1], with --precond=edm or v  [default: edm 0.5; v 1]',
         type=click.FloatRange(min=0, min_open=True), metavar='FLOAT')
-@column('--schedule', help='Discrete schedule of T = 1000 timesteps, with --noise=timestep  [default: scaled-linear]',
-        type=click.Choice(list(DISCRETE_SCHEDULES)))
+@column('--schedule', help='Discrete schedule of T = 1000 timesteps, with --noise=timestep; linear is short for ddpm-linear  '
+                           '[default: scaled-linear]', type=click.Choice([*DISCRETE_SCHEDULES, 'linear']))
 @column('--zero-terminal-snr', help='Rescale that schedule so that nothing of the image is left at its last timestep, σ = ∞, with '
-                                    '--precond=v  [default: True with --precond=v]', type=bool, metavar='BOOL')
+                                    '--precond=v  [default: True with --precond=v]', type=bool, metavar='[BOOL]',
+        is_flag=False, flag_value='true')
 @column('--c-noise', help='What the network is told of the noise level, with --precond=v: the timestep, the angle atan(σ/σ_data), or '
                           'ln σ, capped  [default: timestep with --noise=timestep, else angle]', type=click.Choice(NOISE_LABELS))
 @sizes('--cbase', help='Channel multiplier  [default: by --arch]', type=click.IntRange(min=1), metavar='INT')
@@ -382,7 +383,8 @@ def discrete_schedule(precond: str, noise_distribution: Any, name: str | None, z
                 raise ValueError(f'{option}={value} would have no effect without --noise=timestep, the noise of discrete timesteps')
         return None
     zero = precond == 'v' if zero_terminal_snr is None else zero_terminal_snr
-    schedule = DISCRETE_SCHEDULES[name or 'scaled-linear'](zero_terminal_snr=zero)
+    name = 'ddpm-linear' if name == 'linear' else name or 'scaled-linear'
+    schedule = DISCRETE_SCHEDULES[name](zero_terminal_snr=zero)
     reason = COLUMNS[precond]().precond.finite_because
     if zero and reason:
         raise ValueError(f'--precond={precond} cannot be trained with --zero-terminal-snr=1, up to sigma = inf: {reason}. Use --precond=v')

@@ -72,7 +72,7 @@ OPTIONS = [
     numbers('--sigma_max', help='Highest noise level  [default: by --disc; never above what the network supports]', type=positive, metavar='FLOAT'),
     numbers('--sigmas', help='The noise levels themselves, falling, instead of --disc and --steps, e.g. 80,10,1,0.1', type=FloatList()),
     numbers('--spacing', help='Which timesteps of a discrete schedule: trailing and linspace have the last one, leading has not  [default: trailing]', type=click.Choice(SPACINGS)),
-    numbers('--zero-terminal-snr', 'zero_terminal_snr', help='Rescale the discrete schedule of --disc to start at σ = ∞  [default: False]', type=bool, metavar='BOOL'),
+    numbers('--zero-terminal-snr', 'zero_terminal_snr', help='Rescale the discrete schedule of --disc to start at σ = ∞  [default: False]', type=bool, metavar='[BOOL]', is_flag=False, flag_value='true'),
     numbers('--rho', help='Exponent of the edm time steps; inf is geometric  [default: 7]', type=positive, metavar='FLOAT'),
     numbers('--alpha', help='Second point of the heun solver: 1 Heun, 0.5 midpoint, 0.6667 Ralston  [default: 1]', type=positive, metavar='FLOAT'),
     numbers('--order', help='Order of the adams solver  [default: 3]', type=click.IntRange(1, 3), metavar='INT'),
