@@ -568,7 +568,6 @@ def search(network_path: str, weights: str | None, classes: list[int] | None, re
 def start(device: str) -> torch.device:
     chosen = distributed.init(device)
     torch.backends.cudnn.deterministic = True
-    torch.set_grad_enabled(False)
     return chosen
 
 
