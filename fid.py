@@ -26,7 +26,7 @@ from metrics.neighbours import AMONG, CSV, THRESHOLD, Neighbours, csv_lines, des
 from metrics.neighbours import nearest as nearest_images
 from metrics.reference_files import read_reference, write_reference
 from metrics.statistics import Statistics
-from metrics.suite import METRICS, higher_is_better, needs_of_reference, random_choice, tap_of
+from metrics.suite import METRICS, higher_is_better, needs, needs_of_reference, random_choice, tap_of
 from torch_utils import distributed
 from torch_utils.grids import save_png
 from training.drawing import NETWORK, NETWORK_NAMES, guidance_options, network_options, open_drawing
@@ -151,7 +151,7 @@ def calc(path: str, ref: str, num: int, seed: int, metrics: str, detector: str, 
         --detector=demo
     """
     names = check_metrics(metrics.split(','))
-    check_outputs(save, json_path)
+    check_outputs(save, json_path, needs(names, main_tap(detector)))
     chosen = start(device)
     judge = Judge(ref, names, device=chosen, detector=detector, batch=batch, workers=workers, precision=precision,
                   allow_mismatch=allow_mismatch)
@@ -161,9 +161,9 @@ def calc(path: str, ref: str, num: int, seed: int, metrics: str, detector: str, 
                          'or lower --num and compare with distances of that --num only')
     result = judge(images, state)
     if result is not None:
+        print_scores(judge, result)
         save_statistics(save, result)
         save_json(json_path, result.about | {'scores': result.scores})
-        print_scores(judge, result)
     distributed.shutdown()
 
 
@@ -192,7 +192,7 @@ def gen(network_path: str, weights: str | None, classes: list[int] | None, ref: 
     python fid.py gen --network=out/demo/run/network-snapshot-000064.pkl --ref=out/digits.npz --num=256 --detector=demo
     """
     names = check_metrics(metrics.split(','))
-    check_outputs(save, json_path)
+    check_outputs(save, json_path, needs(names, main_tap(detector)))
     if save is not None and blocks > 1:
         raise ValueError(f'--save={save} takes the statistics of one block: leave out --blocks={blocks}')
     chosen = start(device)
@@ -211,10 +211,10 @@ def gen(network_path: str, weights: str | None, classes: list[int] | None, ref: 
                 numbers = '  '.join(f'{name} {value:g}' for name, value in result.scores.items())
                 print(f'seeds {seeds[0]}-{seeds[-1]}:  {numbers}', flush=True)
     if results:
+        print_scores(judge, results[0]) if blocks == 1 else print_summary(judge, results)
         save_statistics(save, results[0])
         told = [result.about | {'scores': result.scores} for result in results]
         save_json(json_path, {'network': network_path, 'sampler': repr(drawing.sampling), 'blocks': told, 'summary': summary(results)})
-        print_scores(judge, results[0]) if blocks == 1 else print_summary(judge, results)
     distributed.shutdown()
 
 
@@ -238,9 +238,9 @@ def ref(path: str, dest: str, metrics: str, features: int, detector: str, precis
     python fid.py ref --data=datasets/cifar10-32x32.zip --dest=cifar10.npz --metrics=fid,sfid,kid,pr,fd_dinov2
     """
     names = check_metrics(metrics.split(','))
-    check_statistics_path('--dest', dest)
-    chosen = start(device)
     main_of, wanted = main_tap(detector), needs_of_reference(names, main_tap(detector))
+    check_statistics_path('--dest', dest, wanted)
+    chosen = start(device)
     if not wanted.taps:
         raise ValueError(f'--metrics={metrics} compares with no real images: there is nothing to write')
     # Statistics of every tap: they say where its features come from.
@@ -274,6 +274,8 @@ def dist(first: str, second: str, allow_mismatch: bool) -> None:
     python fid.py dist out/digits.npz cifar10-32x32.npz
     """
     a, b = read_reference(first), read_reference(second)
+    for note in (*a.notes, *b.notes):
+        print(f'Note: {note}')
     common = [tap for tap in TAPS if tap in a.moments and tap in b.moments]
     if not common:
         raise ValueError(f'{first} and {second} have no features in common: {_taps_of(a.moments)} and {_taps_of(b.moments)}')
@@ -288,7 +290,7 @@ def dist(first: str, second: str, allow_mismatch: bool) -> None:
         for mismatch in mismatches:
             print(f'Note: they differ in {mismatch}')
         for name, stats in ((first, x), (second, y)):
-            if stats.detector_id is None:
+            if stats.detector_id is None and not (a.notes or b.notes):
                 print(f'Note: {name} does not say which detector it was made with')
         distances[tap] = frechet_distance(x.mu, x.sigma, y.mu, y.sigma)
         print(f'{TAPS[tap].number} of {_counted(x)} against {_counted(y)}:' + (f' {distances[tap]:g}' if len(common) > 1 else ''))
@@ -301,7 +303,7 @@ def dist(first: str, second: str, allow_mismatch: bool) -> None:
     files('--data', help='The images that the network was trained on', metavar='DIR|ZIP|NPZ', required=True),
     files('--control', help='Real images that it was not trained on: what is normal', metavar='DIR|ZIP|NPZ'),
     method('--num', help='How many images to look at, and of --control too; of more a random choice  [default: all]', type=click.IntRange(min=1), metavar='INT'),
-    method('--seed', help='Random seed of that choice', type=int, metavar='INT', default=0, show_default=True),
+    method('--seed', help='Random seed of that choice', type=click.IntRange(min=0), metavar='INT', default=0, show_default=True),
     method('--xflip', help='The network was trained with x-flips: compare with mirrored training images too', is_flag=True),
     method('--among', help='The ratio compares the nearest with the mean of so many after it', type=click.IntRange(min=1), metavar='INT', default=AMONG, show_default=True),
     method('--threshold', help='Of the ratio: what is below is a copy', type=click.FloatRange(0, 1, min_open=True), metavar='FLOAT', default=THRESHOLD, show_default='1/3'),
@@ -332,10 +334,9 @@ def nearest(path: str, data: str, control: str | None, num: int | None, seed: in
     # A trial; random features (NOT FID's) say little about what people see as similar
     python fid.py nearest --images=out/images --data=datasets/digits-16x16.zip --dest=out/nearest.png --detector=demo
     """
-    check_outputs(None, json_path)
-    for option, file in (('--dest', dest), ('--csv', csv_path)):
-        if file is not None and os.path.isdir(file):
-            raise ValueError(f'{option}={file} is a folder; name a file')
+    for option, file in (('--dest', dest), ('--csv', csv_path), ('--json', json_path)):
+        if file is not None:
+            check_folder(option, file)
     if not dest.lower().endswith('.png'):
         raise ValueError(f'--dest={dest} should be the name of a file that ends in .png')
     chosen = start(device)
@@ -492,10 +493,13 @@ def sweep(network_path: str, weights: str | None, ema_length: list[float] | None
     opening = {name: options.pop(name) for name in NETWORK_NAMES}
     evaluator = Evaluator(judge, device=chosen, classes=classes, rng=rng, batch=batch, opening=opening)
     protocol = Protocol(num, seed, blocks)
+    if ema_length and weights:
+        raise ValueError('--ema-length and --weights exclude each other: both choose an average')
     chosen_networks = averages(network_path, ema_length, Path(dest)) if ema_length else networks(network_path, weights)
     points = evaluator.plan(chosen_networks, combinations(options), protocol)
     with Table(dest, 'sweep.csv') as table:
-        distributed.print0(f'Points: {len(points)}, measured before: {sum(point.key in table for point in points)}')
+        images = f'{blocks} x {num}' if blocks > 1 else f'{num}'
+        distributed.print0(f'Points: {len(points)} of {images} images, measured before: {sum(point.key in table for point in points)}')
         rows = measure_points(points, table, evaluator)
         if usable(rows, evaluator.metric):
             label = TAPS[tap_of('fid', judge.main)].number if names[0] == 'fid' else evaluator.metric
@@ -516,7 +520,7 @@ def sweep(network_path: str, weights: str | None, ema_length: list[float] | None
     method('--num', help='How many images to generate for each setting', type=click.IntRange(min=2), metavar='INT', default=5000, show_default=True),
     method('--seed', help='The first seed', type=click.IntRange(min=0), metavar='INT', default=0, show_default=True),
     method('--confirm', help='How many of the best settings to measure again, with more images', type=click.IntRange(min=1), metavar='INT', default=3, show_default=True),
-    method('--confirm-num', help='How many images then, in each block', type=click.IntRange(min=2), metavar='INT', default=50000, show_default=True),
+    method('--confirm-num', help='How many images then, in each block, from the same first seed on', type=click.IntRange(min=2), metavar='INT', default=50000, show_default=True),
     method('--confirm-blocks', help='How many blocks of seeds then; the best number counts, as in papers, which take 3', type=click.IntRange(min=1),
            metavar='INT', default=1, show_default=True),
     METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, searched_options, SPEED[0], RNG, SPEED[2])
@@ -571,17 +575,33 @@ def start(device: str) -> torch.device:
     return chosen
 
 
-def check_outputs(save: str | None, json_path: str | None) -> None:
+def check_outputs(save: str | None, json_path: str | None, measured: Wanted = Wanted()) -> None:
     """Before anything is computed: can the results be written?"""
     if save is not None:
-        check_statistics_path('--save', save)
-    if json_path is not None and os.path.isdir(json_path):
-        raise ValueError(f'--json={json_path} is a folder; name a file')
+        check_statistics_path('--save', save, measured)
+        if not measured.moments:
+            raise ValueError(f'--save={save} writes means and covariances, which these metrics do not need: add fid to --metrics')
+    if json_path is not None:
+        check_folder('--json', json_path)
 
 
-def check_statistics_path(option: str, path: str) -> None:
+def check_statistics_path(option: str, path: str, held: Wanted) -> None:
     if not path.endswith(('.npz', '.pkl')) or os.path.isdir(path):
         raise ValueError(f'{option}={path} should be the name of a file that ends in .npz or .pkl')
+    check_folder(option, path)
+    others = sorted({*held.features, *held.moments} - {'pool_3', 'dinov2'}) + sorted(held.features & {'pool_3', 'dinov2'})
+    if path.endswith('.pkl') and others:
+        raise ValueError(f'{option}={path}: the format of EDM2 has room for the statistics of fid and fd_dinov2 only; use .npz for the others')
+
+
+def check_folder(option: str, path: str) -> None:
+    """ValueError for a file that cannot be made there."""
+    folder = Path(path).absolute().parent
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if os.path.isdir(path):
+        raise ValueError(f'{option}={path} is a folder; name a file')
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f'{option}={path}: {there} is no folder that files can be written to')
 
 
 def notes_on(images: Images, main_of: str, count: int) -> list[str]:
@@ -625,7 +645,8 @@ def print_summary(judge: Judge, results: Sequence[Result]) -> None:
 
 
 def summary(results: Sequence[Result]) -> dict[str, dict[str, float]]:
-    values = {name: np.array([result.scores[name] for result in results]) for name in results[0].scores}
+    names = [name for name in results[0].scores if not name.endswith('_std')]   # the spread within a block is no score
+    values = {name: np.array([result.scores[name] for result in results]) for name in names}
     return {name: {'best': float(v.max() if higher_is_better(name) else v.min()), 'mean': float(v.mean()),
                    'std': float(v.std(ddof=1)) if len(v) > 1 else 0.0} for name, v in values.items()}
 
@@ -638,6 +659,9 @@ def _title(judge: Judge) -> str:
 
 def _against(result: Result) -> str:
     beside = '' if result.reference_count is None else f' against {result.reference_count}'
+    features = sorted(set(result.about['ref_features'].values()))
+    if features:
+        beside += f' (features of {", ".join(map(str, features))})' if beside else f' against the features of {features[0]}'
     return f'{result.count} images{beside}'
 
 

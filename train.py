@@ -44,6 +44,7 @@ from training.loss import (
     WEIGHTINGS,
     DenoisingLoss,
     HybridLoss,
+    InverseVariance,
     UniformLevel,
     UniformTimestep,
     VelocityLoss,
@@ -100,7 +101,7 @@ EVAL_FLAGS = {'ref': '--ref', 'metrics': '--metrics', 'num': '--eval-num', 'dete
                                     '--precond=v  [default: True with --precond=v]', type=bool, metavar='[BOOL]',
         is_flag=False, flag_value='true')
 @column('--c-noise', help='What the network is told of the noise level, with --precond=v: the timestep, the angle atan(σ/σ_data), or '
-                          'ln σ, capped  [default: timestep with --noise=timestep, else angle]', type=click.Choice(NOISE_LABELS))
+                          'log, ¼ ln σ, capped at twice the highest finite level of --schedule  [default: timestep with --noise=timestep, else angle]', type=click.Choice(NOISE_LABELS))
 @sizes('--cbase', help='Channel multiplier  [default: by --arch]', type=click.IntRange(min=1), metavar='INT')
 @sizes('--cres', help='Channels per resolution, e.g. 1,2,2,2  [default: by --arch]', type=IntList())
 @sizes('--blocks', help='Residual blocks per resolution  [default: by --arch]', type=click.IntRange(min=1), metavar='INT')
@@ -221,7 +222,8 @@ def main(outdir: str | None, nosubdir: bool, run: str | None, desc: str | None, 
     with config.data.open() as dataset:
         fingerprint = dataset.fingerprint()
     state, origin = prepare(config, chosen, stored, None if stored else transfer, fingerprint)
-    judged = evaluated is None or fixed is None or not evaluated.is_missing(Path(fixed), state.nimg)
+    evaluation = None if evaluated is None else Evaluation(evaluated, state.ema.net, chosen)
+    judged = evaluation is None or fixed is None or not evaluation.is_missing(Path(fixed), state.nimg)
     if state.nimg >= config.total_nimg and judged:
         done = f'{stored[0] if stored else "the state"} is at {state.nimg / 1000:.1f} kimg: there is nothing left to train'
         if fixed is None:
@@ -229,7 +231,6 @@ def main(outdir: str | None, nosubdir: bool, run: str | None, desc: str | None, 
         distributed.print0(f'Done: {done}.')
         distributed.shutdown()
         return
-    evaluation = None if evaluated is None else Evaluation(evaluated, state.ema.net, chosen)
     run_dir = make_run_dir(fixed, outdir, run_name(config, options, desc))   # nothing is written before all is well
     lock = held(run_dir / '.lock') if distributed.get_rank() == 0 else contextlib.nullcontext()
     with lock, graceful_signals() as asked_to_stop, LogFile(run_dir / 'log.txt' if distributed.get_rank() == 0 else None):
@@ -461,6 +462,9 @@ def notes_on(config: TrainConfig, device: torch.device) -> list[str]:
         notes.append('--fp16 has no effect on the CPU: the network works in float32')
     if min(config.snapshot_nimg, config.state_nimg) < 1000:
         notes.append('files are named by thousands of images: those of the same thousand replace each other')
+    noise, weighting = config.loss.noise_distribution, config.loss.weighting
+    if isinstance(noise, UniformTimestep) and isinstance(weighting, InverseVariance) and math.isinf(noise.schedule.sigma[-1]):
+        notes.append('with --weighting=inverse-variance the last timestep, sigma = inf, has the weight 0: what sampling starts with is never trained')
     return notes
 
 

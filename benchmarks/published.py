@@ -26,6 +26,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from dnnlib.cli import one_line_errors  # noqa: E402
 from dnnlib.download import fetch  # noqa: E402
 from metrics.detector_files import identify  # noqa: E402
 from metrics.sample_batch import write_sample_batch  # noqa: E402
@@ -91,6 +92,7 @@ CHECKS: dict[str, Callable[[torch.device], Iterator[Line]]] = {'detectors': dete
 @click.command()
 @click.argument('checks', nargs=-1, type=click.Choice(list(CHECKS)))
 @click.option('--device', default='auto', help='auto, cuda, mps or cpu')
+@one_line_errors
 def main(checks: tuple[str, ...], device: str) -> None:
     """Compare with published numbers; see the beginning of this file."""
     chosen = distributed.init(device)

@@ -50,6 +50,11 @@ def frechet_distances(mu: np.ndarray, sigma: np.ndarray,
     return distances
 
 
+def is_symmetric(sigma: np.ndarray) -> bool:
+    """But for rounding in float32."""
+    return bool(np.abs(sigma - sigma.T).max(initial=0) <= 1e-5 * np.abs(sigma).max(initial=0))
+
+
 def _checked(**arrays: np.ndarray) -> list[Tensor]:
     d = len(arrays['mu1'])
     for name, array in arrays.items():
@@ -59,6 +64,8 @@ def _checked(**arrays: np.ndarray) -> list[Tensor]:
                 f'frechet_distance: {name} has shape {list(np.shape(array))}, not {right}')
         if not np.isfinite(array).all():
             raise ValueError(f'frechet_distance: {name} has values that are not finite')
+        if array.ndim == 2 and not is_symmetric(array):
+            raise ValueError(f'frechet_distance: {name} is not symmetric, so it is no covariance')
     return [torch.tensor(np.asarray(a), dtype=torch.float64) for a in arrays.values()]
 
 

@@ -93,24 +93,29 @@ def measure(images: Images, extractors: Sequence[FeatureExtractor], wanted: Want
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     dims = {tap: TAPS[tap].dim for tap in wanted.taps}
     digests = {tap: extractor.digest for extractor in extractors for tap in extractor.taps}
-    about = {'image_shape': images.image_shape, 'data_fingerprint': images.fingerprint(), 'precision': precision,
+    fingerprint = distributed.gather_objects(images.fingerprint() if rank == 0 else '')[0]
+    about = {'image_shape': images.image_shape, 'data_fingerprint': fingerprint, 'precision': precision,
              'source': images.source, 'versions': library_versions()}
     identity = {
         'images': len(images), 'data': about['data_fingerprint'], 'precision': precision,
         'moments': sorted(wanted.moments), 'features': sorted(wanted.features),
-        'kept': None if wanted.keep is None else len(wanted.keep), 'digests': {tap: digests[tap] for tap in dims},
+        'kept': None if wanted.keep is None else len(wanted.keep),
+        'detectors': {TAPS[tap].detector_id: digests[tap] for tap in dims},
     }
     all_chunks = chunks(len(images))
     total = {tap: Moments.zero(dims[tap], device) for tap in sorted(wanted.moments)}
     kept: dict[str, list[np.ndarray]] = {tap: [] for tap in sorted(wanted.features)}
 
     with contextlib.ExitStack() as stack:
-        progress = None if state is None or rank > 0 else _Progress(Path(state), identity)
+        counts = [len(chunk) for chunk in all_chunks]
+        progress = None if state is None or rank > 0 else _Progress(Path(state), identity, counts, wanted.keep)
         first, error = 0, None
         try:
             if progress is not None:
                 stack.enter_context(progress)
                 first = progress.load(total, kept)
+                if first == len(all_chunks):
+                    print(f'Note: taken from --state={state}, where this was measured before', flush=True)
         except (ValueError, OSError) as failure:
             error = str(failure)
         raise_on_all(error)
@@ -199,12 +204,18 @@ def _bar(total: int, done: int, title: str) -> Any:  # noqa: ANN401 (a tqdm)
 class _Progress:
     """A pass's folder: progress.npz, the sums after so many chunks, and a file of features for each chunk."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
-        self.folder, self.identity = folder, json.dumps(identity, sort_keys=True)
+    def __init__(self, folder: Path, identity: dict[str, Any], counts: list[int], keep: np.ndarray | None) -> None:
+        """`counts`: images of each chunk; `keep` as in Wanted."""
+        self.folder, self.identity, self.counts = folder, json.dumps(identity, sort_keys=True), counts
+        ends = np.cumsum([0, *counts])
+        self.rows = counts if keep is None else np.diff(np.searchsorted(keep, ends)).tolist()   # features of each chunk
         self.written = 0   # chunks whose features are in files
 
     def __enter__(self) -> '_Progress':
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise ValueError(f'--state={self.folder} is a file, or lies in one; name a folder') from None
         self._lock = contextlib.ExitStack()
         self._lock.enter_context(held(self.folder / '.lock'))
         return self
@@ -223,6 +234,7 @@ class _Progress:
                 sums = {tap: file[f'sums.{tap}'] for tap in total} if identity == self.identity else {}
             if identity == self.identity:
                 found = {tap: [np.load(self._path(tap, c), allow_pickle=False) for c in range(done)] for tap in kept}
+                self._check(done, total, sums, found)
         except Exception as error:
             raise ValueError(f'--state={self.folder} is damaged ({" ".join(str(error).split())}): '
                              'delete the folder, or name another') from error
@@ -235,6 +247,21 @@ class _Progress:
             parts.extend(found[tap])
         self.written = done
         return done
+
+    def _check(self, done: int, total: dict[str, Moments], sums: dict[str, np.ndarray],
+               found: dict[str, list[np.ndarray]]) -> None:
+        """ValueError for numbers that this pass cannot have written."""
+        if not 0 < done <= len(self.rows):
+            raise ValueError(f'{done} of {len(self.rows)} chunks are done')
+        for tap, moments in total.items():
+            if sums[tap].shape != moments.sums.shape or not np.isfinite(sums[tap]).all():
+                raise ValueError(f'the sums of {tap} are not finite, or of another shape')
+            if round(float(sums[tap][0, 0])) != sum(self.counts[:done]):
+                raise ValueError(f'the sums of {tap} are of {sums[tap][0, 0]:g} images')
+        for tap, parts in found.items():
+            for chunk, part in enumerate(parts):
+                if part.shape != (self.rows[chunk], TAPS[tap].dim) or part.dtype != np.float32:
+                    raise ValueError(f'{self._path(tap, chunk).name} is {part.dtype} {list(part.shape)}')
 
     def save(self, done: int, total: dict[str, Moments], kept: dict[str, list[np.ndarray]]) -> None:
         for tap, parts in kept.items():

@@ -274,6 +274,10 @@ def _checked(mu: np.ndarray, sigma: np.ndarray, where: str, names: tuple[str, st
     for name, array in zip(names, (mu, sigma), strict=True):
         if array.dtype.kind != 'f' or not np.isfinite(array).all():
             raise ValueError(f'{where}{name} holds something else than finite numbers')
+    if (sigma.diagonal() < 0).any():
+        raise ValueError(f'{where}{names[1]} is no covariance: it has negative variances')
+    if told.get('count') is not None and told['count'] < 1:
+        raise ValueError(f'{where}count is {told["count"]}, not a number of images')
     return Statistics(mu.astype(np.float64), sigma.astype(np.float64), **told)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from metrics import scores as formulas
-from metrics.distances import frechet_distance
+from metrics.distances import frechet_distance, is_symmetric
 from metrics.features import TAPS, FeatureExtractor
 from metrics.measure import Measured, Wanted
 from metrics.statistics import Statistics
@@ -34,6 +34,7 @@ class Reference:
     moments: Mapping[str, Statistics] = field(default_factory=dict)
     features: Mapping[str, np.ndarray] = field(default_factory=dict)   # float32 [N, d]
     notes: Sequence[str] = ()   # what the file leaves open
+    image_shape: Sequence[int] | None = None   # of the images it holds, where it holds any
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Metric:
     needs: str
     against: str | None
     compute: Callable[[Any, Any, Any], Sequence[float]]
-    least: int = 2   # so many generated images it takes
+    least: int = 2   # so many generated images it takes, and so many features of real ones
 
 
 def _frechet(generated: Statistics, reference: Statistics, _: Any) -> list[float]:  # noqa: ANN401
@@ -164,6 +165,17 @@ def check(reference: Reference, metrics: Sequence[str], main: str, extractors: M
         asked = next(m for m in metrics if METRICS[m].against == FEATURES and tap_of(m, main) == tap)
         raise ValueError(f'{where} holds no features of its images, which {asked} compares with: make it anew with '
                          f'fid.py ref --metrics={",".join(metrics)}')
+    for name in metrics:
+        features = reference.features.get(tap_of(name, main), ()) if METRICS[name].against == FEATURES else None
+        if features is not None and len(features) < METRICS[name].least:
+            raise ValueError(f'{where} holds the features of {len(features)} images, and {name} takes '
+                             f'{METRICS[name].least} or more')
+    if reference.image_shape not in (None, list(image_shape)):
+        held = list(reference.image_shape or ())
+        mismatch = f'holds images of shape {held}, but these have shape {list(image_shape)}'
+        if not allow_mismatch:
+            raise ValueError(f'{where} {mismatch}; make it anew with fid.py ref, or say --allow-mismatch')
+        notes.append(f'{where} {mismatch}')
     for tap in sorted(wanted.moments - set(reference.moments)):
         asked = next(m for m in metrics if METRICS[m].against == MOMENTS and tap_of(m, main) == tap)
         known = ', '.join(TAPS[t].number for t in reference.moments)
@@ -174,12 +186,17 @@ def check(reference: Reference, metrics: Sequence[str], main: str, extractors: M
         stats = reference.moments.get(tap)
         if stats is None:
             continue
+        if not is_symmetric(stats.sigma):
+            raise ValueError(f'{where}: the covariance of {tap} is not symmetric, so it is none; make it anew')
         mismatches = _mismatches(stats, tap, extractors[tap].digest, image_shape, precision)
         if mismatches and not allow_mismatch:
             raise ValueError(f'{where} {"; ".join(mismatches)}; make it anew with fid.py ref, or say --allow-mismatch')
         notes += [f'{where} {mismatch}' for mismatch in mismatches]
         if stats.detector_id is None and not reference.notes:
             notes.append(f'{reference.source} does not say which detector it was made with; only its size fits')
+        if stats.count is not None and stats.count <= TAPS[tap].dim and tap in wanted.moments:
+            notes.append(f'{reference.source} is of {stats.count} images, which say little about '
+                         f'{TAPS[tap].dim} features')
         if count <= TAPS[tap].dim and tap in wanted.moments:
             notes.append(f'{count} images say little about {TAPS[tap].dim} features: '
                          f'{TAPS[tap].number} comes out far too high')

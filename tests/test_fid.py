@@ -360,7 +360,7 @@ def test_several_metrics_in_one_pass(network, generated, tmp_path):
     output = lines(run('calc', f'--images={generated}', f'--ref={network[1]}', '--num=70', '--metrics=pr,fid', f'--json={tmp_path / "x.json"}'))
     told = json.loads((tmp_path / 'x.json').read_text())
     assert list(told['scores']) == ['demo_precision', 'demo_recall', 'demo_fd']
-    assert output[-5:] == ['Numbers of random features (NOT FID) of 70 images against 300:',
+    assert output[-5:] == ['Numbers of random features (NOT FID) of 70 images against 300 (features of 300):',
                            *(f'{name} = {value:g}' for name, value in told['scores'].items()), f'{told["scores"]["demo_precision"]:g}']
     assert told['scores']['demo_fd'] == pytest.approx(number(f'--images={generated}', f'--ref={network[1]}', '--num=70'), rel=1e-5)
     assert (told['num_images'], told['ref_num_images'], told['precision']) == (70, 300, 'float32')
@@ -410,8 +410,9 @@ def test_the_distance_of_two_files(network, real, tmp_path):
 def test_progress_is_saved_and_used(network, tmp_path):
     first = lines(gen(network, f'--state={tmp_path / "state"}'))
     assert [p.name for p in (tmp_path / 'state').iterdir()] == ['seeds-0-69']
-    assert lines(gen(network, f'--state={tmp_path / "state"}')) == first
     folder = tmp_path / 'state' / 'seeds-0-69'
+    again = lines(gen(network, f'--state={tmp_path / "state"}'))
+    assert again == [first[0], f'Note: taken from --state={folder}, where this was measured before', *first[1:]]
     assert error(gen(network, '--solver=euler', f'--state={tmp_path / "state"}')) == (
         f'--state={folder} belongs to other images, or to a measurement of something else (data): delete the folder, or name another')
 
@@ -439,3 +440,49 @@ def test_files_of_weights_are_identified_and_converted(tmp_path):
     output = lines(CliRunner().invoke(fid.main, ['detector', str(tmp_path / 'a.pth'), f'--convert={tmp_path / "b.safetensors"}']))
     assert output[-1] == f'Wrote {tmp_path / "b.safetensors"}, with the same digest'
     assert any(line.split() == ['weights', 'of:', 'inception'] for line in output)
+
+
+def test_files_that_change_but_keep_their_sizes_are_other_images(tmp_path):
+    """Uncompressed PNGs and arrays of one shape have one size, whatever they show."""
+    folder, array = tmp_path / 'images', tmp_path / 'x.npy'
+    folder.mkdir()
+
+    def make(seed):
+        images = smooth_images(30, size=8, seed=seed)
+        for i, image in enumerate(images):
+            PIL.Image.fromarray(image).save(folder / f'{i}.png', compress_level=0)
+        np.save(array, images)
+        return [lines(run('ref', f'--data={path}', f'--dest={tmp_path / f"{path.stem}{seed}.npz"}', '--metrics=fid')) for path in (folder, array)]
+
+    for seed in (0, 1):
+        make(seed)
+    for name in ('images', 'x'):
+        a, b = (dict(np.load(tmp_path / f'{name}{seed}.npz')) for seed in (0, 1))
+        assert a['data_fingerprint'] != b['data_fingerprint'] and not np.array_equal(a['mu'], b['mu'])
+    lines(run('ref', f'--data={folder}', f'--dest={tmp_path / "y.npz"}', f'--state={tmp_path / "state"}'))
+    make(2)
+    assert error(run('ref', f'--data={folder}', f'--dest={tmp_path / "y.npz"}', f'--state={tmp_path / "state"}')).startswith(
+        f'--state={tmp_path / "state"} belongs to other images, or to a measurement of something else (data)')
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_measured(network, generated, tmp_path):
+    (tmp_path / 'file').write_text('')
+
+    def refused(*options):
+        return error(run('calc', f'--images={generated}', f'--ref={network[1]}', '--num=70', *options))
+
+    assert refused('--metrics=pr', f'--save={tmp_path / "x.npz"}') == (
+        f'--save={tmp_path / "x.npz"} writes means and covariances, which these metrics do not need: add fid to --metrics')
+    assert refused(f'--save={tmp_path / "x.pkl"}') == (
+        f'--save={tmp_path / "x.pkl"}: the format of EDM2 has room for the statistics of fid and fd_dinov2 only; use .npz for the others')
+    assert refused(f'--json={tmp_path / "file" / "x"}') == f'--json={tmp_path / "file" / "x"}: {tmp_path / "file"} is no folder that files can be written to'
+    assert refused(f'--state={tmp_path / "file"}') == f'--state={tmp_path / "file"} is a file, or lies in one; name a folder'
+    assert refused('--precision=tf32') == '--precision=tf32 is of CUDA devices, and would have no effect on cpu'
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['file']
+
+
+def test_how_many_features_were_compared_is_said(network, generated, tmp_path):
+    lines(run('ref', f'--data={network[2]}', f'--dest={tmp_path / "x.npz"}', '--metrics=pr', '--features=50'))
+    output = lines(run('calc', f'--images={generated}', f'--ref={tmp_path / "x.npz"}', '--num=70', '--metrics=pr', f'--json={tmp_path / "x.json"}'))
+    assert output[-4] == 'Numbers of random features (NOT FID) of 70 images against 300 (features of 50):'
+    assert json.loads((tmp_path / 'x.json').read_text())['ref_features'] == {'demo': 50}

@@ -269,5 +269,41 @@ def test_references_that_lack_something():
 def test_identity_is_plain_text(tmp_path):
     look(Noise(5), state=tmp_path)
     told = json.loads(str(np.load(tmp_path / 'progress.npz')['identity']))
-    assert told['images'] == 5 and told['digests'] == {'demo': DEMO.digest}
+    assert told['images'] == 5 and told['detectors'] == {'demo-v1': DEMO.digest}
     assert chunks(5) == [range(5)]
+
+
+@pytest.mark.parametrize(('damage', 'why'), [
+    (lambda folder: np.save(folder / 'demo-000001.npy', np.zeros([5, 224], np.float32)), 'demo-000001.npy is float32 [5, 224]'),
+    (lambda folder: changed_progress(folder, done=-1), '-1 of 2 chunks are done'),
+    (lambda folder: changed_progress(folder, done=1), 'the sums of demo are of 1054 images'),
+    (lambda folder: changed_progress(folder, **{'sums.demo': np.ones(1)}), 'the sums of demo are not finite, or of another shape'),
+    (lambda folder: changed_progress(folder, **{'sums.demo': np.full([225, 225], np.nan)}), 'the sums of demo are not finite, or of another shape'),
+])
+def test_progress_that_no_pass_can_have_written(tmp_path, damage, why):
+    look(Noise(CHUNK + 30), state=tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ValueError) as error:
+        look(Noise(CHUNK + 30), state=tmp_path)
+    assert str(error.value) == f'--state={tmp_path} is damaged ({why}): delete the folder, or name another'
+
+
+def changed_progress(folder, **changes):
+    np.savez(folder / 'progress.npz', **{**dict(np.load(folder / 'progress.npz')), **changes})
+
+
+def test_references_that_say_too_little():
+    few = some_reference(n=40)
+    assert checked(few) == ['real.npz is of 40 images, which say little about 224 features']
+    with pytest.raises(ValueError) as error:
+        checked(few, ['kid'])
+    assert str(error.value) == '--ref=real.npz holds the features of 40 images, and kid takes 1000 or more'
+    crooked = changed(some_reference(), sigma=np.triu(some_reference().moments['demo'].sigma))
+    with pytest.raises(ValueError) as error:
+        checked(crooked)
+    assert str(error.value) == '--ref=real.npz: the covariance of demo is not symmetric, so it is none; make it anew'
+    other = Reference('adm.npz', some_reference().moments, some_reference().features, image_shape=[3, 64, 64])
+    with pytest.raises(ValueError) as error:
+        checked(other)
+    assert str(error.value) == ('--ref=adm.npz holds images of shape [3, 64, 64], but these have shape [3, 4, 4]; '
+                                'make it anew with fid.py ref, or say --allow-mismatch')

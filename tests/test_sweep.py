@@ -360,14 +360,14 @@ def test_a_sweep_goes_on_and_adds_nothing_twice(data, tmp_path, no_clock, monkey
     monkeypatch.setattr('training.evaluation.measure', measure)
     drawn.clear()
     output = lines(run('sweep', *options, f'--dest={tmp_path / "b"}'))
-    assert output[0] == 'Points: 4, measured before: 2'
+    assert output[0] == 'Points: 4 of 2 x 70 images, measured before: 2'
     assert drawn == [64, 6] * 3   # of four passes one was there
     for name in ('sweep.csv', 'report.json', 'sweep.png'):
         assert (tmp_path / 'b' / name).read_bytes() == (tmp_path / 'a' / name).read_bytes()
-    assert lines(run('sweep', *options, f'--dest={tmp_path / "b"}'))[0] == 'Points: 4, measured before: 4' and len(drawn) == 6
+    assert lines(run('sweep', *options, f'--dest={tmp_path / "b"}'))[0] == 'Points: 4 of 2 x 70 images, measured before: 4' and len(drawn) == 6
     # Other seeds are other points; a longer list adds to a shorter one.
-    assert lines(run('sweep', *options, '--seed=1', f'--dest={tmp_path / "b"}'))[0] == 'Points: 4, measured before: 0'
-    assert lines(run('sweep', *data, '--steps=3,4', '--rho=7', '--blocks=2', f'--dest={tmp_path / "b"}'))[0] == 'Points: 2, measured before: 1'
+    assert lines(run('sweep', *options, '--seed=1', f'--dest={tmp_path / "b"}'))[0] == 'Points: 4 of 2 x 70 images, measured before: 0'
+    assert lines(run('sweep', *data, '--steps=3,4', '--rho=7', '--blocks=2', f'--dest={tmp_path / "b"}'))[0] == 'Points: 2 of 2 x 70 images, measured before: 1'
 
 
 def test_two_ranks_measure_the_same_bits(data, tmp_path):

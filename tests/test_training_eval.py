@@ -23,6 +23,7 @@ from tests.test_resume import start, wait_for
 from tests.test_training import CPU, assert_same, digits, small_config, small_pictures, torchrun  # noqa: F401
 from torch_utils import checkpoint
 from training.ema import HalfLife
+from training.evaluation import Judge
 from training.history import add_numbers, read_statistics
 from training.judging import EvalConfig, Evaluation, choose_best, without_a_trace
 from training.state import (
@@ -117,7 +118,8 @@ def test_they_stand_in_the_line_of_their_tick_beside_how_they_came_about(whole, 
     lines = read_statistics(whole / 'stats.jsonl')
     assert [line['Progress/kimg']['mean'] for line in lines] == [0, 1, 2, 3, 4]
     assert 'evaluation' not in lines[0] and 'Metrics/demo_fd' not in lines[0]   # an untrained network is not judged
-    assert lines[2]['evaluation'] == {'ref': ref, 'num_images': NUM, 'detector': 'demo', 'num_steps': 3}
+    origin = Judge(ref, ('fid', 'pr'), device=CPU, detector='demo').origin()
+    assert lines[2]['evaluation'] == {'ref': ref, 'num_images': NUM, 'detector': 'demo', 'num_steps': 3, 'origin': origin}
     assert set(lines[2]['Metrics/demo_fd']) == set(lines[2]['Progress/kimg']) and lines[2]['Metrics/demo_fd']['std'] == 0
     assert not list(whole.glob('.evaluation-*'))
 
@@ -151,9 +153,10 @@ def test_the_best_snapshot_has_a_link_and_a_report(whole, ref):
     kimg = min(found, key=lambda k: found[k]['demo_fd'])
     name = f'network-snapshot-{int(kimg):06d}.pkl'
     assert (whole / BEST).is_symlink() and os.readlink(whole / BEST) == name
+    origin = read_best(whole)['evaluation']['origin']
     assert read_best(whole) == {
         'snapshot': name, 'kimg': kimg, 'metric': 'demo_fd', 'scores': found[kimg],
-        'evaluation': {'ref': ref, 'num_images': NUM, 'detector': 'demo', 'num_steps': 3}}
+        'evaluation': {'ref': ref, 'num_images': NUM, 'detector': 'demo', 'num_steps': 3, 'origin': origin}}
     assert load_snapshot(whole / BEST)[1]['nimg'] == kimg * 1000
 
 
@@ -298,8 +301,8 @@ def test_a_rolled_back_best_is_forgotten(digits, ref, tmp_path):  # noqa: F811
     def poisoned(grad):
         if state.nimg == 3500 and not seen:
             seen.append(read_best(tmp_path)['kimg'])
-            add_numbers(tmp_path / 'stats.jsonl', 3000, {'demo_fd': 0.0}, evaluation.config.protocol)
-            choose_best(tmp_path, 'demo_fd', evaluation.config.protocol)
+            add_numbers(tmp_path / 'stats.jsonl', 3000, {'demo_fd': 0.0}, evaluation.protocol)
+            choose_best(tmp_path, 'demo_fd', evaluation.protocol)
             seen.append(read_best(tmp_path)['kimg'])
             (tmp_path / 'training-state-000003.pt').unlink()
             return grad * math.inf

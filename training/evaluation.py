@@ -7,8 +7,10 @@
 Both give the same number for the same pixels, on any number of ranks.
 """
 
+import contextlib
 import hashlib
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,13 +27,24 @@ from metrics.measure import Images, Measured, Wanted, measure
 from metrics.reference_files import read_reference
 from metrics.sample_batch import SampleBatch
 from metrics.statistics import raise_on_all
-from metrics.suite import METRICS, Reference, check, kind_of_extractor, needs, needs_of_reference, random_choice, scores
+from metrics.suite import (
+    DC_IMAGES,
+    METRICS,
+    Reference,
+    check,
+    kind_of_extractor,
+    needs,
+    needs_of_reference,
+    random_choice,
+    scores,
+)
 from torch_utils import distributed
 from training.dataset import ImageFolderDataset
 from training.published import digest
 from training.sampling import Sampling
 
 LOSSY = ('.jpg', '.jpeg', '.webp')
+JPEG = 'some images are JPEG or WebP, and compression adds to the distance: use PNG'
 ARRAYS = ('.npz', '.npy')
 MAX_FEATURES = 10_000   # images whose features a reference keeps: as many as published comparisons take
 PRECISIONS = ('float32', 'tf32', 'float64')
@@ -45,13 +58,19 @@ class FolderImages:
         self.dataset = ImageFolderDataset(path, max_size=num, random_seed=seed)
         self.image_shape = list(self.dataset.image_shape)
         self.lossy = any(name.lower().endswith(LOSSY) for name in self.dataset.files.names)
+        self.in_subfolders = any('/' in name for name in self.dataset.files.names)
         self._choice = '' if num is None or len(self.dataset.files.names) <= num else f' {num} of seed {seed}'
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def fingerprint(self) -> str:
-        return self.dataset.fingerprint() + self._choice
+        """Of names and contents. Those of a folder are read for it: equal sizes do not make equal images."""
+        digest = hashlib.sha256(self.dataset.fingerprint().encode())
+        if not self.dataset.files.is_zip:   # a zip has the checksums
+            for name in self.dataset.files.names:
+                digest.update(f'{zlib.crc32(self.dataset.files.read(name)):08x}'.encode())
+        return digest.hexdigest() + self._choice
 
     def batches(self, parts: Sequence[range], device: torch.device) -> Iterator[Tensor]:
         loader = torch.utils.data.DataLoader(
@@ -201,21 +220,25 @@ class Judge:
         self.extractors = load_extractors(taps, detector, device, precision)
         self._said: set[str] = set()   # notes are not repeated
         self._known = False
+        self._origin: str | None = None
         self._reference: Reference | None = None   # on rank 0 only
 
-    def reference(self) -> Reference | None:
-        """The real images' statistics, read or computed at the first call: on rank 0, None on the others."""
+    def reference(self, state: str | os.PathLike[str] | None = None) -> Reference | None:
+        """The real images' statistics, read or computed at the first call: on rank 0, None on the others.
+
+        With `state`, a folder, what is computed can be continued.
+        """
         if not self._known:
             holds_images = os.path.isdir(self.ref) or (self.ref.lower().endswith('.zip') and os.path.isfile(self.ref))
-            self._reference = self._from_images() if holds_images else self._from_file()
+            self._reference = self._from_images(state) if holds_images else self._from_file(state)
             self._known = True
         return self._reference
 
-    def _from_images(self) -> Reference | None:
+    def _from_images(self, state: str | os.PathLike[str] | None) -> Reference | None:
         images = open_images(self.ref, workers=self.workers)
-        return self._measured_reference(images, needs_of_reference(self.metrics, self.main))
+        return self._measured_reference(images, needs_of_reference(self.metrics, self.main), state)
 
-    def _from_file(self) -> Reference | None:
+    def _from_file(self, state: str | os.PathLike[str] | None) -> Reference | None:
         found, error = None, None
         if distributed.get_rank() == 0:
             try:
@@ -227,23 +250,49 @@ class Judge:
         if found is not None:
             features = {tap: found.features[tap] for tap in wanted if tap in found.features}
         missing = sorted(wanted - set(features)) if found is not None and found.has_images else []
-        missing = distributed.gather_objects(missing)[0]
-        if missing:   # ADM's files: statistics of all images, and 10,000 of them
-            more = self._measured_reference(ArrayImages(self.ref), Wanted(features=frozenset(missing)))
+        missing, has_images = distributed.gather_objects((missing, found is not None and found.has_images))[0]
+        images = ArrayImages(self.ref) if has_images else None   # ADM's files: statistics of all, and 10,000 of them
+        if missing and images is not None:
+            more = self._measured_reference(images, Wanted(features=frozenset(missing)), state)
             features |= more.features if more is not None else {}
-        return None if found is None else Reference(self.ref, found.moments, features, found.notes)
+        shape = None if images is None else images.image_shape
+        return None if found is None else Reference(self.ref, found.moments, features, found.notes, shape)
 
-    def _measured_reference(self, images: Images, wanted: Wanted) -> Reference | None:
+    def _measured_reference(self, images: Images, wanted: Wanted,
+                            state: str | os.PathLike[str] | None) -> Reference | None:
         keep = random_choice(len(images), MAX_FEATURES) if wanted.features else None
         found = measure(images, self._networks(wanted), Wanted(wanted.moments, wanted.features, keep),
-                        device=self.device, batch=self.batch, precision=self.precision, title='reference')
+                        device=self.device, batch=self.batch, precision=self.precision, title='reference',
+                        state=None if state is None else os.path.join(state, 'reference'))
         if found is None:
             return None
-        return Reference(self.ref, {tap: found.statistics(tap) for tap in found.moments}, found.features)
+        notes = [f'{self.ref}: {JPEG}'] if getattr(images, 'lossy', False) else []
+        return Reference(self.ref, {tap: found.statistics(tap) for tap in found.moments}, found.features, notes,
+                         images.image_shape)
+
+    def origin(self) -> str:
+        """Equal for equal references, detectors, metrics and precision: what numbers depend on besides the images.
+
+        A reference counts as equal if it says that it is of the same images, or has the same numbers. Collective.
+        """
+        if self._origin is None:
+            reference, total = self.reference(), hashlib.sha256()
+            detectors = {tap: extractor.digest for tap, extractor in sorted(self.extractors.items())}
+            total.update(repr((detectors, self.metrics, self.precision, self.allow_mismatch)).encode())
+            for tap, stats in sorted(reference.moments.items()) if reference is not None else ():
+                told = (tap, stats.count, stats.data_fingerprint, stats.detector_digest, stats.precision)
+                total.update(repr(told).encode())
+                if stats.data_fingerprint is None:
+                    total.update(stats.mu.tobytes() + stats.sigma.tobytes())
+            for tap, features in sorted(reference.features.items()) if reference is not None else ():
+                known = reference is not None and tap in reference.moments
+                total.update(f'{tap} {features.shape}'.encode() + (b'' if known else features.tobytes()))
+            self._origin = distributed.gather_objects(total.hexdigest())[0]
+        return self._origin
 
     def __call__(self, images: Images, state: str | os.PathLike[str] | None = None, title: str = '') -> Result | None:
         """Judge images: the result on rank 0, None on the others. With `state`, a folder, it can be continued."""
-        reference = self.reference()
+        reference = self.reference(state)
         notes, error = [], None
         if reference is not None:
             try:
@@ -270,7 +319,12 @@ class Judge:
         notes = check(reference, self.metrics, self.main, self.extractors, images.source, images.image_shape,
                       len(images), self.precision, self.allow_mismatch)
         if getattr(images, 'lossy', False):
-            notes.append('some images are JPEG or WebP, and compression adds to the distance: use PNG')
+            notes.append(JPEG)
+        if 'is' in self.metrics and isinstance(images, FolderImages) and images.in_subfolders:
+            notes.append('the Inception Score is taken over tenths of the images in their order, as by ADM: of images '
+                         'that lie in subfolders by class it comes out too low')
+        if 'dc' in self.metrics and len(images) > DC_IMAGES:
+            notes.append(f'density and coverage are of {DC_IMAGES} of the {len(images)} images, a random choice')
         return notes
 
     def measure(self, images: Images, state: str | os.PathLike[str] | None = None, title: str = '') -> Measured | None:
@@ -288,6 +342,7 @@ class Judge:
             'data_fingerprint': measured.about['data_fingerprint'], 'image_shape': measured.about['image_shape'],
             'ref': self.ref, 'ref_num_images': counts[0] if counts else None,
             'ref_fingerprint': used[0].data_fingerprint if used else None,
+            'ref_features': {tap: len(reference.features[tap]) for tap in sorted(reference.features)},
             'detectors': {TAPS[tap].detector_id: self.extractors[tap].digest for tap in sorted(self.extractors)},
             'precision': self.precision, 'versions': measured.about['versions'], 'notes': notes,
         }
@@ -305,19 +360,48 @@ def main_tap(detector: str) -> str:
 def load_extractors(taps: set[str], detector: str, device: torch.device,
                     precision: str = 'float32') -> dict[str, FeatureExtractor]:
     """The networks of these taps, by tap, each loaded once. ValueError for weights that are not there."""
-    if precision == 'tf32':
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    if precision == 'tf32' and device.type != 'cuda':
+        raise ValueError(f'--precision=tf32 is of CUDA devices, and would have no effect on {device.type}')
     dtype = torch.float64 if precision == 'float64' else torch.float32
     if dtype == torch.float64 and device.type == 'mps':
         raise ValueError('--precision=float64: this device has no float64; use --device=cpu')
     kinds = {kind_of_extractor(tap) for tap in taps}
-    networks = {kind: load_dinov2(device, dtype) if kind == 'dinov2' else load_detector(detector, device, dtype)
-                for kind in sorted(kinds)}
+    networks: dict[str, Any] = {}
+    for kind in sorted(kinds):
+        networks[kind] = load_dinov2(device, dtype) if kind == 'dinov2' else load_detector(detector, device, dtype)
+    if precision == 'tf32':
+        networks = {kind: TF32(network) for kind, network in networks.items()}
     return {tap: networks[kind_of_extractor(tap)] for tap in taps}
+
+
+class TF32:
+    """A detector that computes in CUDA's TF32; what is around it does not."""
+
+    def __init__(self, extractor: FeatureExtractor) -> None:
+        self.extractor = extractor
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self.extractor, name)
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        with _tf32():
+            return self.extractor.features(images)
+
+
+@contextlib.contextmanager
+def _tf32() -> Iterator[None]:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def check_metrics(metrics: Sequence[str]) -> list[str]:
     """ValueError for a name that is no metric, or that comes twice."""
+    metrics = [name.strip() for name in metrics]
     for name in metrics:
         if name not in METRICS:
             raise ValueError(f'--metrics={name} is unknown: it takes {", ".join(METRICS)}, with commas between')

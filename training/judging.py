@@ -55,17 +55,6 @@ class EvalConfig:
         """What the numbers are called."""
         return [name for metric in self.metrics for name in names_of(metric, main_tap(self.detector))]
 
-    @property
-    def protocol(self) -> dict[str, Any]:
-        """What numbers must have in common to be compared."""
-        return {'ref': self.ref, 'num_images': self.num, 'detector': self.detector, 'num_steps': self.num_steps}
-
-    def is_missing(self, run_dir: Path, nimg: int) -> bool:
-        """Whether the line of `nimg` in stats.jsonl is there, but without these numbers."""
-        lines = [line for line in read_statistics(run_dir / 'stats.jsonl') if nimg_of(line) == nimg]
-        return any(line.get('evaluation') != self.protocol or any(f'Metrics/{name}' not in line for name in self.names)
-                   for line in lines)
-
 
 class Evaluation:
     """Judges networks as `config` says: reference and detectors are loaded once, for networks like `net`.
@@ -87,13 +76,22 @@ class Evaluation:
             except ValueError as failure:
                 error = str(failure)
         raise_on_all(error)
+        # What numbers must have in common to be compared.
+        self.protocol = {'ref': config.ref, 'num_images': config.num, 'detector': config.detector,
+                         'num_steps': config.num_steps, 'origin': self.judge.origin()}
+
+    def is_missing(self, run_dir: Path, nimg: int) -> bool:
+        """Whether the line of `nimg` in stats.jsonl is there, but without these numbers."""
+        lines = [line for line in read_statistics(run_dir / 'stats.jsonl') if nimg_of(line) == nimg]
+        return any(line.get('evaluation') != self.protocol
+                   or any(f'Metrics/{name}' not in line for name in self.config.names) for line in lines)
 
     def is_due(self, state: TrainState, config: TrainConfig, run_dir: Path) -> bool:
         """Whether the averaged network of now is to be judged, and has not been; collective."""
         at_end = state.nimg >= config.total_nimg
         if state.nimg == 0 or not (at_end or due(state.nimg, config.batch_size, self.config.interval_nimg)):
             return False
-        missing = distributed.get_rank() == 0 and self.config.is_missing(run_dir, state.nimg)
+        missing = distributed.get_rank() == 0 and self.is_missing(run_dir, state.nimg)
         return bool(distributed.gather_objects(missing)[0])
 
     def __call__(self, net: Denoiser, run_dir: Path, stopping: Callable[[], bool]) -> Result | None:

@@ -38,7 +38,7 @@ from dnnlib.cli import FloatList
 from dnnlib.files import atomic_write, held
 from dnnlib.plots import pyplot
 from metrics.statistics import raise_on_all
-from metrics.suite import Reference, higher_is_better, names_of
+from metrics.suite import higher_is_better, names_of
 from torch_utils import checkpoint, distributed
 from training.diffusers_model import is_diffusers
 from training.drawing import Drawing, drawing_of, guidance_options, open_to_draw
@@ -564,7 +564,6 @@ class Evaluator:
         self.classes, self.rng, self.opening = classes, rng, dict(opening or {})
         self.metric = names_of(judge.metrics[0], judge.main)[0]
         self._opened: dict[tuple[str, str | None], Any] = {}
-        self._judging: str | None = None
         self._told: set[str] = set()
 
     def opened(self, network: Network, options: Mapping[str, Any]) -> list[Any]:
@@ -609,17 +608,8 @@ class Evaluator:
             drawn = self.images(self.drawing(network, given), network, protocol.seeds(0)).fingerprint()
         except RefusedError:
             drawn = f'{digest_of(self.opened(network, given)[0])} {spelled(given)}'
-        told = repr((drawn, protocol, self.classes, self._judged()))
+        told = repr((drawn, protocol, self.classes, self.judge.origin()))
         return Point(network, given, protocol, hashlib.sha256(told.encode()).hexdigest()[:16])
-
-    def _judged(self) -> str:
-        """What numbers depend on besides the images."""
-        if self._judging is None:
-            judge, reference = self.judge, self.judge.reference()
-            detectors = {tap: extractor.digest for tap, extractor in sorted(judge.extractors.items())}
-            origin = on_rank_0(lambda: _origin(reference))
-            self._judging = repr((origin, detectors, judge.metrics, judge.precision))
-        return self._judging
 
     def __call__(self, point: Point, state: Path) -> Row:
         """NFE, numbers and seconds; of several blocks the best numbers, as papers report them, mean and deviation."""
@@ -680,25 +670,13 @@ class Evaluator:
 
 
 def summary(scores: Sequence[Mapping[str, float]]) -> Row:
-    """Of each number the best of all blocks; of several blocks also the mean and the standard deviation."""
+    """All numbers of the block that is best by the first; of several blocks also the means and standard deviations."""
+    first = next(iter(scores[0]))
+    best = min(scores, key=lambda score: _sign(first) * score[first])
     found: Row = {}
-    for name in scores[0]:
+    for name in best:
         values = np.array([score[name] for score in scores])
-        found[name] = repr(float(_sign(name) * (_sign(name) * values).min()))
+        found[name] = repr(float(best[name]))
         if len(values) > 1:
             found |= {f'{name}_mean': repr(float(values.mean())), f'{name}_deviation': repr(float(values.std(ddof=1)))}
     return found
-
-
-def _origin(reference: Reference | None) -> str:
-    """Equal for references of the same images, where they say of which, or with the same numbers."""
-    assert reference is not None
-    total = hashlib.sha256()
-    for tap, stats in sorted(reference.moments.items()):
-        told = (tap, stats.count, stats.data_fingerprint, stats.detector_digest, stats.precision)
-        total.update(repr(told).encode())
-        if stats.data_fingerprint is None:
-            total.update(stats.mu.tobytes() + stats.sigma.tobytes())
-    for tap, features in sorted(reference.features.items()):
-        total.update(f'{tap} {features.shape}'.encode() + (b'' if tap in reference.moments else features.tobytes()))
-    return total.hexdigest()

@@ -33,7 +33,7 @@ from training.config import TrainConfig, due, learning_rate
 from training.dataset import ImageFolderDataset, batches
 from training.ema import EMA, HalfLife
 from training.history import add_numbers, forget_statistics
-from training.judging import EvalConfig, Evaluation, choose_best
+from training.judging import Evaluation, choose_best
 from training.networks import Denoiser, build_network
 from training.open_network import open_network
 from training.sampling import resolve_sampler
@@ -447,13 +447,13 @@ class Reporter:
                 trouble = f'no numbers: {error}'
             if self.is_first:
                 numbers = {name: found.get(name, math.nan) for name in evaluation.config.names}
-                self._note(evaluation.config, numbers, trouble, time.monotonic() - start)
+                self._note(evaluation, numbers, trouble, time.monotonic() - start)
         return True
 
-    def _note(self, config: EvalConfig, numbers: dict[str, float], trouble: str, seconds: float) -> None:
-        nimg = self.state.nimg
-        add_numbers(self.run_dir / 'stats.jsonl', nimg, numbers, config.protocol)
-        best = choose_best(self.run_dir, config.names[0], config.protocol)
+    def _note(self, evaluation: Evaluation, numbers: dict[str, float], trouble: str, seconds: float) -> None:
+        config, nimg = evaluation.config, self.state.nimg
+        add_numbers(self.run_dir / 'stats.jsonl', nimg, numbers, evaluation.protocol)
+        best = choose_best(self.run_dir, config.names[0], evaluation.protocol)
         self._say('  '.join([
             f'evaluation at kimg {nimg / 1000:<9.1f}',
             trouble or '  '.join(f'{name} {value:<7.5g}' for name, value in numbers.items()),
