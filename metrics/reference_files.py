@@ -19,14 +19,11 @@ do not name their detector are told by the number of features: 2048 are pool_3, 
 | dgm-eval         | npz    | reps: features, and pickled objects, which are left alone                 |
 """
 
-import contextlib
 import math
 import os
 import pickle
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -105,12 +102,12 @@ def _is_npz(path: Path) -> bool:
     """Whether it is a zip, and not the kind that torch.save writes."""
     if not legacy.is_zip(path):
         return False
-    with _one_line(path), zipfile.ZipFile(path) as archive:
+    with legacy.damage_named(path, WHAT), zipfile.ZipFile(path) as archive:
         return not any(name.endswith('/data.pkl') for name in archive.namelist())
 
 
 def _read_npz(path: Path, source: str) -> ReferenceFile:
-    with _one_line(path), np.load(path, allow_pickle=False) as file:
+    with legacy.damage_named(path, WHAT), np.load(path, allow_pickle=False) as file:
         names = set(file.files)
     if 'format' in names:
         return _read_ours(path, names)
@@ -188,21 +185,11 @@ def _features(path: Path, name: str) -> np.ndarray:
 
 def _array(path: Path, name: str) -> np.ndarray:
     """One array of the npz; the others are not looked at."""
-    with _one_line(path), np.load(path, allow_pickle=False) as file:
+    with legacy.damage_named(path, WHAT), np.load(path, allow_pickle=False) as file:
         array = file[name]
         if not isinstance(array, np.ndarray):
             raise ValueError(f'{name} is no array')
     return array
-
-
-@contextlib.contextmanager
-def _one_line(path: Path) -> Iterator[None]:
-    """Whatever a damaged file makes Python's libraries raise, as a ValueError that names the file."""
-    try:
-        yield
-    except (ValueError, LookupError, TypeError, RuntimeError, EOFError, OSError, NotImplementedError, MemoryError,
-            struct.error, zlib.error, zipfile.BadZipFile) as error:
-        raise ValueError(f'{path} is damaged or not a {WHAT}: {shown(" ".join(str(error).split()), 200)}') from None
 
 
 # Pickles

@@ -7,7 +7,6 @@ An npz holds `arr_0`, uint8 [N, H, W, C], and perhaps `arr_1`, classes [N]. 50,0
 take 10 GB, which np.load would read into memory at once. A .npy file of such an array does as well.
 """
 
-import contextlib
 import hashlib
 import io
 import math
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from dnnlib.download import fetch, is_url
 from dnnlib.files import atomic_write
-from torch_utils.legacy import ZIP_START
+from torch_utils import legacy
 from torch_utils.safe_pickle import shown
 
 NPY_START = b'\x93NUMPY'
@@ -86,7 +85,7 @@ class SampleBatch:
         """The classes, int64 [N], or None where there are none. They are read at each call."""
         if self._array.member is None:
             return None
-        with _one_line(self.path), zipfile.ZipFile(self.path) as archive:
+        with legacy.damage_named(self.path, WHAT), zipfile.ZipFile(self.path) as archive:
             if f'{LABELS}.npy' not in archive.NameToInfo:
                 return None
             found = self._find(LABELS)
@@ -122,12 +121,12 @@ class SampleBatch:
 
     def _find(self, name: str) -> _Array:
         """The array of that name in the npz, or the one of the npy."""
-        with _one_line(self.path), open(self.path, 'rb') as file:
+        with legacy.damage_named(self.path, WHAT), open(self.path, 'rb') as file:
             start = file.read(len(NPY_START))
             if start == NPY_START:
                 file.seek(0)
                 return _array(file, None, file.seek(0, 2))
-            if not start.startswith(ZIP_START):
+            if not start.startswith(legacy.ZIP_START):
                 raise ValueError('it is empty' if not start else f'it starts with {start!r}')
             with zipfile.ZipFile(file) as archive:
                 if f'{name}.npy' not in archive.NameToInfo:
@@ -155,7 +154,7 @@ class SampleBatch:
 
     def _read(self, position: int, pixels: np.ndarray) -> None:
         """Consecutive images from `position` on, into their place."""
-        with _one_line(self.path):
+        with legacy.damage_named(self.path, WHAT):
             stream = self._opened()
             stream.seek(self._array.header + position * pixels[0].nbytes)
             target, done = pixels.reshape(-1).data, 0
@@ -187,7 +186,7 @@ class _Stored(io.FileIO):
         super().__init__(path, 'rb')
         super().seek(member.header_offset)
         local = self.read(30)   # its header; the last two numbers are the lengths of what follows it
-        if not local.startswith(ZIP_START):
+        if not local.startswith(legacy.ZIP_START):
             raise ValueError(f'the zip has no member at byte {member.header_offset}')
         self.start = member.header_offset + 30 + sum(struct.unpack('<HH', local[26:30]))
 
@@ -221,16 +220,6 @@ def _runs(positions: Sequence[int]) -> Iterator[tuple[int, int]]:
         if end == len(positions) or positions[end] != positions[end - 1] + 1:
             yield start, end - start
             start = end
-
-
-@contextlib.contextmanager
-def _one_line(path: Path) -> Iterator[None]:
-    """Whatever a damaged file makes Python's libraries raise, as a ValueError that names the file."""
-    try:
-        yield
-    except (ValueError, LookupError, TypeError, RuntimeError, EOFError, OSError, NotImplementedError, MemoryError,
-            struct.error, zlib.error, zipfile.BadZipFile) as error:
-        raise ValueError(f'{path} is damaged or not a {WHAT}: {shown(" ".join(str(error).split()), 200)}') from None
 
 
 def write_sample_batch(path: str | os.PathLike[str], images: Iterable[Tensor], shape: Sequence[int],

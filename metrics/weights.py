@@ -8,16 +8,13 @@ torchvision's names (pytorch-fid and torch-fidelity share one file), as TorchScr
 Python object. All hold the same numbers under other names. The last two leave out gamma, which is one.
 """
 
-import contextlib
 import hashlib
 import io
 import itertools
 import os
-import struct
 import sys
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -197,7 +194,7 @@ def sniff(path: str | os.PathLike[str]) -> str:
     with open(path, 'rb') as file:
         start = file.read(64)
     if start.startswith(legacy.ZIP_START):
-        with _one_line(path), zipfile.ZipFile(path) as archive:
+        with legacy.damage_named(path, WHAT), zipfile.ZipFile(path) as archive:
             scripted = any(name.endswith('/constants.pkl') for name in archive.namelist())
         return 'TorchScript' if scripted else 'state dict'
     if start.startswith(legacy.STREAM_START):
@@ -206,16 +203,6 @@ def sniff(path: str | os.PathLike[str]) -> str:
         if start.startswith(beginning) and not start.lstrip().lower().startswith((b'<!doctype', b'<html')):
             return name
     raise ValueError(f'{path} is not a {WHAT}: it ' + (f'starts with {start[:8]!r}' if start else 'is empty'))
-
-
-@contextlib.contextmanager
-def _one_line(path: Path) -> Iterator[None]:
-    """Whatever a damaged file makes Python's libraries raise, as a ValueError that names the file."""
-    try:
-        yield
-    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError, OSError, NotImplementedError,
-            struct.error, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
-        raise ValueError(f'{path} is damaged or not a {WHAT}: {shown(str(error), 200)}') from None
 
 
 # Readers of the formats: path -> tensors under the names of the file.
@@ -232,7 +219,7 @@ def read_object(path: Path) -> dict[str, Tensor]:
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
     """The parameters and buffers of a TorchScript archive; its programs are not looked at."""
-    with _one_line(path), zipfile.ZipFile(path) as archive:
+    with legacy.damage_named(path, WHAT), zipfile.ZipFile(path) as archive:
         entries = {info.filename: info for info in archive.infolist()}
         tops = [name.removesuffix('/data.pkl') for name in entries if name.endswith('/data.pkl')]
         if len(tops) != 1:
@@ -288,13 +275,13 @@ def _tensors_of(value: Any) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401
 
 def read_graphdef(path: Path) -> dict[str, Tensor]:
     """The constants of a TensorFlow graph, without TensorFlow."""
-    with _one_line(path):
+    with legacy.damage_named(path, WHAT):
         return dict(_constants(path.read_bytes()))
 
 
 def read_tgz(path: Path) -> dict[str, Tensor]:
     """The graph within the archive that TensorFlow's models were published in."""
-    with _one_line(path), tarfile.open(path, 'r:gz') as archive:
+    with legacy.damage_named(path, WHAT), tarfile.open(path, 'r:gz') as archive:
         for member in archive:
             if member.isfile() and Path(member.name).name == 'classify_image_graph_def.pb' and member.size < MAX_FILE:
                 file = archive.extractfile(member)

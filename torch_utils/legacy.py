@@ -11,10 +11,13 @@ within its storage and has no more elements, the storages together are no larger
 nothing is decompressed (torch.save never compresses).
 """
 
+import contextlib
 import io
 import os
 import struct
+import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -50,6 +53,17 @@ STORAGES = {
 class Storage(NamedTuple):
     """Numbers in a row, of which tensors are views."""
     values: Tensor
+
+
+@contextlib.contextmanager
+def damage_named(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Whatever a damaged file makes Python's libraries raise, as a ValueError in one line that names the file."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError, OSError, NotImplementedError,
+            MemoryError, struct.error, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
+        message = shown(' '.join(str(error).split()), 200)
+        raise ValueError(f'{os.fspath(path)} is damaged or not a {what}: {message}') from None
 
 
 def read_file(path: str | os.PathLike[str], allowed: Allowed, what: str = 'checkpoint', data: bool = True) -> Any:  # noqa: ANN401
