@@ -274,6 +274,8 @@ def _open(network_path: str, weights: str | None, device: str, options: dict[str
     _in_float32(net)
     sampling = resolve_sampler(options, net.sigma_min, net.sigma_max)
     rows = sampling.sampler
+    if not isinstance(rows, RowsOfTable1) and sampling.discretization.sigmas(sampling.num_steps, net.sigma_min, net.sigma_max)[0].isinf():
+        raise ValueError('the flow of x cannot start at sigma = inf, where x is infinite: leave out --zero-terminal-snr, or give --sigma_max')
     if not isinstance(rows, RowsOfTable1) or rows.churn.S_churn > 0:
         raise ValueError('the flow is deterministic: leave out --sampler and --S_churn, and choose --solver, --disc, --schedule and --scaling')
     for note in sampling.notes:

@@ -47,7 +47,7 @@ class DiscreteSchedule:
 
     @property
     def snr(self) -> Tensor:
-        """SNR(t) = ᾱ_t/(1 − ᾱ_t) = 1/σ_t²        (Eq. 5)"""
+        """SNR(t) = ᾱ_t/(1 − ᾱ_t) = 1/σ_t²        (Eq. 5), what the second paper's Table 1 lists"""
         return 1 / torch.expm1(-self.log_alpha_bar)
 
 
@@ -158,9 +158,9 @@ def timesteps(num_steps: int, T: int = 1000, spacing: str = 'trailing', half_eve
         linspace   1 + k (T − 1)/(S − 1),  k = 0, …, S − 1    with the first and the last
         leading    1 + k ⌊T/S⌋,  k = 0, …, S − 1              without the last: the flaw of DDIM and PNDM programs
 
-    Computed in integers, so that there are always S of them; halves are rounded up, or with half_even to the even
-    neighbour, as NumPy does (of the index t − 1 for linspace). A single step of linspace is T. Raises ValueError
-    for S outside 1 to T.
+    Computed in integers, so that there are always S of them; halves are rounded up. half_even is for comparisons with
+    diffusers: to the even neighbour, as NumPy does (of the index t − 1 for linspace). A single step of linspace is T.
+    Raises ValueError for S outside 1 to T.
     """
     if spacing not in SPACINGS:
         raise ValueError(f'spacing must be one of {", ".join(SPACINGS)}, not {spacing!r}')

@@ -162,11 +162,14 @@ class ExplicitSteps:
 class DiscreteSteps:
     """σ_i = σ_t of N of the timesteps t of a discrete schedule, chosen as Table 2 of Lin et al. 2023 has it
 
-    Where the network does not support all of the levels, of those that it does. With zero terminal SNR the first
-    level is ∞, if the spacing has the last timestep. Needs N of at most as many levels as there are.
+    Of the levels in [lowest, highest], and where the network does not support all of these, of those that it does.
+    With zero terminal SNR the first level is ∞, if the spacing has the last timestep. Needs N of at most as many
+    levels as there are.
     """
     schedule: DiscreteSchedule = ScaledLinearBetas()
     spacing: str = 'trailing'
+    lowest: float = 0.0
+    highest: float = math.inf
 
     def __post_init__(self) -> None:
         if self.spacing not in SPACINGS:
@@ -174,17 +177,23 @@ class DiscreteSteps:
 
     @property
     def sigma_min(self) -> float:
-        return float(self.schedule.sigma[0])
+        return float(self.levels()[0])
 
     @property
     def sigma_max(self) -> float:
-        return float(self.schedule.sigma[-1])
+        return float(self.levels()[-1])
+
+    def levels(self, lowest: float = 0.0, highest: float = math.inf) -> Tensor:
+        """The levels there are to choose from, rising; ValueError when there are none."""
+        low, high = max(lowest, self.lowest), min(highest, self.highest)
+        sigma = within(self.schedule.sigma, low, high)
+        if len(sigma) == 0:
+            raise ValueError(f'no timestep has a noise level within [{low:g}, {high:g}], the range of the network '
+                             'and of --sigma_min and --sigma_max')
+        return sigma
 
     def sigmas(self, num_steps: int, lowest: float = 0.0, highest: float = math.inf) -> Tensor:
-        sigma = within(self.schedule.sigma, lowest, highest)
-        if len(sigma) == 0:
-            raise ValueError('no timestep has a noise level within the range of the network, '
-                             f'[{lowest:g}, {highest:g}]')
+        sigma = self.levels(lowest, highest)
         return sigma[[t - 1 for t in timesteps(num_steps, len(sigma), self.spacing)]].flip(0)
 
 

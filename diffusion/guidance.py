@@ -20,6 +20,7 @@ from diffusion.previous import image_sum, one_of, sum_squares
 from diffusion.unit import Level, change_of_scale
 
 SPACES = ('v', 'x0', 'eps')
+GUIDED_BELOW = 'With --guidance-interval=0,HI the guide is asked up to HI only'   # where it supports no more
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,9 @@ class Guided:
             guide_min, guide_max = getattr(guide, 'sigma_min', 0.0), getattr(guide, 'sigma_max', math.inf)
             self.sigma_min = max(getattr(net, 'sigma_min', 0.0), guide_min if lowest < guide_min else 0.0)
             self.sigma_max = min(getattr(net, 'sigma_max', math.inf), guide_max if highest > guide_max else math.inf)
-            if highest == math.inf:
-                self.finite_because = getattr(net, 'finite_because', '') or getattr(guide, 'finite_because', '')
+            reason = getattr(guide, 'finite_because', '')
+            if highest == math.inf and reason and not getattr(net, 'finite_because', ''):
+                self.finite_because = f'the guide: {reason}. {GUIDED_BELOW}'
         elif getattr(net, 'label_dim', None) == 0:
             raise ValueError('guidance needs a class-conditional network, trained with --label-dropout, or a '
                              '--guide-network; this network is unconditional')

@@ -33,6 +33,15 @@ class Preconditioner(Protocol):
         ...
 
 
+def check_finite(sigma: Tensor | float, finite_because: str) -> None:
+    """ValueError for σ = ∞ where `finite_because` says why a network cannot work there; '' where it can."""
+    if not finite_because:
+        return
+    sigma = torch.as_tensor(sigma)
+    if sigma.device.type == 'cpu' and bool(sigma.isinf().any()):   # to look at others would be to wait for them
+        raise ValueError(f'this network cannot work at sigma = inf: {finite_because}')
+
+
 class NoisePrediction:
     """1,  −σ,  1/√(σ² + 1): F predicts the noise that was added, from x/√(σ² + 1)"""
     finite_because: ClassVar[str] = 'it predicts the noise, which tells nothing of the image where there is only noise'
@@ -111,7 +120,10 @@ class IDDPM(NoisePrediction):
 
 @dataclass(frozen=True)
 class EDM:
-    """σ_data²/(σ² + σ_data²),  σ σ_data/√(σ_data² + σ²),  1/√(σ² + σ_data²),  ¼ ln σ"""
+    """σ_data²/(σ² + σ_data²),  σ σ_data/√(σ_data² + σ²),  1/√(σ² + σ_data²),  ¼ ln σ
+
+    In float32 for σ up to 1.8e19, whose square is the last that is finite; V has no such limit.
+    """
     finite_because: ClassVar[str] = ('its c_noise, ln(sigma)/4, is infinite there; the v preconditioning with the same '
                                      'sigma_data is the same network with a finite c_noise')
     sigma_data: float = 0.5
@@ -146,19 +158,28 @@ class V:
     noise_label  what F is told: 'timestep', the index t − 1 of the nearest level of `schedule` (nearest in φ);
                  'angle', (2/π) φ in [0, 1]; or 'log', ¼ ln min(σ, cap)
     schedule     the timesteps for which the network was trained, if these were discrete
-    cap          of 'log'; 4096 is ᾱ = 2⁻²⁴
+    cap          of 'log'; None: twice the highest finite level of `schedule`, so that it tells all levels apart, or
+                 without one 4096, which is ᾱ = 2⁻²⁴
     """
     finite_because: ClassVar[str] = ''
     sigma_data: float = 1.0
     noise_label: str = 'angle'
     schedule: DiscreteSchedule | None = None
-    cap: float = 4096.0
+    cap: float | None = None
 
     def __post_init__(self) -> None:
         if self.noise_label not in NOISE_LABELS:
             raise ValueError(f'noise_label must be one of {", ".join(NOISE_LABELS)}, not {self.noise_label!r}')
         if self.noise_label == 'timestep' and self.schedule is None:
             raise ValueError("noise_label='timestep' needs a schedule of discrete timesteps")
+        if self.cap is None:   # stored as the number that it is
+            object.__setattr__(self, 'cap', self._default_cap())
+
+    def _default_cap(self) -> float:
+        if self.noise_label != 'log' or self.schedule is None:
+            return 4096.0
+        sigma = self.schedule.sigma
+        return 2 * float(sigma[sigma.isfinite()][-1])
 
     def level(self, sigma: Tensor) -> Level:
         return Level.of_sigma(sigma, self.sigma_data)
@@ -180,9 +201,9 @@ class V:
         return sigma.clamp(max=self.cap).log() / 4
 
     def index(self, sigma: Tensor) -> Tensor:
-        """The index t − 1 of the nearest timestep, int64, in the shape of sigma."""
+        """The index t − 1 of the nearest timestep, int64, in the shape of sigma; a level of ∞ is only for σ = ∞."""
         assert self.schedule is not None
-        return torch.bucketize(Level.of_sigma(sigma).phi, _midpoints(self.schedule, sigma.device, sigma.dtype))
+        return torch.bucketize(sigma.contiguous(), _borders(self.schedule, sigma.device, sigma.dtype))
 
     def nearest(self, sigma: Tensor) -> Tensor:
         if self.noise_label != 'timestep' or self.schedule is None:
@@ -192,10 +213,13 @@ class V:
 
 
 @functools.lru_cache(maxsize=16)
-def _midpoints(schedule: DiscreteSchedule, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Where the nearest timestep changes, as φ = atan σ: [T − 1], kept on the device."""
+def _borders(schedule: DiscreteSchedule, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The σ at which the nearest timestep changes, halfway in φ = atan σ: [T − 1], kept on the device."""
     phi = Level.of_sigma(schedule.sigma).phi
-    return ((phi[1:] + phi[:-1]) / 2).to(dtype).to(device)
+    borders = ((phi[1:] + phi[:-1]) / 2).tan().to(dtype)
+    if math.isinf(schedule.sigma[-1]):   # however high a finite σ is, there is signal left
+        borders[-1:] = torch.finfo(dtype).max
+    return borders.to(device)
 
 
 def unit_scale(c: Preconditioner) -> float:

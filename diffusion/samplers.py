@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from diffusion.discretization import Discretization, EDMSteps
+from diffusion.preconditioning import check_finite
 from diffusion.schedules import LinearSchedule, NoScaling, Scaling, Schedule
 from diffusion.unit import Level
 
@@ -50,14 +51,15 @@ class Denoise:
 
         ValueError at σ = ∞ for networks that do not offer it.
         """
-        if math.isinf(sigma):
-            reason = getattr(self.net, 'finite_because', '')
-            if reason or not self.takes_unit:
-                reason = reason or 'it does not take the unit variable'
-                raise ValueError(f'this network cannot work at sigma = inf: {reason}')
+        self.check(sigma)
         if self.takes_unit:
             return self.net(z, self.beside(sigma, z), self.class_labels, unit=True).to(z.dtype)
         return self(z * torch.hypot(sigma, torch.full_like(sigma, self.unit_scale)), sigma)
+
+    def check(self, sigma: Tensor) -> None:
+        """ValueError at σ = ∞ for networks that cannot work there."""
+        unknown = '' if self.takes_unit else 'it does not take the unit variable'
+        check_finite(sigma, getattr(self.net, 'finite_because', '') or unknown)
 
     def beside(self, sigma: Tensor, x: Tensor) -> Tensor:
         """sigma where the network takes it: on the device of x, unless it says otherwise."""
@@ -383,8 +385,9 @@ def check_start(sampler: Sampler, sigma_max: float) -> None:
     """ValueError where a sampler cannot start at the noise level sigma_max."""
     if math.isinf(sigma_max) and not getattr(sampler, 'from_infinity', False):
         name = type(getattr(sampler, 'solver', sampler)).__name__
-        raise ValueError(f'{name} cannot start at sigma = inf, where x is infinite: use --sampler=ddim, '
-                         'ancestral or angle, or time steps that start at a finite noise level')
+        raise ValueError(f'{name} cannot start at sigma = inf, where x is infinite: use time steps that start at a '
+                         'finite noise level, such as with --sigma_max=80, or, in generate.py and fid.py, '
+                         '--sampler=ddim, ancestral or angle')
 
 
 @torch.no_grad()

@@ -16,7 +16,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Level:
-    """A noise level as the pair (a, b), a point on the quarter circle; d is the scale of the data."""
+    """A noise level as the pair (a, b), a point on the quarter circle; d is the scale of the data.
+
+    Levels are made of σ here; of_snr, of_alpha_bar and of_phi are for who has those instead.
+    """
     a: Tensor
     b: Tensor
     d: float = 1.0

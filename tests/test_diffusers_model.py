@@ -16,6 +16,7 @@ from diffusion.seeds import generate
 from diffusion.unit import Level
 from torch_utils.safetensors_file import load_tensors, save_tensors
 from training.diffusers_model import read_diffusers, read_schedule
+from training.drawing import open_drawing
 from training.open_network import open_network
 
 diffusers = pytest.importorskip('diffusers')
@@ -107,11 +108,13 @@ def test_learned_variance(tmp_path, images):
     net = open_network(tmp_path)
     z = images
     D, F_var = net(z, net.schedule.sigma[700], unit=True, return_variance=True)
-    assert torch.equal(F_var, unet(z, 700).sample[:, 3:])
+    assert torch.equal(F_var, unet(z, 700).sample[:, 3:]) and net.learned_variance
+    assert open_drawing(str(tmp_path), None, {'sampler': 'ancestral'}, torch.device('cpu')).sampling.sampler == Ancestral('learned')
     assert torch.equal(D, net(z, net.schedule.sigma[700], unit=True))
     result = run(Ancestral('learned'), Denoise(net), z, torch.tensor([*net.schedule.sigma[[900, 500, 100]], 0.0]))
     assert bool(result.isfinite().all())
     save(tmp_path / 'plain')
+    assert open_drawing(str(tmp_path / 'plain'), None, {'sampler': 'ancestral'}, torch.device('cpu')).sampling.sampler == Ancestral('small')
     assert one_line(open_network(tmp_path / 'plain'), z, net.schedule.sigma[700], return_variance=True) == (
         'return_variance needs a network with 6 outputs (iDDPM); this one has 3')
 
@@ -164,6 +167,7 @@ def test_nearest_levels(tmp_path):
     assert torch.equal(net.round_sigma(sigmas), sigmas)
     assert torch.equal(net.timestep(sigmas.float()), torch.arange(1000))
     assert torch.equal(net.round_sigma(sigmas * 1.0001)[:-1], sigmas[:-1])
+    assert net.timestep(torch.tensor([1e9, 3e38, math.inf])).tolist() == [998, 998, 999]   # only σ = ∞ has no signal
     assert net.round_sigma(0.0) == 0 and net.round_sigma(torch.tensor(0.01, dtype=torch.float32)).dtype == torch.float32
     assert net.round_sigma(torch.tensor(0.5)).shape == () and net.round_sigma(torch.full([2, 1], 0.5)).shape == (2, 1)
     steps = net.native_steps.sigmas(4, net.sigma_min, net.sigma_max)
@@ -300,6 +304,41 @@ def test_classifier_free_guidance(tmp_path, images):
                      for classes in ([0, 2], [3, 3]))
         result = net(images, sigma, torch.eye(3)[[0, 2]], unit=True)
         assert (result - (D_none + 2.5 * (D - D_none))).abs().max() < 5e-6
+
+
+def test_guidance_away_from_what_training_never_saw(tmp_path):
+    cpu, note = torch.device('cpu'), ('this network is told by an embedding of zeros, which its training never saw, that there is no class, '
+                                      'and guidance leads away from the answer to that: give ')
+    save(tmp_path, arguments={**UNET, 'num_class_embeds': 4})
+    folder = str(tmp_path)
+    assert open_drawing(folder, None, {'guidance': 2.0}, cpu).notes == (f'{note}--null-class',)
+    for given in ({'guidance': 2.0, 'null_class': 3}, {'guidance': 1.0}, {}, {'guidance': 2.0, 'guide_network': folder}):
+        assert open_drawing(folder, None, given, cpu).notes == (), given
+    save(tmp_path, diffusers.UNet2DConditionModel, {**CONDITION, 'in_channels': 3, 'out_channels': 3})
+    path = str(tmp_path / 'prompts.npz')
+    np.savez(path, embeddings=np.ones([2, 5, 6]))
+    given = {'guidance': 2.0, 'embeddings': path}
+    assert open_drawing(folder, None, given, cpu).notes == (f'{note}the array `negative` in the file of --embeddings',)
+    np.savez(path, embeddings=np.ones([2, 5, 6]), negative=np.zeros([5, 6]))   # zeros that are meant, as SDXL's are
+    assert open_drawing(folder, None, given, cpu).notes == ()
+
+
+def test_a_guide_is_opened_with_the_options_of_the_network(tmp_path):
+    """Of diffusers, if it is of diffusers."""
+    save(tmp_path, diffusers.UNet2DConditionModel, {**CONDITION, 'in_channels': 3, 'out_channels': 3})
+    path, folder = str(tmp_path / 'prompts.npz'), str(tmp_path)
+    np.savez(path, embeddings=np.ones([2, 5, 6]), negative=np.zeros([5, 6]))
+    given = {'guidance': 2.0, 'embeddings': path, 'timesteps': 'interpolated', 'guide_network': folder}
+    net, guide = (watched.net for watched in open_drawing(folder, None, given, torch.device('cpu')).counted)
+    assert guide.label_dim == 2 and guide.timesteps == 'interpolated' and torch.equal(guide.embeddings, net.embeddings)
+
+
+def test_noise_prediction_is_said_to_begin_later(tmp_path):
+    save(tmp_path, rescale_betas_zero_snr=True)
+    drawing = open_drawing(str(tmp_path), None, {}, torch.device('cpu'))
+    assert drawing.notes == ('drawing starts at sigma = 15406: the network supports no more, as it predicts the noise, which tells nothing of '
+                             'the image where there is only noise',)
+    assert drawing.sampling.sampler == DDIM()
 
 
 def test_files_of_embeddings_that_do_not_fit(tmp_path):

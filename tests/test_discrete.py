@@ -65,7 +65,7 @@ def test_the_betas_are_the_formulas():
                             (CosineBetas(), np.minimum(1 - f[1:] / f[:-1], 0.999))]:
         np.testing.assert_allclose(schedule.betas.numpy(), betas, rtol=1e-9)
         np.testing.assert_allclose(schedule.alpha_bar.numpy(), np.cumprod(1 - betas), rtol=1e-11)
-        np.testing.assert_allclose(schedule.sigma.numpy() ** -2, schedule.snr.numpy(), rtol=1e-12)
+        np.testing.assert_allclose(schedule.sigma.numpy() ** -2, np.cumprod(1 - betas) / (1 - np.cumprod(1 - betas)), rtol=1e-9)
         assert schedule.sigma.dtype == f64 and len(schedule.sigma) == 1000
     assert torch.allclose(GivenBetas(tuple(LinearBetas().betas.tolist())).sigma, LinearBetas().sigma, rtol=1e-9, atol=0)
 
@@ -127,7 +127,9 @@ def test_rescaling_loses_no_digits_where_there_is_little_noise():
     (lambda: DiscreteSteps(spacing='leding'), "^spacing must be one of trailing, linspace, leading, not 'leding'$"),
     (lambda: timesteps(0, 100), '^the number of steps must be at least 1, not 0$'),
     (lambda: timesteps(101, 100), '^101 steps are more than the 100 timesteps there are$'),
-    (lambda: DiscreteSteps().sigmas(5, 1000), r'^no timestep has a noise level within the range of the network, \[1000, inf\]$'),
+    (lambda: DiscreteSteps().sigmas(5, 1000), r'^no timestep has a noise level within \[1000, inf\], the range of the network and of --sigma_min and --sigma_max$'),
+    (lambda: DiscreteSteps(highest=0.01).sigma_max, r'^no timestep has a noise level within \[0, 0\.01\], the range of the network and of'),
+    (lambda: DiscreteSteps(lowest=2, highest=5).sigmas(5, 0, 1), r'^no timestep has a noise level within \[2, 1\], the range of the network and of'),
 ])
 def test_what_does_not_fit(make, message):
     with pytest.raises(ValueError, match=message):
@@ -166,6 +168,11 @@ def test_steps_are_the_levels_of_the_timesteps_and_start_at_infinity():
     # Of a network that supports fewer levels, those that it does.
     assert torch.equal(DiscreteSteps(schedule).sigmas(1, 0, float(schedule.sigma[499])), schedule.sigma[499:500])
     assert torch.equal(DiscreteSteps(schedule).sigmas(5, 0, float(schedule.sigma[499])), schedule.sigma[99:500:100].flip(0))
+    # Or those that are wanted, or both.
+    assert torch.equal(DiscreteSteps(schedule, highest=float(schedule.sigma[499])).sigmas(5), schedule.sigma[99:500:100].flip(0))
+    both = DiscreteSteps(schedule, 'linspace', lowest=0.1, highest=50.0)
+    assert torch.equal(both.sigmas(2, 0, 20.0), schedule.sigma[(schedule.sigma >= 0.0999) & (schedule.sigma <= 20)][[-1, 0]])
+    assert (both.sigma_min, both.sigma_max) == (float(both.levels()[0]), float(both.levels()[-1])) == pytest.approx((0.1, 50), rel=0.03)
     for name in DISCRETE_SCHEDULES:
         assert isinstance(DISCRETIZATIONS[name]().schedule, DISCRETE_SCHEDULES[name])
 

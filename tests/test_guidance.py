@@ -334,8 +334,11 @@ def test_without_the_guides_unit_variable_there_is_none():
 
 def test_the_reason_of_either_network_forbids_infinite_noise():
     can, cannot = with_attributes(finite_because=''), with_attributes(finite_because='it predicts the noise')
-    for net, guide in [(cannot, None), (cannot, can), (can, cannot), (Classes(), cannot)]:
-        assert guided(net, Guidance(2.0), guide).finite_because == 'it predicts the noise'
+    for guide in (None, can, cannot):
+        assert guided(cannot, Guidance(2.0), guide).finite_because == 'it predicts the noise'
+    for net in (can, Classes()):
+        assert guided(net, Guidance(2.0), cannot).finite_because == (
+            'the guide: it predicts the noise. With --guidance-interval=0,HI the guide is asked up to HI only')
     assert guided(can, Guidance(2.0), can).finite_because == guided(can, Guidance(2.0)).finite_because == ''
     assert guided(can, Guidance(2.0, interval=(0, 9)), cannot).finite_because == ''   # there the guide is not asked
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 import train
 from diffusion.adaptive import RK45, AdaptiveSDE
 from diffusion.discrete import CosineBetas, LinearBetas, ScaledLinearBetas
-from diffusion.discretization import DiscreteSteps, EDMSteps, ExplicitSteps
+from diffusion.discretization import DiscreteSteps, EDMSteps, ExplicitSteps, IDDPMSteps
 from diffusion.guidance import Guidance, guided
 from diffusion.ideal import Gaussian, IdealDenoiser, Mixture
 from diffusion.preconditioning import EDM, IDDPM, PRECONDITIONERS, VE, VP, V, unit_coefficients, unit_scale
@@ -102,7 +102,10 @@ def test_what_v_tells_the_network():
     c = V(noise_label='timestep', schedule=table)
     for dtype in (f64, torch.float32):
         assert c.c_noise(table.sigma.to(dtype)).tolist() == list(range(1000))
-    assert c.c_noise(torch.tensor([0, 1e-9, 3e3, 1e9], dtype=f64)).tolist() == [0, 0, 998, 999]
+    for dtype in (f64, torch.float32):   # however high a finite σ is, it is not σ = ∞, which has no signal
+        assert c.c_noise(torch.tensor([0, 1e-9, 3e3, 1e9, 3e38, math.inf], dtype=dtype)).tolist() == [0, 0, 998, 998, 998, 999]
+        assert c.nearest(torch.tensor([1e4, 3e38, math.inf], dtype=dtype)).tolist() == [*[float(table.sigma[998].to(dtype))] * 2, math.inf]
+    assert V(noise_label='timestep', schedule=ScaledLinearBetas()).c_noise(torch.tensor([1e9, math.inf])).tolist() == [999, 999]
     middle = ((table.sigma[10].atan() + table.sigma[11].atan()) / 2).tan()
     around = torch.stack([middle * (1 - 1e-9), middle * (1 + 1e-9), torch.zeros([], dtype=f64), inf])
     assert torch.equal(c.nearest(around), torch.stack([table.sigma[10], table.sigma[11], around[2], inf]))
@@ -112,6 +115,19 @@ def test_what_v_tells_the_network():
     assert float(V().c_noise(inf)) == 1 and torch.equal(V().nearest(SIGMAS), SIGMAS)
     log = V(noise_label='log').c_noise(SIGMAS[1:])
     assert torch.equal(log[:-2], SIGMAS[1:-2].log() / 4) and log[-2:].tolist() == [math.log(4096) / 4] * 2
+    for schedule in (table, LinearBetas(), CosineBetas(), CosineBetas(zero_terminal_snr=True)):
+        sigma = (21 * torch.rand(500, dtype=f64, generator=torch.Generator().manual_seed(0)) - 7).exp()
+        phi = schedule.sigma[schedule.sigma.isfinite()].atan()
+        nearest = (sigma.atan().reshape(-1, 1) - phi).abs().argmin(dim=1)   # in φ
+        assert torch.equal(V(1.0, 'timestep', schedule).index(sigma), nearest)
+        c = V(1.0, 'log', schedule)
+        assert c.cap == 2 * float(schedule.sigma[schedule.sigma.isfinite()][-1])
+        assert len(c.c_noise(schedule.sigma).unique()) == 1000 and bool(c.c_noise(schedule.sigma).isfinite().all())
+    stored = configs.encode(V(1.0, 'log', CosineBetas(), cap=4096.0))   # as by those who had no other
+    assert stored['cap'] == 4096 and configs.decode(stored, V).c_noise(torch.tensor(2e4, dtype=f64)) == math.log(4096) / 4
+    del stored['cap']
+    assert configs.decode(stored, V).cap == pytest.approx(40582.35, rel=1e-6)
+    assert V(1.0, 'angle', CosineBetas()).cap == V(1.0, 'timestep', CosineBetas()).cap == 4096   # unused, as it always was
     with pytest.raises(ValueError, match="^noise_label must be one of timestep, angle, log, not 'sigma'$"):
         V(noise_label='sigma')
     with pytest.raises(ValueError, match="^noise_label='timestep' needs a schedule of discrete timesteps$"):
@@ -399,8 +415,8 @@ def test_the_others_cannot_start_at_infinity(sampler):
     name = type(getattr(sampler, 'solver', sampler)).__name__
     with pytest.raises(ValueError) as error:
         run(sampler, Denoise(Axes()), torch.zeros(1, 4, 1, 1), uniform_angles(4))
-    assert str(error.value) == (f'{name} cannot start at sigma = inf, where x is infinite: use --sampler=ddim, ancestral or '
-                                'angle, or time steps that start at a finite noise level')
+    assert str(error.value) == (f'{name} cannot start at sigma = inf, where x is infinite: use time steps that start at a finite noise level, '
+                                'such as with --sigma_max=80, or, in generate.py and fid.py, --sampler=ddim, ancestral or angle')
 
 
 def test_learned_variance_cannot_start_at_infinity():
@@ -442,8 +458,8 @@ def test_guidance_and_explicit_levels_start_at_infinity():
 
 # Options
 
-def resolve(native=DiscreteSteps(TABLE), lowest=0.0, highest=math.inf, **given):
-    return resolve_sampler(given, lowest, highest, native)
+def resolve(native=DiscreteSteps(TABLE), lowest=0.0, highest=math.inf, learned_variance=True, **given):
+    return resolve_sampler(given, lowest, highest, native, learned_variance=learned_variance)
 
 
 def test_native_steps_are_the_default_with_ddim():
@@ -460,17 +476,72 @@ def test_native_steps_are_the_default_with_ddim():
     assert resolve(None).sampler == RowsOfTable1()
 
 
+def test_discrete_timesteps_are_for_ddim():
+    """Of a network that knows such, and from σ = ∞; unless rows of Table 1 are asked for."""
+    for native, given, expected in [
+            (DiscreteSteps(TABLE), {'disc': 'cosine'}, DDIM), (None, {'disc': 'cosine'}, RowsOfTable1),
+            (None, {'disc': 'cosine', 'zero_terminal_snr': True}, DDIM), (DiscreteSteps(TABLE), {'disc': 've'}, RowsOfTable1),
+            (None, {'disc': 'cosine', 'zero_terminal_snr': True, 'spacing': 'leading'}, RowsOfTable1),
+            (None, {'disc': 'cosine', 'zero_terminal_snr': True, 'sigma_max': 80.0}, RowsOfTable1),
+            (DiscreteSteps(TABLE), {'disc': 'cosine', 'scaling': 'none'}, RowsOfTable1),
+            (DiscreteSteps(TABLE), {'disc': 'cosine', 'sampler': 'rk45'}, RK45)]:
+        assert type(resolve(native, **given).sampler) is expected, given
+
+
+def test_presets_bring_their_own_time_steps():
+    assert resolve(preset='iddpm-original').discretization == IDDPMSteps()
+    assert resolve(preset='iddpm-original', disc='edm').discretization == EDMSteps()
+    assert resolve(preset='cifar10-edm', sampler='ddim').discretization == DiscreteSteps(TABLE)   # that names none
+    assert resolve(preset='vp-original').sampler == EulerMaruyama(deterministic=True, original=True)
+
+
+def test_the_variance_of_ancestral_sampling():
+    """Learned where it has been, but not at σ = ∞."""
+    finite = DiscreteSteps(ScaledLinearBetas())
+    for native, learned_variance, given, expected in [
+            (finite, True, {}, 'learned'), (finite, False, {}, 'small'), (None, False, {}, 'small'), (None, True, {}, 'learned'),
+            (DiscreteSteps(TABLE), True, {}, 'small'), (DiscreteSteps(TABLE), True, {'sigma_max': 80.0}, 'learned'),
+            (None, True, {'disc': 'cosine', 'zero_terminal_snr': True}, 'small'), (finite, False, {'variance': 'learned'}, 'learned')]:
+        sampling = resolve(native, sampler='ancestral', learned_variance=learned_variance, **given)
+        assert sampling.sampler == Ancestral(expected), given
+    assert network(IDDPM()).learned_variance and not network(V()).learned_variance
+
+
+@pytest.mark.parametrize(('native', 'disc'), [(DiscreteSteps(TABLE), {}), (None, {'disc': 'scaled-linear', 'zero_terminal_snr': True})])
+def test_discrete_timesteps_within_a_range(native, disc):
+    sampling = resolve(native, sigma_min=0.1, sigma_max=float(TABLE.sigma[899]), num_steps=3, spacing='linspace', **disc)
+    sigmas = sampling.discretization.sigmas(3)
+    assert float(sigmas[0]) == float(TABLE.sigma[899]) and float(sigmas[-1]) == pytest.approx(0.1, rel=0.05) and sampling.notes == ()
+    assert float(sampling.discretization.sigmas(3, 0, 5.0)[0]) == pytest.approx(5, rel=0.01) and len(sigmas) == 3
+    with pytest.raises(ValueError, match=r'^no timestep has a noise level within \[0, 0\.01\], the range of the network and of --sigma_min and --sigma_max$'):
+        resolve(native, sigma_max=0.01, **disc)
+
+
+def test_networks_that_end_before_infinity():
+    """Silence would be another schedule than the one asked for."""
+    highest = float(TABLE.sigma[-2])
+    reason = 'the guide supports no more, as it is old'
+    for given, native in [({'disc': 'scaled-linear', 'zero_terminal_snr': True}, None), ({'zero_terminal_snr': True}, DiscreteSteps())]:
+        with pytest.raises(ValueError, match=f'^--zero-terminal-snr=True cannot start at sigma = inf, only at 2254.24: {reason}$'):
+            resolve_sampler(given, 0.0, highest, native, limit=reason)
+        with pytest.raises(ValueError, match='^--zero-terminal-snr=True cannot start at sigma = inf, only at 100: the network supports no more$'):
+            resolve(native, highest=100.0, **given)
+        assert resolve(native, highest=100.0, sigma_max=80.0, **given).notes == ()
+    assert resolve(highest=highest).notes == ('drawing starts at sigma = 2254.24: the network supports no more',)
+    assert resolve(highest=highest, spacing='leading').notes == resolve(highest=highest, solver='heun').notes == resolve().notes == ()
+
+
 def test_options_of_discrete_timesteps():
     sampling = resolve(None, disc='scaled-linear', sampler='angle', zero_terminal_snr=True, spacing='linspace')
     assert sampling.discretization == DiscreteSteps(TABLE, 'linspace') and sampling.notes == ()
     assert resolve(None, sigmas=[math.inf, 1.0], sampler='ddim').discretization == ExplicitSteps((math.inf, 1.0))
-    finite = resolve(None, disc='scaled-linear', schedule='vp', zero_terminal_snr=True, highest=100.0)   # a network that ends at 100
-    assert float(finite.sampler.schedule.sigma(torch.ones([], dtype=f64))) == pytest.approx(100)
+    finite = resolve(None, disc='scaled-linear', schedule='vp', highest=100.0, zero_terminal_snr=True, sigma_max=100.0)
+    assert float(finite.sampler.schedule.sigma(torch.ones([], dtype=f64))) == float(TABLE.sigma[TABLE.sigma <= 100][-1])
     leading = resolve(None, disc='scaled-linear', zero_terminal_snr=True, spacing='leading')   # begins before the last
     assert type(leading.sampler) is RowsOfTable1 and leading.discretization.sigmas(18)[0] == TABLE.sigma[935]
     for given, message in [
             ({'disc': 'edm', 'sigma_max': math.inf, 'sampler': 'ddim'}, '^no noise levels are left: sigma_min=0.002 and sigma_max=inf must'),
-            ({'disc': 'scaled-linear', 'zero_terminal_snr': True}, '^SecondOrder cannot start at sigma = inf, where x is infinite: use --sampler=ddim'),
+            ({'disc': 'scaled-linear', 'zero_terminal_snr': True, 'solver': 'heun'}, '^SecondOrder cannot start at sigma = inf, where x is infinite: use time'),
             ({'disc': 'cosine', 'zero_terminal_snr': True, 'schedule': 'vp'}, '^SecondOrder cannot start at sigma = inf'),
             ({'zero_terminal_snr': True}, '^--zero-terminal-snr would have no effect with --sampler=table1$'),
             ({'spacing': 'leading', 'disc': 'edm'}, '^--spacing would have no effect with --sampler=table1 --disc=edm$'),
@@ -595,12 +666,20 @@ def test_options_of_v(digits):  # noqa: F811
     assert config.network.sigma_min == pytest.approx(float(TABLE.sigma[0]))
     assert config.loss == VelocityLoss(UniformTimestep(TABLE), InverseCOut(precond), 1.0) and config.label_dropout == 0.1
     config = resolved(digits, '--precond=v', '--schedule=cosine', '--zero-terminal-snr=0', '--c-noise=log', '--sigma_data=0.5', '--weighting=inverse-variance')
-    assert config.network.precond == V(0.5, 'log', CosineBetas()) and config.network.sigma_max == pytest.approx(20291.17)
+    assert config.network.precond == V(0.5, 'log', CosineBetas()) and config.network.precond.cap == pytest.approx(2 * 20291.17) and config.network.sigma_max == pytest.approx(20291.17)
     assert config.loss == VelocityLoss(UniformTimestep(CosineBetas()), InverseVariance(), 0.5)
     config = resolved(digits, '--precond=v', '--noise=edm', '--sigma_data=0.5', '--P_std=1.0')
     assert config.network.precond == V(0.5) and config.loss.noise_distribution.P_std == 1.0
     config = resolved(digits, '--precond=vp', '--noise=timestep', '--schedule=ddpm-linear')
     assert config.loss.noise_distribution == UniformTimestep(LinearBetas()) and config.network.sigma_max == pytest.approx(157.407, abs=1e-3)
+
+
+def test_a_timestep_of_weight_zero_is_noted(digits):  # noqa: F811
+    note = 'with --weighting=inverse-variance the last timestep, sigma = inf, has the weight 0: what sampling starts with is never trained'
+    for more, expected in [(['--weighting=inverse-variance'], [note]), ([], []), (['--weighting=inverse-variance', '--zero-terminal-snr=0'], []),
+                           (['--weighting=inverse-variance', '--noise=edm'], [])]:
+        config = resolved(digits, '--precond=v', '--tick=1', *more)
+        assert train.notes_on(config, torch.device('cpu')) == expected
 
 
 @pytest.mark.parametrize(('options', 'message'), [

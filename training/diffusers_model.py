@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from diffusion.discrete import CosineBetas, DiscreteSchedule, GivenBetas, LinearBetas, ScaledLinearBetas
 from diffusion.discretization import DiscreteSteps
-from diffusion.preconditioning import NoisePrediction, V
+from diffusion.preconditioning import NoisePrediction, V, check_finite
 from diffusion.unit import Level
 from torch_utils import checkpoint
 from torch_utils.legacy import TENSORS, read_file
@@ -53,15 +53,17 @@ class DiffusersDenoiser(nn.Module):
     timesteps    'nearest': F is told the t of the nearest level, and round_sigma is σ_t; 'interpolated': a
                  fractional t, linear in ln σ, and round_sigma is the identity
     embeddings   [label_dim + 1, tokens, dim] for cross-attention, one for each label and one for none
+    lacks_null   what would have told it how training expressed that there is no class: until then, by zeros that it
+                 has not seen; '' where nothing is missing
     """
     unit_scale = 1.0
 
     def __init__(self, model: nn.Module, schedule: DiscreteSchedule, prediction_type: str, img_resolution: int,
                  img_channels: int, label_dim: int = 0, embeddings: Tensor | None = None,
-                 timesteps: str = 'nearest') -> None:
+                 timesteps: str = 'nearest', lacks_null: str = '') -> None:
         super().__init__()
         self.model, self.schedule = model, schedule
-        self.prediction_type, self.timesteps = prediction_type, timesteps
+        self.prediction_type, self.timesteps, self.lacks_null = prediction_type, timesteps, lacks_null
         self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
         self.finite_because = NoisePrediction.finite_because if prediction_type == 'epsilon' else ''
         sigmas = schedule.sigma[schedule.sigma.isfinite()] if self.finite_because else schedule.sigma
@@ -72,6 +74,11 @@ class DiffusersDenoiser(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether `forward` takes return_variance=True."""
+        return bool(self.model.config.out_channels == 2 * self.img_channels)
 
     @property
     def native_steps(self) -> DiscreteSteps:
@@ -123,9 +130,7 @@ class DiffusersDenoiser(nn.Module):
         sigma = torch.as_tensor(sigma, dtype=torch.float32)
         if sigma.numel() not in (1, len(x)):
             raise ValueError(f'sigma has {sigma.numel()} noise levels for {len(x)} images; give one, or one per image')
-        # Asked only where the answer is at hand: to wait for a GPU would cost more than it is worth.
-        if self.finite_because and sigma.device.type == 'cpu' and bool(sigma.isinf().any()):
-            raise ValueError(f'this network cannot work at sigma = inf: {self.finite_because}')
+        check_finite(sigma, self.finite_because)
         return sigma.to(x.device, non_blocking=x.is_cuda).reshape(-1, 1, 1, 1)
 
     def _conditions(self, class_labels: Tensor | None, x: Tensor) -> dict[str, Tensor]:
@@ -192,10 +197,13 @@ def read_diffusers(folder: str | os.PathLike[str], weights: str | None = None,
             raise ValueError(f'embeddings={embeddings} would have no effect: {config_file} is a UNet2DModel, '
                              'which has no cross-attention')
         table, label_dim = None, _number_classes(model, null_class, config_file)
+        lacks_null = '--null-class' if label_dim and null_class is None else ''
     else:
-        table = _read_embeddings(embeddings, null_class, options, config_file)
+        table, has_negative = _read_embeddings(embeddings, null_class, options, config_file)
         label_dim = len(table) - 1
-    net = DiffusersDenoiser(model, schedule, prediction_type, resolution, channels, label_dim, table, timesteps)
+        lacks_null = '' if has_negative else 'the array `negative` in the file of --embeddings'
+    net = DiffusersDenoiser(model, schedule, prediction_type, resolution, channels, label_dim, table, timesteps,
+                            lacks_null)
     return net.eval().requires_grad_(False)
 
 
@@ -364,8 +372,8 @@ def _number_classes(model: Any, null_class: int | None, path: Path) -> int:  # n
 
 
 def _read_embeddings(path: str | os.PathLike[str] | None, null_class: int | None, config: Any,  # noqa: ANN401
-                     config_file: Path) -> Tensor:
-    """[N + 1, tokens, dim] float32: those of the file, and the one that stands for none."""
+                     config_file: Path) -> tuple[Tensor, bool]:
+    """[N + 1, tokens, dim] float32, those of the file and the one that stands for none; whether the file has it too."""
     if null_class is not None:
         raise ValueError(f'null_class={null_class} would have no effect: {config_file} is a UNet2DConditionModel, '
                          'whose labels are embeddings')
@@ -391,7 +399,7 @@ def _read_embeddings(path: str | os.PathLike[str] | None, null_class: int | None
             raise ValueError(f'{path}: {name} has numbers that are not finite')
     if list(negative.shape) not in (shape, [1, *shape]):
         raise ValueError(f'{path}: negative must be {shape} like one of the embeddings, not {list(negative.shape)}')
-    return torch.cat([embeddings, negative.reshape(1, *shape)]).to(torch.float32)
+    return torch.cat([embeddings, negative.reshape(1, *shape)]).to(torch.float32), 'negative' in found
 
 
 def _arrays(path: Path) -> dict[str, Tensor]:

@@ -11,10 +11,12 @@ from typing import Any
 import click
 import torch
 
-from diffusion.guidance import SPACES, Guidance, guided
+from diffusion.guidance import GUIDED_BELOW, SPACES, Guidance, guided
+from diffusion.samplers import Denoise
 from diffusion.watch import Watched
 from dnnlib.cli import FloatList, heading
 from torch_utils import distributed
+from training.diffusers_model import is_diffusers
 from training.open_network import open_network
 from training.sampling import Sampling, resolve_sampler
 
@@ -26,7 +28,8 @@ NETWORK = [
                                             'for the ideal denoiser of a zip or folder', metavar='PATH|URL', required=True),
     files('--weights', help='Which weights of the file: ema, the main average; ema:NAME, another; raw, of a training state; of a folder '
                             'of diffusers the variant, such as fp16  [default: ema]', metavar='NAME'),
-    files('--embeddings', help='Of a diffusers U-Net with cross-attention: .npy, .npz or .safetensors [N, tokens, dim]; each is a class', metavar='FILE'),
+    files('--embeddings', help='Of a diffusers U-Net with cross-attention: .npy, .npz or .safetensors [N, tokens, dim]; each is a class. '
+                               'These three also for --guide-network', metavar='FILE'),
     files('--null-class', help='Of a diffusers U-Net with classes: the one that stands for none', type=click.IntRange(min=0), metavar='INT'),
     files('--timesteps', help='Of a diffusers U-Net: which it is told for a noise level  [default: nearest]', type=click.Choice(['nearest', 'interpolated'])),
 ]
@@ -78,9 +81,11 @@ def open_drawing(network: str, weights: str | None, options: dict[str, Any], dev
 
     Raises ValueError or FileNotFoundError in one line for what cannot be opened or does not go together.
     """
-    networks = [open_to_draw(network, device, weights, **{name: options.get(name) for name in NETWORK_NAMES})]
-    if options.get('guide_network') is not None:
-        networks.append(open_network(options['guide_network'], device))
+    chosen = {name: options.get(name) for name in NETWORK_NAMES}
+    networks = [open_to_draw(network, device, weights, **chosen)]
+    guide = options.get('guide_network')
+    if guide is not None and options.get('guidance') not in (None, 1):   # else it is not asked
+        networks.append(open_network(guide, device, **(chosen if is_diffusers(guide) else {})))
     return drawing_of(networks, options)
 
 
@@ -98,8 +103,18 @@ def drawing_of(networks: Sequence[Any], options: dict[str, Any]) -> Drawing:
     counted = tuple(Watched(net, keep_sigmas=False) for net in networks)
     net, notes = guided_network(counted[0], options, *counted[1:])
     sampler = {name: value for name, value in options.items() if name not in (*FIELDS, *NETWORK_NAMES, 'guide_network')}
-    sampling = resolve_sampler(sampler, net.sigma_min, net.sigma_max, getattr(net, 'native_steps', None))
+    sampling = resolve_sampler(sampler, net.sigma_min, net.sigma_max, getattr(net, 'native_steps', None),
+                               limit=limit_of(net, counted), learned_variance=getattr(net, 'learned_variance', False))
+    Denoise(net).check(sampling.discretization.sigmas(sampling.num_steps, net.sigma_min, net.sigma_max)[0])
     return Drawing(net, sampling, counted, (*notes, *sampling.notes))
+
+
+def limit_of(net: Any, networks: Sequence[Any]) -> str:  # noqa: ANN401 (a denoiser)
+    """Why `net`, made of a network and perhaps its guide, supports nothing above its sigma_max."""
+    by_guide = net.sigma_max < networks[0].sigma_max
+    reason = getattr(networks[-1 if by_guide else 0], 'finite_because', '')
+    return (f'the {"guide" if by_guide else "network"} supports no more' + (f', as {reason}' if reason else '')
+            + (f'. {GUIDED_BELOW}' if by_guide else ''))
 
 
 def guided_network(net: Any, options: dict[str, Any], guide: Any = None) -> tuple[Any, list[str]]:  # noqa: ANN401 (denoisers)
@@ -119,7 +134,12 @@ def guided_network(net: Any, options: dict[str, Any], guide: Any = None) -> tupl
     fields = {field: tuple(value) if name == 'guidance_interval' else value
               for name, field in FIELDS.items() if (value := given.get(name)) is not None}
     notes = []
-    if weight != 1 and guide is None and getattr(net, 'label_dropout', None) == 0:
+    if weight == 1:   # sweeps pass through it: no error
+        notes += [f'--{name.replace("_", "-")} has no effect with --guidance=1' for name in given if name != 'guidance']
+    elif guide is None and getattr(net, 'label_dropout', None) == 0:
         notes.append('this network was trained with --label-dropout=0 and has never seen an image without its class: '
                      'what it answers without one, and guidance with it, means nothing')
+    elif guide is None and (lacking := getattr(net, 'lacks_null', '')):
+        notes.append('this network is told by an embedding of zeros, which its training never saw, that there is no class, and '
+                     f'guidance leads away from the answer to that: give {lacking}')
     return guided(net, Guidance(**fields), guide), notes

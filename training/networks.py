@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffusion.discretization import DiscreteSteps, Discretization
-from diffusion.preconditioning import EDM, IDDPM, VE, VP, Preconditioner, V, unit_coefficients, unit_scale
+from diffusion.preconditioning import EDM, IDDPM, VE, VP, Preconditioner, V, check_finite, unit_coefficients, unit_scale
 from diffusion.schedules import IDDPMLevels, VPSchedule
 from dnnlib.config import did_you_mean
 
@@ -541,6 +541,11 @@ class Denoiser(nn.Module):
         return self._precond.finite_because
 
     @property
+    def learned_variance(self) -> bool:
+        """Whether `forward` takes return_variance=True."""
+        return isinstance(self._precond, IDDPM)
+
+    @property
     def native_steps(self) -> Discretization | None:
         """The timesteps of the discrete schedule for which the network was trained, if there was one."""
         schedule = self._precond.schedule if isinstance(self._precond, V) else None
@@ -557,8 +562,8 @@ class Denoiser(nn.Module):
         beyond the first C, float32 [B, C, H, W]. Further keywords (augment_labels) go to the backbone.
         """
         x = x.to(torch.float32)
-        if unit and self.finite_because:
-            self._check_finite(sigma)
+        if unit:
+            check_finite(sigma, self.finite_because)
         sigma = self._noise_levels(sigma, x)
         labels = self._label_vectors(class_labels, x)
         on_cpu_fp16 = self.use_fp16 and x.device.type == 'cpu'
@@ -575,11 +580,6 @@ class Denoiser(nn.Module):
             raise ValueError(f'return_variance needs a network with {2 * self.img_channels} outputs (iDDPM); '
                              f'this one has {F.shape[1]}')
         return D_x, F_var.to(torch.float32)
-
-    def _check_finite(self, sigma: Tensor | float) -> None:
-        sigma = torch.as_tensor(sigma)
-        if sigma.device.type == 'cpu' and bool(sigma.isinf().any()):   # to look at others would be to wait for them
-            raise ValueError(f'this network cannot work at sigma = inf: {self.finite_because}')
 
     def _noise_levels(self, sigma: Tensor | float, x: Tensor) -> Tensor:
         sigma = torch.as_tensor(sigma, dtype=torch.float32)

@@ -56,7 +56,8 @@ not_negative = click.FloatRange(min=0)
 OPTIONS = [
     rows('--sampler', help='table1: the rows below. em: Euler-Maruyama for VP. pc: predictor-corrector for VE. ancestral: DDPM, '
                            'iDDPM. ddim. angle: second order from σ = ∞. sde: the SDE of Eq. 6. rk45: adaptive ODE. adaptive: adaptive '
-                           'SDE  [default: table1; ddim for networks trained on discrete timesteps]',
+                           'SDE  [default: table1; ddim for time steps of a discrete schedule, if the network was trained on discrete '
+                           'timesteps or they start at σ = ∞]',
          type=click.Choice(list(SAMPLERS))),
     rows('--family', help='Column of Table 1 that the rows not given are taken from  [default: edm]', type=click.Choice(list(TABLE_1))),
     rows('--preset', help='Settings of the paper by name; other options override them', type=click.Choice(list(PRESETS))),
@@ -72,7 +73,7 @@ OPTIONS = [
     numbers('--sigma_max', help='Highest noise level  [default: by --disc; never above what the network supports]', type=positive, metavar='FLOAT'),
     numbers('--sigmas', help='The noise levels themselves, falling, instead of --disc and --steps, e.g. 80,10,1,0.1', type=FloatList()),
     numbers('--spacing', help='Which timesteps of a discrete schedule: trailing and linspace have the last one, leading has not  [default: trailing]', type=click.Choice(SPACINGS)),
-    numbers('--zero-terminal-snr', 'zero_terminal_snr', help='Rescale the discrete schedule of --disc to start at σ = ∞  [default: False]', type=bool, metavar='[BOOL]', is_flag=False, flag_value='true'),
+    numbers('--zero-terminal-snr', 'zero_terminal_snr', help='Rescale the discrete schedule to start at σ = ∞  [default: as the network\'s own schedule is, else False]', type=bool, metavar='[BOOL]', is_flag=False, flag_value='true'),
     numbers('--rho', help='Exponent of the edm time steps; inf is geometric  [default: 7]', type=positive, metavar='FLOAT'),
     numbers('--alpha', help='Second point of the heun solver: 1 Heun, 0.5 midpoint, 0.6667 Ralston  [default: 1]', type=positive, metavar='FLOAT'),
     numbers('--order', help='Order of the adams solver  [default: 3]', type=click.IntRange(1, 3), metavar='INT'),
@@ -86,7 +87,7 @@ OPTIONS = [
     others('--corrector', help='pc: Langevin steps at each noise level  [default: langevin]', type=click.Choice(CORRECTORS)),
     others('--corrector_steps', help='pc: how many of them  [default: 1]', type=click.IntRange(min=0), metavar='INT'),
     others('--snr', help='pc: their signal-to-noise ratio  [default: 0.16]', type=positive, metavar='FLOAT'),
-    others('--variance', help='ancestral: learned needs an iddpm network  [default: learned]', type=click.Choice(VARIANCES)),
+    others('--variance', help='ancestral: learned needs a network with twice the outputs, such as iddpm  [default: learned, if the network has it and does not start at σ = ∞; else small]', type=click.Choice(VARIANCES)),
     others('--clip', help='ancestral, ddim: clip the denoised image to [-1, 1]  [default: False]', type=bool, metavar='BOOL'),
     others('--eta', help='ddim: 0 is deterministic, 1 ancestral  [default: 0]', type=click.FloatRange(0, 1), metavar='FLOAT'),
     others('--rule', help='angle: Heun\'s method in the angle, or the rotation rule, exact where D stays the same  [default: heun]', type=click.Choice(RULES)),
@@ -118,17 +119,25 @@ class Sampling:
 
 
 def resolve_sampler(options: dict[str, Any], lowest: float = 0.0, highest: float = math.inf,
-                    native: Discretization | None = None) -> Sampling:
+                    native: Discretization | None = None, *, limit: str = 'the network supports no more',
+                    learned_variance: bool = True) -> Sampling:
     """Options (None: not given) -> time steps and sampler, for a network that supports [lowest, highest].
 
-    `native` are the time steps of a network that was trained on discrete timesteps: the default, with ddim, unless
-    others are asked for, or rows of Table 1, or a sampler that cannot start at σ = ∞. Raises ValueError in one line
-    for such a sampler with steps that do, and for an option of ours that has no effect in this combination; for
-    an option of EDM's command line there is a note instead.
+    native            the time steps of a network that was trained on discrete timesteps: the default, with ddim,
+                      unless others are asked for, or rows of Table 1, or a sampler that cannot start at σ = ∞
+    limit             why there is nothing above `highest`
+    learned_variance  whether the network has one, which then is the default of ancestral from a finite noise level
+
+    Raises ValueError in one line for a sampler that cannot start at σ = ∞ with steps that do, for
+    --zero-terminal-snr where `highest` is finite, and for an option of ours that has no effect in this combination;
+    for an option of EDM's command line there is a note instead.
     """
-    given = {**PRESETS.get(options.get('preset') or '', {}), **{k: v for k, v in options.items() if v is not None}}
-    native = None if STEPS & given.keys() else native
-    name = given.get('sampler', 'table1' if native is None or ROWS & given.keys() else 'ddim')
+    preset = PRESETS.get(options.get('preset') or '', {})
+    given = {**preset, **{k: v for k, v in options.items() if v is not None}}
+    free = not {'sampler', *ROWS - {'disc'}} & given.keys()   # to take ddim for discrete timesteps
+    name = given.get('sampler', 'table1')
+    discrete = native is not None
+    native = None if STEPS & given.keys() or 'sampler' in preset else native
     column = TABLE_1[given.get('family', 'edm')]()
     used = {'preset', 'sampler', 'family', 'disc', 'sigma_min', 'sigma_max', 'num_steps', 'sigmas'}
 
@@ -138,18 +147,32 @@ def resolve_sampler(options: dict[str, Any], lowest: float = 0.0, highest: float
         used -= {'disc', 'sigma_min', 'sigma_max', 'num_steps'}
     elif 'disc' in given:
         discretization = DISCRETIZATIONS[given['disc']]()
-    elif native is not None and hasattr(SAMPLERS[name], 'from_infinity'):
+    elif native is not None and (free or hasattr(SAMPLERS[name], 'from_infinity')):
         discretization = native
-        given = {'variance': 'small', **given}   # no network that predicts v has learned it
     elif 'family' not in given:
         natural = 've' if name == 'adaptive' and given.get('sde') == 've' else NATURAL_STEPS.get(name, 'edm')
         discretization = DISCRETIZATIONS[natural]()
     discretization = _with_fields(discretization, given, used)
     if isinstance(discretization, DiscreteSteps):
-        discretization = dataclasses.replace(discretization, schedule=_with_fields(discretization.schedule, given, used))
+        discretization = dataclasses.replace(
+            discretization, schedule=_with_fields(discretization.schedule, given, used),
+            lowest=given.get('sigma_min', 0.0), highest=given.get('sigma_max', math.inf))
+    num_steps = given.get('num_steps', 18)
+    notes = []
     low, high = discretization.sigma_min, min(discretization.sigma_max, highest)
     if math.isfinite(high):
         low, high = noise_range(discretization, lowest, highest)
+    start = high
+    if math.isinf(high):   # not every spacing of the timesteps has the last one
+        start = float(discretization.sigmas(num_steps, lowest, highest)[0])
+    elif isinstance(discretization, DiscreteSteps) and math.isinf(discretization.sigmas(num_steps)[0]):
+        if given.get('zero_terminal_snr'):
+            raise ValueError(f'--zero-terminal-snr=True cannot start at sigma = inf, only at {highest:g}: {limit}')
+        notes.append(f'drawing starts at sigma = {float(discretization.sigmas(num_steps, lowest, highest)[0]):g}: {limit}')
+    if free and isinstance(discretization, DiscreteSteps) and (discrete or math.isinf(start)):
+        name = 'ddim'
+    if math.isinf(start) or not learned_variance:
+        given = {'variance': 'small', **given}
     schedule: Any = column.schedule if 'schedule' not in given else SCHEDULES[given['schedule']]()
     if isinstance(schedule, VPSchedule) and math.isfinite(high):
         schedule = VPSchedule.through(low, high)
@@ -168,15 +191,12 @@ def resolve_sampler(options: dict[str, Any], lowest: float = 0.0, highest: float
         sampler = _with_fields(dataclasses.replace(sampler, **rows), {k: v for k, v in given.items() if k not in rows}, used)
         if 'churn' in taken:
             sampler = dataclasses.replace(sampler, churn=_with_fields(Churn(), given, used))
-    num_steps = given.get('num_steps', 18)
-    if math.isinf(high):   # not every spacing of the timesteps has the last one
-        check_start(sampler, float(discretization.sigmas(num_steps, lowest, highest)[0]))
+    check_start(sampler, start)
     if name in ADAPTIVE:
         used -= {'num_steps', 'rho'}
 
     described = f'--sampler={name}' + (f' --solver={given["solver"]}' if name == 'table1' and 'solver' in given else '')
     described += f' --disc={given["disc"]}' if 'disc' in given else ''
-    notes = []
     for option in sorted(k for k in options if options[k] is not None and k not in used):
         shown = FLAGS.get(option, f'--{option}')
         if option not in OLD:

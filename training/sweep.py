@@ -569,11 +569,13 @@ class Evaluator:
     def opened(self, network: Network, options: Mapping[str, Any]) -> list[Any]:
         """A network and, where there is one, its guide. ValueError for what cannot be opened."""
         guide = options.get('guide_network')
+        if options.get('guidance') in (None, 1):
+            guide = None   # not asked
         wanted = [(network.path, network.weights), *([(guide, None)] if guide is not None else [])]
         self._opened = {key: net for key, net in self._opened.items() if key in wanted}   # no more than needed
         for key in wanted:
             if key not in self._opened:
-                opening = self.opening if key == wanted[0] else {}
+                opening = self.opening if key == wanted[0] or is_diffusers(key[0]) else {}
                 self._opened[key] = open_to_draw(key[0], self.device, key[1], **opening)
         return [self._opened[key] for key in wanted]
 
