@@ -440,6 +440,7 @@ def detector(paths: tuple[str, ...], fetch: str | None, dest: str | None) -> Non
         convert(paths[0], dest)
         print(f'Wrote {dest}, with the same digest')
     if not paths:
+        print('Weights are looked for here, those of Inception first; --fetch downloads them:')
         for place in search_report():
             print(f'{"found" if place.usable else "damaged" if place.exists else "-":8s} {place.path}')
 

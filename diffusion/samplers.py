@@ -384,7 +384,8 @@ def sample(
 def check_start(sampler: Sampler, sigma_max: float) -> None:
     """ValueError where a sampler cannot start at the noise level sigma_max."""
     if math.isinf(sigma_max) and not getattr(sampler, 'from_infinity', False):
-        name = type(getattr(sampler, 'solver', sampler)).__name__
+        kind = type(getattr(sampler, 'solver', sampler))
+        name = next((name for name, solver in SOLVERS.items() if solver is kind), kind.__name__)
         raise ValueError(f'{name} cannot start at sigma = inf, where x is infinite: use time steps that start at a '
                          'finite noise level, such as with --sigma_max=80, or, in generate.py and fid.py, '
                          '--sampler=ddim, ancestral or angle')

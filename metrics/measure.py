@@ -116,6 +116,8 @@ def measure(images: Images, extractors: Sequence[FeatureExtractor], wanted: Want
                 first = progress.load(total, kept)
                 if first == len(all_chunks):
                     print(f'Note: taken from --state={state}, where this was measured before', flush=True)
+                elif first:
+                    print(f'Note: continuing from {first * CHUNK} of {len(images)} images', flush=True)
         except (ValueError, OSError) as failure:
             error = str(failure)
         raise_on_all(error)

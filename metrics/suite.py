@@ -179,8 +179,8 @@ def check(reference: Reference, metrics: Sequence[str], main: str, extractors: M
     for tap in sorted(wanted.moments - set(reference.moments)):
         asked = next(m for m in metrics if METRICS[m].against == MOMENTS and tap_of(m, main) == tap)
         known = ', '.join(TAPS[t].number for t in reference.moments)
-        raise ValueError(f'{where} is not of features that {asked} looks at ({TAPS[tap].detector_id})'
-                         + (f', only of those of {known}' if known else '') + '; make it anew with fid.py ref '
+        raise ValueError(f'{where} has no statistics of {TAPS[tap].detector_id}, which {asked} compares with here'
+                         + (f', only those for {known}' if known else '') + '; make it anew with fid.py ref '
                          f'--metrics={",".join(metrics)}' + (' --detector=demo' if main == 'demo' else ''))
     for tap in sorted(wanted.moments | wanted.features):
         stats = reference.moments.get(tap)

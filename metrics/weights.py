@@ -381,7 +381,8 @@ def source_of(number: str, network: str, file: Published, downloads: Iterable[tu
         try:
             return fetch(file.url, file.sha256)
         except ValueError as error:
-            why = f' ({error})'
+            # 'cannot be fetched' and the reason; what to do follows below
+            why = ' and' + str(error).removeprefix(file.url).partition(': download it')[0]
     raise ValueError(
         f'{number} needs the published weights of {network}, which are not on this machine{why}: download {file.url} '
         f'({file.size} bytes, sha256 {file.sha256}) to {cached_path(file.url)}, or set {variable} to the file; '

@@ -237,7 +237,7 @@ def test_references_that_do_not_fit(real, tmp_path):
     assert refused(detector_digest='0') == f'--ref={path} was made with other weights of detector demo-v1; {remedy}'
     assert refused(precision='float64') == f'--ref={path} was made with --precision=float64, not float32; {remedy}'
     assert refused(mu=np.zeros(2048), sigma=np.eye(2048), detector_id='inception-2015-12-05-pool_3-v1') == (
-        f'--ref={path} is not of features that fid looks at (demo-v1), only of those of FID; '
+        f'--ref={path} has no statistics of demo-v1, which fid compares with here, only those for FID; '
         'make it anew with fid.py ref --metrics=fid --detector=demo')
     assert refused(mu=np.full(224, np.nan)).startswith(f'{path}: ')
     path.unlink()

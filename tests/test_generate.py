@@ -167,7 +167,7 @@ def test_missing_damaged_and_foreign_networks(snapshots, tmp_path):
     torch.save({'a': 1}, unnamed)
     for path, message in [
             (tmp_path / 'no.pkl', f'{tmp_path}/no.pkl: there is no such network snapshot or training state'),
-            (tmp_path, f'{tmp_path} is a folder, not a network snapshot or training state'),
+            (tmp_path, f'{tmp_path} is a folder without model_index.json or config.json, which a folder of diffusers has; of the folder of a run name a file, such as network-best.pkl or network-snapshot-*.pkl'),
             (damaged(snapshots / 'cond.pkl', tmp_path), 'broken.pkl is damaged or not a network snapshot or training state'),
             (foreign, 'foreign.pkl is not a network snapshot or training state of ours'),
             (other, 'other.pkl is a shopping list, not a network snapshot or training state'),

@@ -262,7 +262,7 @@ def test_references_that_lack_something():
                                 'fid.py ref --metrics=fid,kid')
     with pytest.raises(ValueError) as error:
         checked(Reference('real.npz', {'pool_3': reference.moments['demo']}))
-    assert str(error.value) == ('--ref=real.npz is not of features that fid looks at (demo-v1), only of those of FID; make it anew '
+    assert str(error.value) == ('--ref=real.npz has no statistics of demo-v1, which fid compares with here, only those for FID; make it anew '
                                 'with fid.py ref --metrics=fid --detector=demo')
 
 

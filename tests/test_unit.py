@@ -16,7 +16,7 @@ from diffusion.guidance import Guidance, guided
 from diffusion.ideal import Gaussian, IdealDenoiser, Mixture
 from diffusion.preconditioning import EDM, IDDPM, PRECONDITIONERS, VE, VP, V, unit_coefficients, unit_scale
 from diffusion.previous import DDIM, Ancestral, EulerMaruyama, PredictorCorrector, posterior_variances
-from diffusion.samplers import Adams, Angle, Churn, Denoise, Multistep2M, RowsOfTable1, run, sample
+from diffusion.samplers import Adams, Angle, Churn, Denoise, Multistep2M, RowsOfTable1, SecondOrder, run, sample
 from diffusion.sde import GeneralSDE
 from diffusion.seeds import generate
 from diffusion.unit import Level, change_of_scale
@@ -412,7 +412,8 @@ def test_churn_in_the_angle_is_algorithm_2():
     RowsOfTable1(), RowsOfTable1(Multistep2M()), RowsOfTable1(Adams()), EulerMaruyama(), PredictorCorrector(), GeneralSDE(), RK45(), AdaptiveSDE()],
     ids=lambda sampler: type(getattr(sampler, 'solver', sampler)).__name__)
 def test_the_others_cannot_start_at_infinity(sampler):
-    name = type(getattr(sampler, 'solver', sampler)).__name__
+    kind = type(getattr(sampler, 'solver', sampler))
+    name = {SecondOrder: 'heun', Multistep2M: 'dpmpp-2m', Adams: 'adams'}.get(kind, kind.__name__)
     with pytest.raises(ValueError) as error:
         run(sampler, Denoise(Axes()), torch.zeros(1, 4, 1, 1), uniform_angles(4))
     assert str(error.value) == (f'{name} cannot start at sigma = inf, where x is infinite: use time steps that start at a finite noise level, '
@@ -541,10 +542,10 @@ def test_options_of_discrete_timesteps():
     assert type(leading.sampler) is RowsOfTable1 and leading.discretization.sigmas(18)[0] == TABLE.sigma[935]
     for given, message in [
             ({'disc': 'edm', 'sigma_max': math.inf, 'sampler': 'ddim'}, '^no noise levels are left: sigma_min=0.002 and sigma_max=inf must'),
-            ({'disc': 'scaled-linear', 'zero_terminal_snr': True, 'solver': 'heun'}, '^SecondOrder cannot start at sigma = inf, where x is infinite: use time'),
-            ({'disc': 'cosine', 'zero_terminal_snr': True, 'schedule': 'vp'}, '^SecondOrder cannot start at sigma = inf'),
-            ({'zero_terminal_snr': True}, '^--zero-terminal-snr would have no effect with --sampler=table1$'),
-            ({'spacing': 'leading', 'disc': 'edm'}, '^--spacing would have no effect with --sampler=table1 --disc=edm$'),
+            ({'disc': 'scaled-linear', 'zero_terminal_snr': True, 'solver': 'heun'}, '^heun cannot start at sigma = inf, where x is infinite: use time'),
+            ({'disc': 'cosine', 'zero_terminal_snr': True, 'schedule': 'vp'}, '^heun cannot start at sigma = inf'),
+            ({'zero_terminal_snr': True}, '^--zero-terminal-snr would have no effect without discrete timesteps: give --disc=ddpm-linear, scaled-linear, cosine$'),
+            ({'spacing': 'leading', 'disc': 'edm'}, '^--spacing would have no effect without discrete timesteps: give --disc=ddpm-linear, scaled-linear, cosine$'),
             ({'rule': 'heun'}, '^--rule would have no effect with --sampler=table1$')]:
         with pytest.raises(ValueError, match=message):
             resolve(None, **given)
@@ -695,3 +696,15 @@ def test_a_timestep_of_weight_zero_is_noted(digits):  # noqa: F811
 ])
 def test_options_that_do_not_go_together(digits, options, message):  # noqa: F811
     assert resolved(digits, *options) == f'Error: {message}\n'
+
+
+def test_a_network_that_was_trained_to_infinity_is_told_where_else_it_starts():
+    """Its own schedule keeps its terminal SNR; whatever starts lower is worth a note."""
+    native = DiscreteSteps(TABLE)
+    own = resolve_sampler({'disc': 'scaled-linear'}, native=native)
+    assert own.discretization.schedule == TABLE and own.notes == () and type(own.sampler) is DDIM
+    flawed = resolve_sampler({'disc': 'scaled-linear', 'zero_terminal_snr': False}, native=native)
+    assert flawed.notes == ('this network was trained up to sigma = inf, and these time steps start at 14.6146',)
+    for options in ({'solver': 'heun'}, {'family': 'edm'}, {'sampler': 'table1'}, {'disc': 'edm'}):
+        assert resolve_sampler(options, native=native).notes == ('this network was trained up to sigma = inf, and these time steps start at 80',)
+    assert resolve_sampler({'sigma_max': 10.0}, native=native).notes == resolve_sampler({}, native=native).notes == ()

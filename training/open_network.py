@@ -35,6 +35,9 @@ def open_network(spec: str | os.PathLike[str], device: torch.device | str = 'cpu
     """
     path = os.fspath(spec)
     options = {name: value for name, value in options.items() if value is not None}
+    if os.path.isdir(path) and not is_diffusers(path):
+        raise ValueError(f'{path} is a folder without model_index.json or config.json, which a folder of diffusers '
+                         'has; of the folder of a run name a file, such as network-best.pkl or network-snapshot-*.pkl')
     if is_diffusers(path):
         return read_diffusers(path, weights, **options).to(device)
     for name, value in options.items():

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from diffusion.adaptive import ADAPTIVE
-from diffusion.discrete import SPACINGS
+from diffusion.discrete import DISCRETE_SCHEDULES, SPACINGS
 from diffusion.discretization import DISCRETIZATIONS, DiscreteSteps, Discretization, ExplicitSteps, noise_range
 from diffusion.previous import CORRECTORS, PREDICTORS, PREVIOUS, VARIANCES
 from diffusion.samplers import ANGLE, RULES, SOLVERS, Churn, RowsOfTable1, Sampler, check_start
@@ -136,7 +136,7 @@ def resolve_sampler(options: dict[str, Any], lowest: float = 0.0, highest: float
     given = {**preset, **{k: v for k, v in options.items() if v is not None}}
     free = not {'sampler', *ROWS - {'disc'}} & given.keys()   # to take ddim for discrete timesteps
     name = given.get('sampler', 'table1')
-    discrete = native is not None
+    own, discrete = native, native is not None
     native = None if STEPS & given.keys() or 'sampler' in preset else native
     column = TABLE_1[given.get('family', 'edm')]()
     used = {'preset', 'sampler', 'family', 'disc', 'sigma_min', 'sigma_max', 'num_steps', 'sigmas'}
@@ -147,6 +147,8 @@ def resolve_sampler(options: dict[str, Any], lowest: float = 0.0, highest: float
         used -= {'disc', 'sigma_min', 'sigma_max', 'num_steps'}
     elif 'disc' in given:
         discretization = DISCRETIZATIONS[given['disc']]()
+        if isinstance(own, DiscreteSteps) and type(getattr(discretization, 'schedule', None)) is type(own.schedule):
+            discretization = dataclasses.replace(discretization, schedule=own.schedule)   # with its terminal SNR
     elif native is not None and (free or hasattr(SAMPLERS[name], 'from_infinity')):
         discretization = native
     elif 'family' not in given:
@@ -169,6 +171,8 @@ def resolve_sampler(options: dict[str, Any], lowest: float = 0.0, highest: float
         if given.get('zero_terminal_snr'):
             raise ValueError(f'--zero-terminal-snr=True cannot start at sigma = inf, only at {highest:g}: {limit}')
         notes.append(f'drawing starts at sigma = {float(discretization.sigmas(num_steps, lowest, highest)[0]):g}: {limit}')
+    elif own is not None and math.isinf(min(own.sigma_max, highest)) and not {'sigma_max', 'sigmas'} & given.keys():
+        notes.append(f'this network was trained up to sigma = inf, and these time steps start at {high:g}')
     if free and isinstance(discretization, DiscreteSteps) and (discrete or math.isinf(start)):
         name = 'ddim'
     if math.isinf(start) or not learned_variance:
@@ -199,6 +203,8 @@ def resolve_sampler(options: dict[str, Any], lowest: float = 0.0, highest: float
     described += f' --disc={given["disc"]}' if 'disc' in given else ''
     for option in sorted(k for k in options if options[k] is not None and k not in used):
         shown = FLAGS.get(option, f'--{option}')
+        if option in ('spacing', 'zero_terminal_snr'):
+            raise ValueError(f'{shown} would have no effect without discrete timesteps: give --disc={", ".join(DISCRETE_SCHEDULES)}')
         if option not in OLD:
             raise ValueError(f'{shown} would have no effect with {described}')
         notes.append(f'{shown} has no effect with {described}')

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from diffusion.adaptive import ADAPTIVE
-from diffusion.samplers import Churn, Denoise
+from diffusion.samplers import MULTISTEP, Churn, Denoise
 from diffusion.seeds import generate
 from dnnlib.cli import FloatList
 from dnnlib.files import atomic_write, held
@@ -643,6 +643,9 @@ class Evaluator:
         if not hasattr(sampling.sampler, 'churn'):
             raise ValueError(f'{spelled(options) or "the sampler of this network"} has no S_churn to search for: '
                              'use --sampler=table1 or angle')
+        if isinstance(getattr(sampling.sampler, 'solver', None), MULTISTEP):
+            raise ValueError(f'{spelled(options)}: a multistep solver cannot take fresh noise between its steps, so '
+                             'there is no S_churn to search for; use euler or heun')
         sigmas = Denoise(drawing.net).levels(sampling.discretization, sampling.num_steps).tolist()
         return lambda churn: effect_of(churn, sigmas)
 
