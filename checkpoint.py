@@ -9,15 +9,15 @@ from typing import Any
 import click
 from torch import Tensor
 
+from checkpoints.read import METADATA, WHAT, digest, read_network
+from checkpoints.reconstruct import reconstructed
 from dnnlib.cli import GroupedCommand, heading, one_line_errors
 from dnnlib.download import fetch, is_url
+from limpid.denoiser import Denoiser
 from torch_utils import checkpoint
-from torch_utils.legacy import CHECKPOINTS, read_file, tensors_in
 from torch_utils.safetensors_file import is_safetensors, save_tensors
+from torch_utils.torch_files import CHECKPOINTS, read_file, tensors_in
 from training import config as configs
-from training.networks import Denoiser
-from training.published import METADATA, WHAT, digest, read_network
-from training.reconstruct import reconstructed
 from training.state import SNAPSHOT
 
 files = heading('Network and files')

@@ -14,23 +14,10 @@ import click
 import numpy as np
 import torch
 
-from diffusion.samplers import Churn
 from dnnlib.cli import FloatList, GroupedCommand, IntList, heading, one_line_errors
 from dnnlib.files import atomic_write
 from dnnlib.plots import pyplot
-from metrics.detector_files import convert, fetch_published, identify, search_report
-from metrics.distances import frechet_distance
-from metrics.features import TAPS
-from metrics.measure import Images, Wanted, measure
-from metrics.neighbours import AMONG, CSV, THRESHOLD, Neighbours, csv_lines, describe, distance_ratio, draw, table_of
-from metrics.neighbours import nearest as nearest_images
-from metrics.reference_files import read_reference, write_reference
-from metrics.statistics import Statistics
-from metrics.suite import METRICS, higher_is_better, needs, needs_of_reference, random_choice, tap_of
-from torch_utils import distributed
-from torch_utils.grids import save_png
-from training.drawing import NETWORK, NETWORK_NAMES, guidance_options, network_options, open_drawing
-from training.evaluation import (
+from evaluation.judge import (
     MAX_FEATURES,
     PRECISIONS,
     ArrayImages,
@@ -43,8 +30,7 @@ from training.evaluation import (
     main_tap,
     open_images,
 )
-from training.sampling import sampler_options
-from training.sweep import (
+from evaluation.sweep import (
     NUMBERS,
     Evaluator,
     Grids,
@@ -68,6 +54,20 @@ from training.sweep import (
     write_json,
     write_report,
 )
+from limpid.samplers import Churn
+from metrics.definitions import METRICS, higher_is_better, needs, needs_of_reference, random_choice, tap_of
+from metrics.detector_files import convert, fetch_published, identify, search_report
+from metrics.distances import frechet_distance
+from metrics.features import TAPS
+from metrics.neighbours import AMONG, CSV, THRESHOLD, Neighbours, csv_lines, describe, distance_ratio, draw, table_of
+from metrics.neighbours import nearest as nearest_images
+from metrics.one_pass import Images, Wanted, measure
+from metrics.reference_files import read_reference, write_reference
+from metrics.statistics import Statistics
+from options.network import NETWORK, NETWORK_NAMES, guidance_options, network_options, open_drawing
+from options.sampler import sampler_options
+from torch_utils import distributed
+from torch_utils.grids import save_png
 
 files = heading('Images and files')
 method = heading('Measurement')

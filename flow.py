@@ -14,18 +14,20 @@ import torch
 import tqdm
 from torch import Tensor
 
-from diffusion.discretization import EDMSteps
-from diffusion.flow import bits_per_dim, decode, dequantize, encode, interpolate, log_likelihood, rademacher
-from diffusion.samplers import Denoise, RowsOfTable1, from_uint8, to_uint8
-from diffusion.seeds import check_classes, latents_and_labels, share_of
+from checkpoints.open import open_network
 from dnnlib.cli import GroupedCommand, IntList, heading, is_terminal, one_line_errors
 from dnnlib.files import atomic_write
+from limpid.denoiser import Conditioned
+from limpid.inversion import decode, encode, interpolate
+from limpid.likelihood import bits_per_dim, dequantize, log_likelihood, rademacher
+from limpid.pixels import from_uint8, to_uint8
+from limpid.samplers import FlowSampler
+from limpid.seeds import StackedGenerator, check_classes, latents_and_labels, share_of
+from limpid.steps import EDMSteps
+from options.sampler import Sampling, resolve_sampler, sampler_options
 from torch_utils import distributed
 from torch_utils.grids import save_grid, save_png, tile, to_pil
-from torch_utils.random import StackedGenerator
 from training.dataset import ImageFolderDataset
-from training.open_network import open_network
-from training.sampling import Sampling, resolve_sampler, sampler_options
 
 files = heading('Network and files')
 method = heading('Method')
@@ -94,7 +96,7 @@ def encode_command(network_path: str, weights: str | None, images: str, dest: st
     parts = _shared_work(len(dataset), batch, work)
     if parts is not None:
         names = [dataset.files.names[dataset.get_details(i).raw_idx] for i in range(len(dataset))]
-        denoise = Denoise(net)
+        denoise = Conditioned(net)
         sigmas = denoise.levels(sampling.discretization, sampling.num_steps)
         with atomic_write(dest) as file:
             np.savez(file, latents=parts['latents'], labels=labels.numpy(), names=np.array(names),
@@ -265,7 +267,7 @@ def _ends_in(path: str, option: str, endings: tuple[str, ...]) -> None:
         raise ValueError(f'{option}={path} should end in {" or ".join(endings)}')
 
 
-def _open(network_path: str, weights: str | None, device: str, options: dict[str, Any], num_steps: int = 64) -> tuple[Any, Sampling, RowsOfTable1, torch.device]:
+def _open(network_path: str, weights: str | None, device: str, options: dict[str, Any], num_steps: int = 64) -> tuple[Any, Sampling, FlowSampler, torch.device]:
     """The network, how the flow is solved, and the device. ValueError for a sampler that is not the flow."""
     chosen = distributed.init(device)
     net = open_network(network_path, chosen, weights)
@@ -274,9 +276,9 @@ def _open(network_path: str, weights: str | None, device: str, options: dict[str
     _in_float32(net)
     sampling = resolve_sampler(options, net.sigma_min, net.sigma_max)
     rows = sampling.sampler
-    if not isinstance(rows, RowsOfTable1) and sampling.discretization.sigmas(sampling.num_steps, net.sigma_min, net.sigma_max)[0].isinf():
+    if not isinstance(rows, FlowSampler) and sampling.discretization.sigmas(sampling.num_steps, net.sigma_min, net.sigma_max)[0].isinf():
         raise ValueError('the flow of x cannot start at sigma = inf, where x is infinite: leave out --zero-terminal-snr, or give --sigma_max')
-    if not isinstance(rows, RowsOfTable1) or rows.churn.S_churn > 0:
+    if not isinstance(rows, FlowSampler) or rows.churn.S_churn > 0:
         raise ValueError('the flow is deterministic: leave out --sampler and --S_churn, and choose --solver, --disc, --schedule and --scaling')
     for note in sampling.notes:
         distributed.print0(f'Note: {note}')
@@ -310,8 +312,8 @@ def _one_hot(label: int, net: Any) -> Tensor:  # noqa: ANN401
     return torch.nn.functional.one_hot(torch.tensor(label), net.label_dim).to(torch.float32)
 
 
-def _denoise(net: Any, labels: Tensor, positions: np.ndarray, device: torch.device) -> Denoise:  # noqa: ANN401
-    return Denoise(net, labels[torch.from_numpy(positions)].to(device) if net.label_dim else None)
+def _denoise(net: Any, labels: Tensor, positions: np.ndarray, device: torch.device) -> Conditioned:  # noqa: ANN401
+    return Conditioned(net, labels[torch.from_numpy(positions)].to(device) if net.label_dim else None)
 
 
 def _load_latents(path: str, net: Any) -> tuple[np.ndarray, Tensor]:  # noqa: ANN401

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 import tqdm
 
-from diffusion.seeds import check_classes, generate, share_of
-from diffusion.watch import Watched
 from dnnlib.cli import GroupedCommand, IntList, heading, is_terminal, one_line_errors
+from limpid.denoiser import Counting
+from limpid.seeds import check_classes, generate, share_of
+from options.network import guidance_options, network_options, open_drawing
+from options.sampler import sampler_options
 from torch_utils import distributed
 from torch_utils.grids import save_grid, save_png
-from training.drawing import guidance_options, network_options, open_drawing
-from training.sampling import sampler_options
 
 files = heading('Network and images')
 speed = heading('Performance')
@@ -89,7 +89,7 @@ def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] |
     drawing = open_drawing(network_path, weights, options, chosen_device)
     check_classes(classes, drawing.net.label_dim)
     drawing.say()
-    sampling, watched = drawing.sampling, Watched(drawing.net, keep_sigmas=stats, keep_frames=trajectory)
+    sampling, watched = drawing.sampling, Counting(drawing.net, keep_sigmas=stats, keep_frames=trajectory)
 
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     distributed.print0(f'Generating {len(seeds)} images to {outdir} ...')
@@ -134,14 +134,14 @@ def merged(parts: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
     return {k: v for part in distributed.gather_objects(parts) for k, v in part.items()}
 
 
-def steps_of(watched: Watched, images: np.ndarray) -> np.ndarray:
+def steps_of(watched: Counting, images: np.ndarray) -> np.ndarray:
     """[B, noise levels, C, H, W]: denoised images at up to 12 noise levels, the highest first, and the result."""
     sigmas = sorted(watched.frames, reverse=True)
     chosen = np.unique(np.linspace(0, len(sigmas) - 1, min(len(sigmas), TRAJECTORY[0] - 1)).round().astype(int))
     return np.stack([*(watched.frames[sigmas[i]].numpy() for i in chosen), images], axis=1)
 
 
-def print_stats(ranks: list[tuple[int, float]], watched: Watched, count: int) -> None:
+def print_stats(ranks: list[tuple[int, float]], watched: Counting, count: int) -> None:
     """Evaluations per image, seconds per image, and the noise levels of the first batch."""
     evaluations, seconds = (sum(column) for column in zip(*ranks, strict=True))
     levels = sorted(set(watched.noise_levels()), reverse=True)

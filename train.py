@@ -15,8 +15,7 @@ from typing import Any
 import click
 import torch
 
-from diffusion.discrete import DISCRETE_SCHEDULES, DiscreteSchedule
-from diffusion.preconditioning import IDDPM, NOISE_LABELS, V
+from checkpoints.read import read_state
 from dnnlib.cli import (
     FloatList,
     GroupedCommand,
@@ -31,15 +30,9 @@ from dnnlib.cli import (
 from dnnlib.download import is_url
 from dnnlib.files import atomic_write, held
 from dnnlib.logfile import LogFile
-from metrics.suite import METRICS
-from torch_utils import distributed
-from training import config as configs
-from training.augment import AugmentConfig
-from training.config import NanConfig, OptimizerConfig, TrainConfig
-from training.dataset import DataConfig
-from training.ema import HalfLife, PowerFunction, power_of
-from training.judging import EvalConfig, Evaluation
-from training.loss import (
+from evaluation.while_training import EvalConfig, Evaluation
+from limpid.levels import DISCRETE_SCHEDULES, DiscreteSchedule
+from limpid.loss import (
     NOISE_DISTRIBUTIONS,
     WEIGHTINGS,
     DenoisingLoss,
@@ -50,10 +43,17 @@ from training.loss import (
     VelocityLoss,
     sigma_range,
 )
+from limpid.preconditioning import IDDPM, NOISE_LABELS, V
+from limpid.table1 import COLUMNS
+from metrics.definitions import METRICS
+from torch_utils import distributed
+from training import config as configs
+from training.augment import AugmentConfig
+from training.config import NanConfig, OptimizerConfig, TrainConfig
+from training.dataset import DataConfig
+from training.ema import HalfLife, PowerFunction, power_of
 from training.networks import ARCHITECTURES, NetworkConfig, build_network, complete_arguments
-from training.published import read_state
 from training.state import STATE, TrainState, files_of, latest_state
-from training.table1 import COLUMNS
 from training.training_loop import Interrupted, NonFiniteError, prepare, training_loop
 
 files = heading('Files')
@@ -386,7 +386,7 @@ def discrete_schedule(precond: str, noise_distribution: Any, name: str | None, z
     zero = precond == 'v' if zero_terminal_snr is None else zero_terminal_snr
     name = 'ddpm-linear' if name == 'linear' else name or 'scaled-linear'
     schedule = DISCRETE_SCHEDULES[name](zero_terminal_snr=zero)
-    reason = COLUMNS[precond]().precond.finite_because
+    reason = COLUMNS[precond]().precond.no_infinity
     if zero and reason:
         raise ValueError(f'--precond={precond} cannot be trained with --zero-terminal-snr=1, up to sigma = inf: {reason}. Use --precond=v')
     return schedule

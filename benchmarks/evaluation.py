@@ -36,11 +36,11 @@ sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[1]))   # run as a 
 
 from dnnlib.cli import one_line_errors
 from dnnlib.files import atomic_write
+from evaluation.judge import Judge, open_images
 from metrics.distances import frechet_distance
 from tests.inception_weights import random_weights
 from torch_utils import distributed
 from torch_utils.grids import save_png
-from training.evaluation import Judge, open_images
 
 DIM = 2048
 BATCH = 64

@@ -22,8 +22,8 @@ import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from torch_utils import checkpoint  # noqa: E402
-from training.state import STATE, files_of, latest_state, load_state  # noqa: E402
+from torch_utils import checkpoint
+from training.state import STATE, files_of, latest_state, load_state
 
 BATCH, TICK = 16, 64
 

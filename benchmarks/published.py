@@ -28,11 +28,11 @@ sys.path.insert(0, str(ROOT))
 
 from dnnlib.cli import one_line_errors  # noqa: E402
 from dnnlib.download import fetch  # noqa: E402
-from metrics.detector_files import identify  # noqa: E402
-from metrics.sample_batch import write_sample_batch  # noqa: E402
-from metrics.weights import NGC_URL, PUBLISHED  # noqa: E402
-from torch_utils import distributed  # noqa: E402
-from training.evaluation import Judge, open_images  # noqa: E402
+from evaluation.judge import Judge, open_images
+from metrics.detector_files import identify
+from metrics.sample_batch import write_sample_batch
+from metrics.weights import NGC_URL, PUBLISHED
+from torch_utils import distributed
 
 CIFAR10 = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
 EDM_CIFAR10 = 'https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/cifar10-32x32.npz'

@@ -27,19 +27,19 @@ from torch import Tensor
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[1]))   # run as a script from anywhere
 
-from diffusion.discretization import Discretization, EDMSteps, VPSteps
-from diffusion.schedules import VPSchedule
-from diffusion.seeds import generate
-from diffusion.watch import Watched
+from checkpoints.open import ideal_denoiser
 from dnnlib.cli import is_terminal, one_line_errors
 from dnnlib.files import atomic_write
 from dnnlib.plots import pyplot
+from limpid.denoiser import Counting
+from limpid.schedules import VPSchedule
+from limpid.seeds import generate
+from limpid.steps import Discretization, EDMSteps, VPSteps
 from metrics.distances import frechet_distance
 from metrics.features import TAPS, DemoDetector
 from metrics.statistics import Moments, one_thread
+from options.sampler import resolve_sampler, sampler_options
 from training.dataset import ImageFolderDataset
-from training.open_network import ideal_denoiser
-from training.sampling import resolve_sampler, sampler_options
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = 'datasets/digits-16x16.zip'
@@ -195,7 +195,7 @@ class Bench:
         sampling = resolve_sampler(options, self.net.sigma_min, self.net.sigma_max)
         if sampling.notes:
             raise ValueError(f'{command}: {"; ".join(sampling.notes)}')
-        watched = Watched(self.net)
+        watched = Counting(self.net)
         batches = [range(start, min(start + BATCH, self.count)) for start in range(0, self.count, BATCH)]
         images = [generate(watched, sampling.sampler, sampling.discretization, sampling.num_steps, seeds, None,
                            torch.device('cpu')) for seeds in batches]

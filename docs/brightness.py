@@ -24,10 +24,10 @@ import torch
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[1]))   # run as a script from anywhere
 
-from diffusion.discrete import ScaledLinearBetas, timesteps
 from dnnlib.cli import one_line_errors
 from dnnlib.files import atomic_write
 from dnnlib.plots import pyplot
+from limpid.levels import ScaledLinearBetas, timesteps
 from torch_utils import distributed
 from torch_utils.grids import GREY, save_png, tile
 from training.dataset import ImageFolderDataset

@@ -16,15 +16,16 @@ from torch import Tensor
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[1]))   # run as a script from anywhere
 
-from diffusion.discretization import EDMSteps
-from diffusion.ideal import IdealDenoiser, Mixture
-from diffusion.samplers import Denoise, ProbabilityFlow
-from diffusion.schedules import LinearSchedule, NoScaling, VESchedule, VPScaling, VPSchedule
+from checkpoints.open import ideal_denoiser
 from dnnlib.cli import one_line_errors
 from dnnlib.files import atomic_write
 from dnnlib.plots import pyplot
+from limpid.denoiser import Conditioned
+from limpid.ideal import IdealDenoiser, Mixture
+from limpid.schedules import LinearSchedule, NoScaling, VESchedule, VPScaling, VPSchedule
+from limpid.solvers import ProbabilityFlow
+from limpid.steps import EDMSteps
 from torch_utils.random import generator_at
-from training.open_network import ideal_denoiser
 
 DIGITS = 'datasets/digits-16x16.zip'
 f64 = torch.float64
@@ -105,7 +106,7 @@ def density(schedule: Any, scaling: Any, t_max: float, height: float) -> tuple[T
 
 def draw_gradients(ax: Any, schedule: Any, scaling: Any, sigmas: Tensor, paths: Tensor) -> None:   # noqa: ANN401
     """Arrows of one length along −(1, dx/dt), where Algorithm 1 heads from points of every third path."""
-    flow = ProbabilityFlow(Denoise(TWO_DIRACS), schedule, scaling)
+    flow = ProbabilityFlow(Conditioned(TWO_DIRACS), schedule, scaling)
     width, height = ax.get_xlim()[1], 2 * ax.get_ylim()[1]
     box = ax.get_position()
     aspect = (box.height * ax.figure.get_figheight()) / (box.width * ax.figure.get_figwidth())

@@ -20,7 +20,7 @@ from dnnlib.download import fetch
 from dnnlib.files import atomic_write
 from metrics import dinov2
 from metrics import weights as inception
-from torch_utils import legacy
+from torch_utils import torch_files
 from torch_utils.safetensors_file import is_safetensors, load_tensors, save_tensors
 
 PUBLISHED = {'inception': inception.PUBLISHED, 'dinov2': (dinov2.PUBLISHED,)}   # the first of each is the one to have
@@ -128,7 +128,7 @@ def _is_dinov2(path: Path) -> bool:
         return False   # metrics.weights says so
     if path.stat().st_size <= inception.MAX_FILE and inception.sniff(path) != 'state dict':
         return False
-    found = legacy.read_file(path, legacy.TENSORS, 'file of weights', data=False)
+    found = torch_files.read_file(path, torch_files.TENSORS, 'file of weights', data=False)
     return isinstance(found, dict) and 'cls_token' in found
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from dnnlib.download import cached_path
 from metrics import weights as files
-from torch_utils import legacy
+from torch_utils import torch_files
 from torch_utils.safetensors_file import is_safetensors, load_tensors
 
 SIZE = 224          # pixels of the input, high and wide
@@ -123,7 +123,7 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Raises FileNotFoundError, or ValueError in one line that names the file and what is wrong with it.
     """
-    found = load_tensors(path)[0] if is_safetensors(path) else legacy.read_file(path, legacy.TENSORS, WHAT)
+    found = load_tensors(path)[0] if is_safetensors(path) else torch_files.read_file(path, torch_files.TENSORS, WHAT)
     try:
         return files.checked(found if isinstance(found, dict) else {}, weight_shapes())
     except ValueError as error:

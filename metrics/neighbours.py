@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dnnlib.cli import is_terminal
 from metrics.features import FeatureExtractor
-from metrics.measure import Images
+from metrics.one_pass import Images
 from metrics.statistics import chunks, raise_on_all
 from torch_utils import distributed
 from torch_utils.grids import GREY, to_pil

@@ -38,7 +38,7 @@ from dnnlib.download import fetch, is_url
 from dnnlib.files import atomic_write
 from metrics.features import TAPS
 from metrics.statistics import Moments, Statistics, chunks
-from torch_utils import legacy
+from torch_utils import torch_files
 from torch_utils.safe_pickle import ForbiddenError, Record, record, shown
 
 WHAT = 'file of statistics'
@@ -100,14 +100,14 @@ def read_reference(source: str | os.PathLike[str]) -> ReferenceFile:
 
 def _is_npz(path: Path) -> bool:
     """Whether it is a zip, and not the kind that torch.save writes."""
-    if not legacy.is_zip(path):
+    if not torch_files.is_zip(path):
         return False
-    with legacy.damage_named(path, WHAT), zipfile.ZipFile(path) as archive:
+    with torch_files.damage_named(path, WHAT), zipfile.ZipFile(path) as archive:
         return not any(name.endswith('/data.pkl') for name in archive.namelist())
 
 
 def _read_npz(path: Path, source: str) -> ReferenceFile:
-    with legacy.damage_named(path, WHAT), np.load(path, allow_pickle=False) as file:
+    with torch_files.damage_named(path, WHAT), np.load(path, allow_pickle=False) as file:
         names = set(file.files)
     if 'format' in names:
         return _read_ours(path, names)
@@ -185,7 +185,7 @@ def _features(path: Path, name: str) -> np.ndarray:
 
 def _array(path: Path, name: str) -> np.ndarray:
     """One array of the npz; the others are not looked at."""
-    with legacy.damage_named(path, WHAT), np.load(path, allow_pickle=False) as file:
+    with torch_files.damage_named(path, WHAT), np.load(path, allow_pickle=False) as file:
         array = file[name]
         if not isinstance(array, np.ndarray):
             raise ValueError(f'{name} is no array')
@@ -195,7 +195,7 @@ def _array(path: Path, name: str) -> np.ndarray:
 # Pickles
 
 def _read_pickled(path: Path) -> ReferenceFile:
-    value = legacy.read_file(path, ALLOWED, WHAT)
+    value = torch_files.read_file(path, ALLOWED, WHAT)
     if isinstance(value, Tensor):
         return _of_features(_checked_features(value.float().numpy(), str(path)), str(path), False, 'torch-fidelity')
     parts = value if isinstance(value, dict) else {}
@@ -348,7 +348,7 @@ def _write_pickle(path: str | os.PathLike[str], moments: Mapping[str, Statistics
 
 EDM2_KEYS = {'fid': 'pool_3', 'fd_dinov2': 'dinov2'}
 ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {   # the names that pickled arrays refer to
-    **legacy.TENSORS,
+    **torch_files.TENSORS,
     ('numpy', 'ndarray'): _only_named,
     **{(f'numpy.{core}.multiarray', '_reconstruct'): record('numpy.ndarray') for core in ('core', '_core')},
     **{(f'numpy.{core}.numeric', '_frombuffer'): _from_buffer for core in ('core', '_core')},

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dnnlib.download import fetch, is_url
 from dnnlib.files import atomic_write
-from torch_utils import legacy
+from torch_utils import torch_files
 from torch_utils.safe_pickle import shown
 
 NPY_START = b'\x93NUMPY'
@@ -85,7 +85,7 @@ class SampleBatch:
         """The classes, int64 [N], or None where there are none. They are read at each call."""
         if self._array.member is None:
             return None
-        with legacy.damage_named(self.path, WHAT), zipfile.ZipFile(self.path) as archive:
+        with torch_files.damage_named(self.path, WHAT), zipfile.ZipFile(self.path) as archive:
             if f'{LABELS}.npy' not in archive.NameToInfo:
                 return None
             found = self._find(LABELS)
@@ -121,12 +121,12 @@ class SampleBatch:
 
     def _find(self, name: str) -> _Array:
         """The array of that name in the npz, or the one of the npy."""
-        with legacy.damage_named(self.path, WHAT), open(self.path, 'rb') as file:
+        with torch_files.damage_named(self.path, WHAT), open(self.path, 'rb') as file:
             start = file.read(len(NPY_START))
             if start == NPY_START:
                 file.seek(0)
                 return _array(file, None, file.seek(0, 2))
-            if not start.startswith(legacy.ZIP_START):
+            if not start.startswith(torch_files.ZIP_START):
                 raise ValueError('it is empty' if not start else f'it starts with {start!r}')
             with zipfile.ZipFile(file) as archive:
                 if f'{name}.npy' not in archive.NameToInfo:
@@ -154,7 +154,7 @@ class SampleBatch:
 
     def _read(self, position: int, pixels: np.ndarray) -> None:
         """Consecutive images from `position` on, into their place."""
-        with legacy.damage_named(self.path, WHAT):
+        with torch_files.damage_named(self.path, WHAT):
             stream = self._opened()
             stream.seek(self._array.header + position * pixels[0].nbytes)
             target, done = pixels.reshape(-1).data, 0
@@ -186,7 +186,7 @@ class _Stored(io.FileIO):
         super().__init__(path, 'rb')
         super().seek(member.header_offset)
         local = self.read(30)   # its header; the last two numbers are the lengths of what follows it
-        if not local.startswith(legacy.ZIP_START):
+        if not local.startswith(torch_files.ZIP_START):
             raise ValueError(f'the zip has no member at byte {member.header_offset}')
         self.start = member.header_offset + 30 + sum(struct.unpack('<HH', local[26:30]))
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dnnlib.download import cached_path, fetch
 from metrics.inception import STEM, Conv, weight_shapes
-from torch_utils import legacy
+from torch_utils import torch_files
 from torch_utils.safe_pickle import Global, Record, read_pickle, record, shown
 from torch_utils.safetensors_file import is_safetensors, load_tensors
 
@@ -193,11 +193,11 @@ def sniff(path: str | os.PathLike[str]) -> str:
         return 'safetensors'
     with open(path, 'rb') as file:
         start = file.read(64)
-    if start.startswith(legacy.ZIP_START):
-        with legacy.damage_named(path, WHAT), zipfile.ZipFile(path) as archive:
+    if start.startswith(torch_files.ZIP_START):
+        with torch_files.damage_named(path, WHAT), zipfile.ZipFile(path) as archive:
             scripted = any(name.endswith('/constants.pkl') for name in archive.namelist())
         return 'TorchScript' if scripted else 'state dict'
-    if start.startswith(legacy.STREAM_START):
+    if start.startswith(torch_files.STREAM_START):
         return 'state dict'
     for beginning, name in ((b'\x80', 'pickled object'), (b'\x1f\x8b', 'tgz'), (b'\n', 'GraphDef')):
         if start.startswith(beginning) and not start.lstrip().lower().startswith((b'<!doctype', b'<html')):
@@ -209,22 +209,22 @@ def sniff(path: str | os.PathLike[str]) -> str:
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """torch.save of a dictionary, in the format of today or in that of before 2020."""
-    return dict(_tensors_of(legacy.read_file(path, legacy.TENSORS, WHAT)))
+    return dict(_tensors_of(torch_files.read_file(path, torch_files.TENSORS, WHAT)))
 
 
 def read_object(path: Path) -> dict[str, Tensor]:
     """A pickled torch module that carries its source text with it, which is not looked at."""
-    return dict(_tensors_of(legacy.read_file(path, {**legacy.CHECKPOINTS, **MODULES}, WHAT)))
+    return dict(_tensors_of(torch_files.read_file(path, {**torch_files.CHECKPOINTS, **MODULES}, WHAT)))
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
     """The parameters and buffers of a TorchScript archive; its programs are not looked at."""
-    with legacy.damage_named(path, WHAT), zipfile.ZipFile(path) as archive:
+    with torch_files.damage_named(path, WHAT), zipfile.ZipFile(path) as archive:
         entries = {info.filename: info for info in archive.infolist()}
         tops = [name.removesuffix('/data.pkl') for name in entries if name.endswith('/data.pkl')]
         if len(tops) != 1:
             raise ValueError(f'it is a zip with {len(tops)} entries called data.pkl instead of one')
-        storages: dict[str, legacy.Storage] = {}
+        storages: dict[str, torch_files.Storage] = {}
 
         def read(name: str) -> bytes:
             info = entries.get(f'{tops[0]}/{name}')
@@ -232,17 +232,17 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
                 raise ValueError(f'its entry {shown(name)} is missing, or not as torch.jit.save writes it')
             return archive.read(info)
 
-        def load(identity: Any) -> legacy.Storage:  # noqa: ANN401
+        def load(identity: Any) -> torch_files.Storage:  # noqa: ANN401
             match identity:
-                case ('storage', Global('torch', kind, _), str(key), str(_), int(count)) if kind in legacy.STORAGES:
+                case ('storage', Global('torch', kind, _), str(key), str(_), int(count)) if kind in torch_files.STORAGES:
                     if key not in storages:
-                        values = torch.frombuffer(bytearray(read(f'data/{key}')), dtype=legacy.STORAGES[kind])
-                        storages[key] = legacy.Storage(values)
+                        values = torch.frombuffer(bytearray(read(f'data/{key}')), dtype=torch_files.STORAGES[kind])
+                        storages[key] = torch_files.Storage(values)
                     if storages[key].values.numel() == count:
                         return storages[key]
             raise ValueError('it refers to something outside of itself that is no storage, or one of another size')
 
-        return dict(_tensors_of(read_pickle(io.BytesIO(read('data.pkl')), _Scripted(legacy.TENSORS), load)))
+        return dict(_tensors_of(read_pickle(io.BytesIO(read('data.pkl')), _Scripted(torch_files.TENSORS), load)))
 
 
 class _Scripted(dict[tuple[str, str], Callable[..., Any]]):
@@ -275,13 +275,13 @@ def _tensors_of(value: Any) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401
 
 def read_graphdef(path: Path) -> dict[str, Tensor]:
     """The constants of a TensorFlow graph, without TensorFlow."""
-    with legacy.damage_named(path, WHAT):
+    with torch_files.damage_named(path, WHAT):
         return dict(_constants(path.read_bytes()))
 
 
 def read_tgz(path: Path) -> dict[str, Tensor]:
     """The graph within the archive that TensorFlow's models were published in."""
-    with legacy.damage_named(path, WHAT), tarfile.open(path, 'r:gz') as archive:
+    with torch_files.damage_named(path, WHAT), tarfile.open(path, 'r:gz') as archive:
         for member in archive:
             if member.isfile() and Path(member.name).name == 'classify_image_graph_def.pb' and member.size < MAX_FILE:
                 file = archive.extractfile(member)

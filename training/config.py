@@ -7,9 +7,8 @@ knows the tags under which choices are stored. Classes may be renamed, tags may 
 from dataclasses import dataclass
 from typing import Any
 
-from diffusion import discrete, preconditioning, schedules
 from dnnlib import config as plain
-from training import loss
+from limpid import levels, loss, preconditioning, schedules
 from training.augment import AugmentConfig
 from training.dataset import DataConfig
 from training.ema import HalfLife, PowerFunction
@@ -35,11 +34,11 @@ TAGS: dict[str, type] = {
     'loss/hybrid': loss.HybridLoss,
     'schedule/vp': schedules.VPSchedule,
     'schedule/ve': schedules.VESchedule,
-    'levels/iddpm': schedules.IDDPMLevels,
-    'discrete/ddpm-linear': discrete.LinearBetas,
-    'discrete/scaled-linear': discrete.ScaledLinearBetas,
-    'discrete/cosine': discrete.CosineBetas,
-    'discrete/given': discrete.GivenBetas,
+    'levels/iddpm': levels.IDDPMLevels,
+    'discrete/ddpm-linear': levels.LinearBetas,
+    'discrete/scaled-linear': levels.ScaledLinearBetas,
+    'discrete/cosine': levels.CosineBetas,
+    'discrete/given': levels.GivenBetas,
     'average/half-life': HalfLife,
     'average/power': PowerFunction,
 }

@@ -8,7 +8,7 @@ precision of what it is given.
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffusion.discretization import DiscreteSteps, Discretization
-from diffusion.preconditioning import EDM, IDDPM, VE, VP, Preconditioner, V, check_finite, unit_coefficients, unit_scale
-from diffusion.schedules import IDDPMLevels, VPSchedule
 from dnnlib.config import did_you_mean
+from limpid.denoiser import Denoiser, _levels
+from limpid.levels import IDDPMLevels
+from limpid.preconditioning import EDM, IDDPM, VE, VP, Preconditioner
+from limpid.schedules import VPSchedule
 
 
 def initial(shape: Sequence[int], mode: str, fan_in: int, fan_out: int) -> Tensor:
@@ -499,110 +500,6 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f'{name}={value!r} is unknown; it is one of {", ".join(choices)}')
 
 
-class Denoiser(nn.Module):
-    """D(x; σ) = c_skip(σ) x + c_out(σ) F(c_in(σ) x; c_noise(σ))        (Eq. 7)
-
-    model        F, the backbone, with img_channels outputs, or twice as many with a learned variance
-    precond      c_skip, c_out, c_in, c_noise: a frozen dataclass, no part of the state dict
-    sigma_min, sigma_max
-                 the noise levels that the network supports
-    use_fp16     the backbone works in half precision, except on CPUs; `net.dtype = torch.bfloat16`
-                 makes it bfloat16 on any device
-    Discrete levels (IDDPM) are kept as the buffer u [M + 1], so that weights bring their own.
-    """
-
-    def __init__(self, model: nn.Module, precond: Preconditioner, sigma_min: float, sigma_max: float,
-                 img_resolution: int, img_channels: int, label_dim: int = 0, use_fp16: bool = False) -> None:
-        super().__init__()
-        self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
-        self.sigma_min, self.sigma_max = sigma_min, sigma_max
-        self.dtype = torch.float16 if use_fp16 else torch.float32
-        self._precond = precond
-        if isinstance(precond, IDDPM):
-            self.register_buffer('u', _levels(precond.levels).to(torch.get_default_device(), torch.float32))
-        self.model = model
-
-    @property
-    def precond(self) -> Preconditioner:
-        return replace(self._precond, table=self.u) if isinstance(self._precond, IDDPM) else self._precond
-
-    @property
-    def use_fp16(self) -> bool:
-        return self.dtype == torch.float16
-
-    @property
-    def unit_scale(self) -> float:
-        """d of the unit variable that `forward` takes with unit=True."""
-        return unit_scale(self._precond)
-
-    @property
-    def finite_because(self) -> str:
-        """Why this network cannot work at σ = ∞; '' where it can."""
-        return self._precond.finite_because
-
-    @property
-    def learned_variance(self) -> bool:
-        """Whether `forward` takes return_variance=True."""
-        return isinstance(self._precond, IDDPM)
-
-    @property
-    def native_steps(self) -> Discretization | None:
-        """The timesteps of the discrete schedule for which the network was trained, if there was one."""
-        schedule = self._precond.schedule if isinstance(self._precond, V) else None
-        return None if schedule is None else DiscreteSteps(schedule)
-
-    def forward(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None, force_fp32: bool = False,
-                *, unit: bool = False, return_variance: bool = False,
-                **model_kwargs: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
-        """The denoised x, float32 [B, C, H, W], of x [B, C, H, W] at noise levels sigma [], [B] or [B, 1, 1, 1].
-
-        class_labels [B or 1, label_dim]; None stands for no class, a vector of zeros. With unit, x is the
-        unit variable x/√(σ² + d²), d = unit_scale, and σ may be ∞ unless `finite_because` says otherwise
-        (ValueError, for σ given on the CPU). With return_variance, (D, F_var): also the outputs of F
-        beyond the first C, float32 [B, C, H, W]. Further keywords (augment_labels) go to the backbone.
-        """
-        x = x.to(torch.float32)
-        if unit:
-            check_finite(sigma, self.finite_because)
-        sigma = self._noise_levels(sigma, x)
-        labels = self._label_vectors(class_labels, x)
-        on_cpu_fp16 = self.use_fp16 and x.device.type == 'cpu'
-        dtype = torch.float32 if force_fp32 or on_cpu_fp16 else self.dtype
-        c = self.precond
-        coefficients = unit_coefficients(c, sigma) if unit else (c.c_skip(sigma), c.c_out(sigma), c.c_in(sigma))
-        c_skip, c_out, c_in = coefficients
-        F = self.model((c_in * x).to(dtype), c.c_noise(sigma).flatten(), labels, **model_kwargs)
-        F_x, F_var = F[:, :self.img_channels].to(torch.float32), F[:, self.img_channels:]
-        D_x = c_skip * x + c_out * F_x
-        if not return_variance:
-            return D_x
-        if F_var.shape != F_x.shape:
-            raise ValueError(f'return_variance needs a network with {2 * self.img_channels} outputs (iDDPM); '
-                             f'this one has {F.shape[1]}')
-        return D_x, F_var.to(torch.float32)
-
-    def _noise_levels(self, sigma: Tensor | float, x: Tensor) -> Tensor:
-        sigma = torch.as_tensor(sigma, dtype=torch.float32)
-        if sigma.numel() not in (1, len(x)):
-            raise ValueError(f'sigma has {sigma.numel()} noise levels for {len(x)} images; give one, or one per image')
-        # Waiting for this copy would be waiting for all that the device still has to do.
-        return sigma.to(x.device, non_blocking=x.is_cuda).reshape(-1, 1, 1, 1)
-
-    def _label_vectors(self, class_labels: Tensor | None, x: Tensor) -> Tensor | None:
-        if not self.label_dim:
-            return None
-        if class_labels is None:
-            return torch.zeros([1, self.label_dim], device=x.device)
-        if class_labels.shape[-1] != self.label_dim:
-            raise ValueError(f'class_labels has shape {list(class_labels.shape)}; this network takes one-hot vectors '
-                             f'[batch, {self.label_dim}]')
-        return class_labels.to(x).reshape(-1, self.label_dim)
-
-    def round_sigma(self, sigma: Tensor | float) -> Tensor:
-        """The noise level that the network will take sigma for, in the dtype and on the device of sigma."""
-        return self.precond.nearest(torch.as_tensor(sigma))
-
-
 class VPPrecond(Denoiser):
     """The VP column of Table 1, for noise levels from σ(ε_t) to σ(1)."""
 
@@ -667,12 +564,6 @@ def _iddpm_range(levels: IDDPMLevels) -> tuple[float, float]:
     """u_{M−1} and u_0, in float64."""
     u = _levels(levels)
     return u[levels.M - 1].item(), u[0].item()
-
-
-def _levels(levels: IDDPMLevels) -> Tensor:
-    """The table in float64, on the CPU also where networks are built without values (torch.device('meta'))."""
-    with torch.device('cpu'):
-        return levels.u
 
 
 @dataclass(frozen=True)

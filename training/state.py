@@ -21,13 +21,14 @@ from typing import Any
 import torch
 
 from dnnlib.files import atomic_write
+from limpid.denoiser import Denoiser
 from torch_utils import checkpoint
 from torch_utils.checkpoint import DamagedError
 from torch_utils.stats import Collector
 from training import config as configs
 from training.config import TrainConfig
 from training.ema import EMA
-from training.networks import Denoiser, NetworkConfig, build_network
+from training.networks import NetworkConfig, build_network
 
 SNAPSHOT, STATE = 'network snapshot', 'training state'
 BEST = 'network-best.pkl'

@@ -1,0 +1,142 @@
+"""What the readers of published networks share: a network as a file describes it, and how it is built.
+
+A network is first built without memory, on the device 'meta', and gets memory only after every tensor
+of the file was found to have its shape.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from limpid.denoiser import Denoiser
+from limpid.preconditioning import IDDPM
+from torch_utils import checkpoint
+from torch_utils.safe_pickle import shown
+from training.networks import Conv2d, NetworkConfig, build_network, complete_arguments
+
+LARGEST = 2**20   # of any whole number that describes a network
+
+
+class Found(NamedTuple):
+    """A network as a file describes it: what to build, its tensors by our names, and what else is told."""
+    config: NetworkConfig
+    tensors: dict[str, Tensor]
+    info: dict[str, Any]
+
+
+class Source:
+    """Somebody's state dict, from which each tensor is taken once; every complaint names the file."""
+
+    def __init__(self, tensors: Mapping[Any, Any], path: Path) -> None:
+        self.tensors, self.path = dict(tensors), path
+
+    def take(self, name: str) -> Tensor:
+        tensor = self.tensors.pop(name, None)
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f'{self.path}: the tensor {shown(name)} is missing')
+        return tensor
+
+    def shape(self, name: str, ndim: int) -> list[int]:
+        tensor = self.tensors.get(name)
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f'{self.path}: the tensor {shown(name)} is missing')
+        if tensor.ndim != ndim or 0 in tensor.shape:
+            raise ValueError(f'{self.path}: the tensor {shown(name)} has shape {list(tensor.shape)}, '
+                             f'not {ndim} dimensions')
+        return list(tensor.shape)
+
+    def check_empty(self) -> None:
+        for name in self.tensors:
+            raise ValueError(f'{self.path}: the tensor {shown(str(name))} is unknown to this network')
+
+
+def choose(weights: str | None, there: list[str], path: Path) -> str:
+    """The one of the weights in a file that was asked for (None: the first); ValueError if it is not there."""
+    if weights is None:
+        return there[0]
+    if weights not in there:
+        raise ValueError(f'--weights={weights}: {path} has {", ".join(there)}')
+    return weights
+
+
+def assemble(found: Found, path: Path) -> Denoiser:
+    """The network with its tensors, in evaluation mode on the CPU; ValueError as from `check_fit`."""
+    net = check_fit(found.config, found.tensors, path)
+    net.to_empty(device='cpu')
+    checkpoint.load_into(net, found.tensors, str(path))
+    if isinstance(found.config.precond, IDDPM):
+        _take_range_of_levels(net)
+    return net.eval().requires_grad_(False)
+
+
+def check_fit(config: NetworkConfig, tensors: Mapping[str, Tensor], path: Path) -> Denoiser:
+    """The network on the device 'meta'; ValueError unless the tensors are all of its tensors."""
+    if isinstance(config.precond, IDDPM):
+        count, levels = config.precond.levels.M + 1, tensors.get('u')
+        if not isinstance(levels, Tensor) or levels.numel() != count:
+            raise ValueError(f'{path}: the tensor u with {count} noise levels is missing or of another length')
+    net = without_memory(config, len(tensors), path)
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            raise ValueError(f'{path}: {shown(str(name))} holds no floating-point numbers')
+    checkpoint.load_into(net, {name: tensor.to('meta') for name, tensor in tensors.items()}, str(path))
+    return net
+
+
+def without_memory(config: NetworkConfig, count: int, path: Path) -> Denoiser:
+    """The network on the device 'meta'; ValueError where it cannot be, or cannot have as few as `count` tensors."""
+    try:
+        _check_arguments(config, count)
+        with torch.device('meta'):
+            return build_network(config)
+    except (ValueError, TypeError, ArithmeticError, RuntimeError, LookupError, AttributeError) as error:
+        raise ValueError(f'{path}: its arguments do not make a network: {shown(str(error), 300)}') from None
+
+
+def constant_tensors(config: NetworkConfig, net: Denoiser) -> dict[str, Tensor]:
+    """The tensors of `net` that follow from its configuration, which other people's state dicts leave out."""
+    filters = config.model.get('resample_filter', [1, 1])
+    resample_filter = Conv2d(1, 1, kernel=0, down=True, resample_filter=filters).resample_filter
+    constants = {name: resample_filter for name in net.state_dict() if name.endswith('.resample_filter')}
+    if isinstance(config.precond, IDDPM):
+        constants['u'] = config.precond.levels.u.to(torch.float32)
+    return constants
+
+
+def _check_arguments(config: NetworkConfig, count: int) -> None:
+    """ValueError for arguments of the wrong kind, or too large to be meant."""
+    for name in ('img_resolution', 'img_channels', 'label_dim'):
+        value = getattr(config, name)
+        if type(value) is not int or not 0 <= value <= LARGEST:
+            raise ValueError(f'{name} is {shown(repr(value))}')
+    defaults = complete_arguments(config.model_type, {})
+    arguments = complete_arguments(config.model_type, config.model)
+    for name, value in arguments.items():
+        if isinstance(defaults[name], str):
+            fits = isinstance(value, str)
+        elif isinstance(defaults[name], list):
+            fits = isinstance(value, list | tuple) and len(value) <= 32 and all(map(_is_small, value))
+        else:
+            fits = _is_small(value)
+        if not fits:
+            raise ValueError(f'{name} is {shown(repr(value))}, where {defaults[name]!r} is usual')
+    blocks = arguments['num_blocks'] * len(arguments['channel_mult'])
+    if blocks > count:
+        raise ValueError(f'it has {blocks} blocks, but only {count} tensors')
+    if not 0 <= config.sigma_min < config.sigma_max:
+        raise ValueError(f'its noise levels go from {config.sigma_min} to {config.sigma_max}')
+
+
+def _is_small(value: Any) -> bool:  # noqa: ANN401
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
+def _take_range_of_levels(net: Denoiser) -> None:
+    """Published tables were computed in float32 and are up to 5e-4 off the formula: then theirs is the range."""
+    low, high = net.u[-2].item(), net.u[0].item()
+    if not (math.isclose(low, net.sigma_min, rel_tol=1e-6) and math.isclose(high, net.sigma_max, rel_tol=1e-6)):
+        net.sigma_min, net.sigma_max = low, high

@@ -1,0 +1,66 @@
+"""What generate.py and its like can draw from: a trained network, or the ideal denoiser of a data set."""
+
+import contextlib
+import os
+from typing import Any
+
+import numpy as np
+import torch
+
+from checkpoints.diffusers import is_diffusers, read_diffusers
+from checkpoints.read import read_network
+from dnnlib.download import fetch, is_url
+from limpid.ideal import IdealDenoiser
+from limpid.pixels import from_uint8
+from training.dataset import ImageFiles, ImageFolderDataset
+
+IDEAL = 'ideal:'
+
+
+def open_network(spec: str | os.PathLike[str], device: torch.device | str = 'cpu',
+                 weights: str | None = None, **options: Any) -> Any:   # noqa: ANN401 (a Denoiser)
+    """A denoiser, called as net(x, sigma, class_labels), on `device`.
+
+        out/run/network-snapshot-010000.pkl    the averaged network of a snapshot; also EDM's own snapshots, and
+                                               what else training/published.py knows. Nothing in them is executed
+        https://example.org/net.pkl            the same, downloaded once (dnnlib/download.py)
+        ideal:datasets/digits-16x16.zip        the ideal denoiser of a data set (Eq. 57), conditional if
+                                               the set has classes
+        ddpm-cifar10-32                        a folder of diffusers: a pipeline with a U-Net, or a U-Net
+                                               (training/diffusers_model.py)
+
+    `weights` is 'ema', 'ema:NAME' or 'raw' (None: the average where there is one); of a folder of diffusers,
+    the variant. Further `options` (embeddings, null_class, timesteps) are those of read_diffusers; None:
+    not given. Raises FileNotFoundError or ValueError, in one line that names the file.
+    """
+    path = os.fspath(spec)
+    options = {name: value for name, value in options.items() if value is not None}
+    if os.path.isdir(path) and not is_diffusers(path):
+        raise ValueError(f'{path} is a folder without model_index.json or config.json, which a folder of diffusers '
+                         'has; of the folder of a run name a file, such as network-best.pkl or network-snapshot-*.pkl')
+    if is_diffusers(path):
+        return read_diffusers(path, weights, **options).to(device)
+    for name, value in options.items():
+        raise ValueError(f'{name}={value} would have no effect: {path} is no folder of diffusers')
+    if path.startswith(IDEAL):
+        return ideal_denoiser(path[len(IDEAL):], device)
+    net, info = read_network(fetch(path) if is_url(path) else path, weights)
+    told = info['training'] or {}   # what guidance asks: how often this network has seen an image without its class
+    net.label_dropout = told.get('label_dropout', getattr(net.model, 'label_dropout', None))
+    return net.to(device)
+
+
+def ideal_denoiser(path: str | os.PathLike[str], device: torch.device | str = 'cpu') -> IdealDenoiser:
+    """The ideal denoiser of the images in a zip or folder, with its classes if it has any.
+
+    MPS has no float64: for such a device the work is done on the CPU.
+    """
+    with contextlib.closing(ImageFiles(path)) as files:
+        has_labels = files.labels() is not None
+    with ImageFolderDataset(path, use_labels=has_labels) as dataset:
+        images, labels = dataset.batch(np.arange(len(dataset)))
+        onehot = dataset.has_onehot_labels
+    if torch.device(device).type == 'mps':
+        device = 'cpu'
+    pixels = from_uint8(torch.from_numpy(images).to(device))
+    return IdealDenoiser(pixels, torch.from_numpy(labels).to(device) if onehot else None)

@@ -1,0 +1,282 @@
+"""Samplers that choose their own steps: of the noise levels given, only the highest and the lowest count.
+
+Each image has its own time, its own step and its own error, so that it comes out the same in any
+batch. Images that have arrived are no longer evaluated. The host waits for the device once per step,
+to learn which images these are.
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from limpid.denoiser import Conditioned
+from limpid.earlier import one_of, sum_squares, vp_through
+from limpid.samplers import RandnLike
+from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule, VPScaling
+from limpid.sde import GeneralSDE
+from limpid.solvers import ProbabilityFlow
+
+
+class PerImage(Conditioned):
+    """`denoise` at noise levels [B, 1, 1, 1], or at one, [1, 1, 1, 1], of the images `rows` of its batch."""
+
+    def __init__(self, denoise: Conditioned, rows: Tensor | None = None) -> None:
+        labels = denoise.class_labels
+        self.part = denoise
+        if rows is not None and isinstance(labels, Tensor) and len(labels) > 1:
+            self.part = copy.copy(denoise)
+            self.part.class_labels = labels[rows.to(labels.device)]
+        super().__init__(denoise.net, self.part.class_labels)
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.part(x, sigma.flatten().expand(len(x)))
+
+
+class Journey:
+    """Which images of a batch are still on their way, what the others have brought, and what it took."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.travelling = list(range(batch_size))   # rows of the batch
+        self.evaluations = [0] * batch_size
+        self.results: tuple[Tensor, ...] = ()
+
+    def count(self, evaluations: int) -> None:
+        for row in self.travelling:
+            self.evaluations[row] += evaluations
+
+    def arrive(self, there: list[bool], results: tuple[Tensor, ...]) -> Tensor:
+        """Keep `results` of the travelling images that are there; returns the indices of the others among them."""
+        device, batch_size = results[0].device, len(self.evaluations)
+        if not self.results:
+            self.results = tuple(v.new_empty([batch_size, *v.shape[1:]]) for v in results)
+        gone = [k for k, done in enumerate(there) if done]
+        left = [k for k, done in enumerate(there) if not done]
+        rows = torch.tensor([self.travelling[k] for k in gone], device=device)
+        for kept, values in zip(self.results, results, strict=True):
+            kept[rows] = values[torch.tensor(gone, device=device)]
+        self.travelling = [self.travelling[k] for k in left]
+        return torch.tensor(left, dtype=torch.int64, device=device)
+
+
+def reached(end: float, t: Tensor, stuck: Tensor, solver: str) -> list[bool]:
+    """Which images are at the end, on the host; ValueError where one can go no further."""
+    status = torch.where(t > end, 1 + stuck.to(torch.int8), 0).flatten().tolist()
+    if 2 in status:
+        raise ValueError(f'{solver}: an image needs steps below the rounding of its time; the denoiser is not '
+                         'finite there, or the tolerance is too small')
+    return [state == 0 for state in status]
+
+
+def power(x: Tensor, exponent: float) -> Tensor:
+    """x ** exponent for x >= 0. `torch.pow` rounds the last few elements otherwise than the rest, so that an
+    image would depend on its place in the batch."""
+    return (exponent * x.log()).exp()
+
+
+# Dormand & Prince 1980, "A family of embedded Runge-Kutta formulae", Table 2.
+NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
+STAGES = (
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),   # fifth order: where the next step starts
+)
+ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)   # less the fourth order
+
+
+def combine(weights: tuple[float, ...], stages: list[Tensor]) -> Tensor:
+    """Σ_j w_j k_j"""
+    total = weights[0] * stages[0]
+    for w, k in zip(weights[1:], stages[1:], strict=True):
+        if w != 0:
+            total = total + w * k
+    return total
+
+
+@dataclass(frozen=True)
+class RK45:
+    """The probability flow (Eq. 4) by the Runge–Kutta pair 5(4) of Dormand & Prince, then an Euler step to 0
+
+    A step is accepted where RMS(error / (atol + rtol max(|x_i|, |x_{i+1}|))) < 1. The first step and the
+    next one are chosen by Hairer, Nørsett & Wanner 1993, Section II.4, with the constants of SciPy's
+    solve_ivp, so that one image takes the steps that solve_ivp would take. (The dashed curves of
+    Figure 2.) NFE: 2 + 6 per step, rejected ones included; the Euler step reuses the last velocity.
+    Time steps: any; only the highest and the lowest noise level count, and N has no effect.
+
+    original  the whole batch is one system with one step and one error, as in previous work: an image then
+              depends on the images beside it
+    """
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    original: bool = False
+    schedule: Schedule = LinearSchedule()
+    scaling: Scaling = NoScaling()
+
+    def __post_init__(self) -> None:
+        for name, value in (('rtol', self.rtol), ('atol', self.atol)):
+            if not 0 < value < math.inf:
+                raise ValueError(f'{name} must be positive, not {value:g}')
+
+    def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor, randn_like: RandnLike,
+                 nfe: list[int] | None = None) -> Tensor:
+        """As every sampler; `nfe` is filled with the number of evaluations of each image."""
+        start, end = self.schedule.sigma_inv(sigmas[[0, -2]]).tolist()
+        x = self.flow(denoise).start(noise, sigmas[0])
+        x, velocity, evaluations = self.integrate(denoise, x, start, end)
+        if nfe is not None:
+            nfe[:] = evaluations
+        return x - end * velocity
+
+    def integrate(self, denoise: Conditioned, x: Tensor, start: float, end: float) -> tuple[Tensor, Tensor, list[int]]:
+        """x at time `start` -> (x, dx/dt) at the earlier `end` > 0, and the evaluations of each image."""
+        flow, journey = self.flow(denoise), Journey(len(x))
+        t = x.new_full([1 if self.original else len(x), 1, 1, 1], start)
+        f = flow.velocity(x, t)
+        if start == end:
+            return x, f, [1] * len(x)
+        h = self.first_step(flow, x, f, t, end)
+        journey.count(2)
+        rejected = torch.zeros_like(t, dtype=torch.bool)
+        while journey.travelling:
+            t_next = torch.where(t - h <= end, end, t - h)
+            x_next, f_next, error = self.step(flow, x, f, t, t_next)
+            journey.count(6)
+            accepted = error < 1
+            # A step changes by no more than these factors; not a number counts as a large error.
+            factor = (0.9 * power(error, -0.2)).nan_to_num(nan=0.2).clamp(0.2, 10)
+            h = (t - t_next) * torch.where(rejected, factor.clamp(max=1), factor)
+            smallest = 10 * torch.finfo(t.dtype).eps * t
+            stuck = ~accepted & ~(h >= smallest)
+            h = torch.where(accepted, h.maximum(smallest), h)
+            x, f, t = (torch.where(accepted, new, old) for new, old in ((x_next, x), (f_next, f), (t_next, t)))
+            rejected = ~accepted
+            there = reached(end, t, stuck, f'RK45 with rtol={self.rtol:g}, atol={self.atol:g}')
+            if self.original:
+                there = there * len(x)
+            if any(there):
+                left = journey.arrive(there, (x, f))
+                if len(left):
+                    x, f, t, h, rejected = (v[left] for v in (x, f, t, h, rejected))
+                    flow = self.flow(denoise, torch.tensor(journey.travelling))
+        return *journey.results, journey.evaluations  # type: ignore[return-value]
+
+    def flow(self, denoise: Conditioned, rows: Tensor | None = None) -> ProbabilityFlow:
+        return ProbabilityFlow(PerImage(denoise, rows), self.schedule, self.scaling)
+
+    def norm(self, v: Tensor) -> Tensor:
+        """The root of the mean square of each image, [B, 1, 1, 1], or of the batch, [1, 1, 1, 1]."""
+        mean_square = sum_squares(v) / v[0].numel()
+        return (mean_square.mean(dim=0, keepdim=True) if self.original else mean_square).sqrt()
+
+    def step(self, flow: ProbabilityFlow, x: Tensor, f: Tensor, t: Tensor,
+             t_next: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(x, f) at t -> (x, f) at t_next and the error of the step in units of the tolerance."""
+        h = t_next - t
+        stages, x_stage = [f], x
+        for node, weights in zip(NODES, STAGES, strict=True):
+            x_stage = x + h * combine(weights, stages)
+            stages.append(flow.velocity(x_stage, t_next if node == 1 else t + node * h))
+        scale = self.atol + self.rtol * x.abs().maximum(x_stage.abs())
+        return x_stage, stages[-1], self.norm(h * combine(ERROR, stages) / scale)
+
+    def first_step(self, flow: ProbabilityFlow, x: Tensor, f: Tensor, t: Tensor, end: float) -> Tensor:
+        """h > 0 of the first step, of about the size at which Euler's error is a hundredth of the tolerance."""
+        whole = t - end
+        scale = self.atol + self.rtol * x.abs()
+        d0, d1 = self.norm(x / scale), self.norm(f / scale)
+        h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).minimum(whole)
+        d2 = self.norm((flow.velocity(x - h0 * f, t - h0) - f) / scale) / h0
+        steepest = d1.maximum(d2)
+        h1 = torch.where(steepest <= 1e-15, 1e-6, power(0.01 / steepest, 0.2))
+        return (100 * h0).minimum(h1).minimum(whole)
+
+
+class _LogSchedule:
+    """σ(t) = exp t: Song's VE schedule σ_min (σ_max/σ_min)^t, but for the unit and the origin of time."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t.exp()
+
+    def sigma_inv(self, sigma: Tensor) -> Tensor:
+        return sigma.log()
+
+    def sigma_dot(self, t: Tensor) -> Tensor:
+        return t.exp()
+
+
+@dataclass(frozen=True)
+class AdaptiveSDE:
+    """The reverse SDE of VP or VE by pairs of Euler–Maruyama steps, each image with steps of its own
+
+    x̃ = x + K_1,  K_1 = −h a(x, t) + √h g(t) z;  K_2 = −h a(x̃, t − h) + √h g(t − h) z;  x <- x + (K_1 + K_2)/2
+    is accepted where Q = RMS((K_2 − K_1)/2 / max(eps_abs, eps_rel max(|x̃|, |x̃ of the step before|))) <= 1;
+    then h <- min(t − t_end, theta h Q^−exponent). At the lowest noise level x is denoised. (Jolicoeur-Martineau
+    et al. 2021, Algorithm 1; a and g are drift and diffusion of GeneralSDE with β = σ̇/σ.) NFE: 2 per step
+    that was tried, and 1. Time steps: any; only the highest and the lowest noise level count.
+
+    sde      'vp', in the scaled frame from N(0, I), or 've', in which σ falls geometrically with time
+    eps_abs  2/256 is one level of 8 bits
+    h_init   the first step, as a fraction of the whole time
+    """
+    eps_rel: float = 0.02
+    eps_abs: float = 2 / 256
+    theta: float = 0.9
+    exponent: float = 0.9
+    h_init: float = 0.01
+    sde: str = 'vp'
+
+    def __post_init__(self) -> None:
+        one_of('sde', self.sde, ('vp', 've'))
+        for name in ('eps_rel', 'eps_abs', 'theta', 'exponent', 'h_init'):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f'{name} must be positive, not {getattr(self, name):g}')
+
+    def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor, randn_like: RandnLike,
+                 nfe: list[int] | None = None) -> Tensor:
+        """As every sampler; `nfe` is filled with the number of evaluations of each image."""
+        sde = GeneralSDE(vp_through(sigmas), VPScaling()) if self.sde == 'vp' else GeneralSDE(_LogSchedule())
+        journey = Journey(len(noise))
+        x = noise if self.sde == 'vp' else noise * sigmas[0]
+        if sigmas[0] > sigmas[-2]:
+            start, end = sde.schedule.sigma_inv(sigmas[[0, -2]]).tolist()
+            x = self.integrate(sde, denoise, x, start, end, randn_like, journey)
+        s = sde.scaling.s(sigmas[-2])
+        if nfe is not None:
+            nfe[:] = [evaluations + 1 for evaluations in journey.evaluations]
+        return denoise(x / s, sigmas[-2])
+
+    def integrate(self, sde: GeneralSDE, denoise: Conditioned, x: Tensor, start: float, end: float,
+                  randn_like: RandnLike, journey: Journey) -> Tensor:
+        """x at time `start` -> x at the earlier `end`."""
+        batch, part = x, PerImage(denoise)
+        t = x.new_full([len(x), 1, 1, 1], start)
+        h, x_tilde = self.h_init * (t - end), x
+        smallest = 10 * torch.finfo(t.dtype).eps * max(abs(start), abs(end))
+        rows = torch.arange(len(x), device=x.device)   # of the images on their way, in the batch
+        while journey.travelling:
+            z = randn_like(batch)[rows]
+            t_next = torch.where(t - h <= end, end, t - h)
+            h = t - t_next
+            k1 = h.sqrt() * sde.diffusion(t) * z - h * sde.drift(part, x, t)
+            k2 = h.sqrt() * sde.diffusion(t_next) * z - h * sde.drift(part, x + k1, t_next)
+            journey.count(2)
+            tolerance = (self.eps_rel * (x + k1).abs().maximum(x_tilde.abs())).clamp(min=self.eps_abs)
+            Q = (sum_squares((k2 - k1) / 2 / tolerance) / x[0].numel()).sqrt()
+            accepted = Q <= 1
+            x_tilde = torch.where(accepted, x + k1, x_tilde)
+            x, t = torch.where(accepted, x + (k1 + k2) / 2, x), torch.where(accepted, t_next, t)
+            h = self.theta * h * power(Q, -self.exponent)   # what is beyond the end is cut off above
+            there = reached(end, t, ~(h >= smallest), f'AdaptiveSDE with eps_rel={self.eps_rel:g}')
+            if any(there):
+                left = journey.arrive(there, (x,))
+                x, x_tilde, t, h, rows = (v[left] for v in (x, x_tilde, t, h, rows))
+                part = PerImage(denoise, rows)
+        return journey.results[0]
+
+
+ADAPTIVE = {'rk45': RK45, 'adaptive': AdaptiveSDE}

@@ -1,0 +1,239 @@
+"""Preconditioners: the rows c_skip, c_out, c_in and c_noise of Table 1, and v-prediction.
+
+    D(x; σ) = c_skip(σ) x + c_out(σ) F(c_in(σ) x; c_noise(σ))        (Eq. 7)
+
+The network wrapper (training/networks.py) and the loss weighting (training/loss.py) read the same
+object, so a coefficient cannot be changed in one and forgotten in the other. All functions work
+elementwise; none of them moves data between devices in the hot path.
+"""
+
+import functools
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from limpid.levels import DiscreteSchedule, IDDPMLevels
+from limpid.schedules import VPSchedule
+from limpid.unit import Level
+
+
+class Preconditioner(Protocol):
+    no_infinity: ClassVar[str]   # why such a network cannot work at σ = ∞; '' where it can
+
+    def c_skip(self, sigma: Tensor) -> Tensor: ...
+    def c_out(self, sigma: Tensor) -> Tensor: ...
+    def c_in(self, sigma: Tensor) -> Tensor: ...
+    def c_noise(self, sigma: Tensor) -> Tensor: ...
+
+    def nearest(self, sigma: Tensor) -> Tensor:
+        """The noise level that the network will take sigma for: the identity unless levels are discrete."""
+        ...
+
+
+def check_finite(sigma: Tensor | float, no_infinity: str) -> None:
+    """ValueError for σ = ∞ where `no_infinity` says why a network cannot work there; '' where it can."""
+    if not no_infinity:
+        return
+    sigma = torch.as_tensor(sigma)
+    if sigma.device.type == 'cpu' and bool(sigma.isinf().any()):   # to look at others would be to wait for them
+        raise ValueError(f'this network cannot work at sigma = inf: {no_infinity}')
+
+
+class NoisePrediction:
+    """1,  −σ,  1/√(σ² + 1): F predicts the noise that was added, from x/√(σ² + 1)"""
+    no_infinity: ClassVar[str] = 'it predicts the noise, which tells nothing of the image where there is only noise'
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        return torch.ones_like(sigma)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        return -sigma
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        return (sigma**2 + 1).rsqrt()
+
+
+@dataclass(frozen=True)
+class VP(NoisePrediction):
+    """1,  −σ,  1/√(σ² + 1),  (M − 1) σ⁻¹(σ)"""
+    schedule: VPSchedule = VPSchedule()
+    M: int = 1000
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        return (self.M - 1) * self.schedule.sigma_inv(sigma)
+
+    def nearest(self, sigma: Tensor) -> Tensor:
+        return sigma
+
+
+@dataclass(frozen=True)
+class VE:
+    """1,  σ,  1,  ln(σ/2)"""
+    no_infinity: ClassVar[str] = 'its input is the unscaled image, which is infinite there'
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        return torch.ones_like(sigma)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        return sigma
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        return torch.ones_like(sigma)
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        return (0.5 * sigma).log()
+
+    def nearest(self, sigma: Tensor) -> Tensor:
+        return sigma
+
+
+@dataclass(frozen=True)
+class IDDPM(NoisePrediction):
+    """1,  −σ,  1/√(σ² + 1),  M − 1 − argmin_j |u_j − σ|
+
+    `table` holds u_0 … u_M where the network brings its own (on its device, or from a published
+    checkpoint); otherwise the levels are computed. The level u_M = 0 is no noise level: the argmin
+    runs over j ≤ M − 1, and σ = 0 stays 0.
+    """
+    levels: IDDPMLevels = IDDPMLevels()
+    table: Tensor | None = field(default=None, compare=False, repr=False)
+
+    def u(self, like: Tensor) -> Tensor:
+        return (self.levels.u if self.table is None else self.table).to(like.device)
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        return self.levels.M - 1 - self.index(sigma).to(sigma.dtype)
+
+    def index(self, sigma: Tensor) -> Tensor:
+        """argmin_j |u_j − σ| over 0 ≤ j < M, int64, in the shape of sigma."""
+        u = self.u(sigma)[:self.levels.M]
+        dtype = torch.promote_types(u.dtype, sigma.dtype)   # float32 levels meet float64 times in float64
+        return (sigma.to(dtype).reshape(-1, 1) - u.to(dtype)).abs().argmin(dim=1).reshape(sigma.shape)
+
+    def nearest(self, sigma: Tensor) -> Tensor:
+        rounded = self.u(sigma)[self.index(sigma)].to(sigma.dtype)
+        return torch.where(sigma == 0, sigma, rounded)
+
+
+@dataclass(frozen=True)
+class EDM:
+    """σ_data²/(σ² + σ_data²),  σ σ_data/√(σ_data² + σ²),  1/√(σ² + σ_data²),  ¼ ln σ
+
+    In float32 for σ up to 1.8e19, whose square is the last that is finite; V has no such limit.
+    """
+    no_infinity: ClassVar[str] = ('its c_noise, ln(sigma)/4, is infinite there; the v preconditioning with the same '
+                                     'sigma_data is the same network with a finite c_noise')
+    sigma_data: float = 0.5
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        return self.sigma_data**2 / (sigma**2 + self.sigma_data**2)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        return sigma * self.sigma_data * (self.sigma_data**2 + sigma**2).rsqrt()
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        return (sigma**2 + self.sigma_data**2).rsqrt()
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        return sigma.log() / 4
+
+    def nearest(self, sigma: Tensor) -> Tensor:
+        return sigma
+
+
+NOISE_LABELS = ('timestep', 'angle', 'log')
+
+
+@dataclass(frozen=True)
+class V:
+    """a²,  −b σ_data,  a/σ_data,  noise_label:  D = σ_data (a z − b F), where F predicts v = a ε − b y/σ_data
+
+    with a, b and z of the unit variable (diffusion/unit.py), d = σ_data; with σ_data = 1 it is Lin et al. 2023,
+    Eq. 11 and 19. With EDM's σ_data it is EDM's preconditioning, F being of the other sign, and so works for
+    images of any σ; but all of it is finite at σ = ∞.
+
+    noise_label  what F is told: 'timestep', the index t − 1 of the nearest level of `schedule` (nearest in φ);
+                 'angle', (2/π) φ in [0, 1]; or 'log', ¼ ln min(σ, cap)
+    schedule     the timesteps for which the network was trained, if these were discrete
+    cap          of 'log'; None: twice the highest finite level of `schedule`, so that it tells all levels apart, or
+                 without one 4096, which is ᾱ = 2⁻²⁴
+    """
+    no_infinity: ClassVar[str] = ''
+    sigma_data: float = 1.0
+    noise_label: str = 'angle'
+    schedule: DiscreteSchedule | None = None
+    cap: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.noise_label not in NOISE_LABELS:
+            raise ValueError(f'noise_label must be one of {", ".join(NOISE_LABELS)}, not {self.noise_label!r}')
+        if self.noise_label == 'timestep' and self.schedule is None:
+            raise ValueError("noise_label='timestep' needs a schedule of discrete timesteps")
+        if self.cap is None:   # stored as the number that it is
+            object.__setattr__(self, 'cap', self._default_cap())
+
+    def _default_cap(self) -> float:
+        if self.noise_label != 'log' or self.schedule is None:
+            return 4096.0
+        sigma = self.schedule.sigma
+        return 2 * float(sigma[sigma.isfinite()][-1])
+
+    def level(self, sigma: Tensor) -> Level:
+        return Level.of_sigma(sigma, self.sigma_data)
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        return self.level(sigma).a ** 2
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        return -self.sigma_data * self.level(sigma).b
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        return self.level(sigma).a / self.sigma_data
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        if self.noise_label == 'timestep':
+            return self.index(sigma).to(sigma.dtype)
+        if self.noise_label == 'angle':
+            return self.level(sigma).phi * (2 / math.pi)
+        return sigma.clamp(max=self.cap).log() / 4
+
+    def index(self, sigma: Tensor) -> Tensor:
+        """The index t − 1 of the nearest timestep, int64, in the shape of sigma; a level of ∞ is only for σ = ∞."""
+        assert self.schedule is not None
+        return torch.bucketize(sigma.contiguous(), _borders(self.schedule, sigma.device, sigma.dtype))
+
+    def nearest(self, sigma: Tensor) -> Tensor:
+        if self.noise_label != 'timestep' or self.schedule is None:
+            return sigma
+        rounded = self.schedule.sigma.to(sigma)[self.index(sigma)]
+        return torch.where(sigma == 0, sigma, rounded)
+
+
+@functools.lru_cache(maxsize=16)
+def _borders(schedule: DiscreteSchedule, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The σ at which the nearest timestep changes, halfway in φ = atan σ: [T − 1], kept on the device."""
+    phi = Level.of_sigma(schedule.sigma).phi
+    borders = ((phi[1:] + phi[:-1]) / 2).tan().to(dtype)
+    if math.isinf(schedule.sigma[-1]):   # however high a finite σ is, there is signal left
+        borders[-1:] = torch.finfo(dtype).max
+    return borders.to(device)
+
+
+def unit_scale(c: Preconditioner) -> float:
+    """d of the unit variable in which a preconditioned network is asked: σ_data where there is one, else 1."""
+    return float(getattr(c, 'sigma_data', 1.0))
+
+
+def unit_coefficients(c: Preconditioner, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """c_skip h, c_out and c_in h,  h = √(σ² + d²):  D = (c_skip h) z + c_out F((c_in h) z; c_noise), where x = h z"""
+    d = unit_scale(c)
+    if hasattr(c, 'sigma_data'):
+        return d * Level.of_sigma(sigma, d).a, c.c_out(sigma), torch.ones_like(sigma)
+    h = torch.hypot(sigma, torch.full_like(sigma, d))
+    return c.c_skip(sigma) * h, c.c_out(sigma), c.c_in(sigma) * h
+
+
+PRECONDITIONERS = {'vp': VP, 've': VE, 'iddpm': IDDPM, 'edm': EDM, 'v': V}

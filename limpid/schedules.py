@@ -1,0 +1,137 @@
+"""The rows "Schedule" and "Scaling" of Table 1: the noise level σ(t), and the scale s of the signal.
+
+A scaling is a function of σ rather than of t, so that it goes with any schedule:
+s(t) means s(σ(t)), and ṡ/s = dlog_s(σ) σ̇.
+All functions work elementwise on tensors of any shape; times and noise levels are float64.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Schedule(Protocol):
+    def sigma(self, t: Tensor) -> Tensor:
+        """σ(t)"""
+        ...
+
+    def sigma_inv(self, sigma: Tensor) -> Tensor:
+        """The time t at which σ(t) = sigma."""
+        ...
+
+    def sigma_dot(self, t: Tensor) -> Tensor:
+        """dσ/dt"""
+        ...
+
+
+@dataclass(frozen=True)
+class VPSchedule:
+    """σ(t) = √(exp(½ β_d t² + β_min t) − 1),  t in [0, 1]        (Table 1; β(t) = β_min + β_d t)"""
+    beta_d: float = 19.9
+    beta_min: float = 0.1
+
+    @classmethod
+    def through(cls, sigma_min: float, sigma_max: float, epsilon_s: float = 1e-3) -> 'VPSchedule':
+        """The schedule with σ(ε_s) = sigma_min and σ(1) = sigma_max.
+
+        Two equations for the two constants; ValueError where β(t) would have to fall with t. With the
+        range of the defaults, [0.010486, 152.167], they come out as 19.9 and 0.1. For low sigma_min,
+        β_min may come out negative: then σ(t) exists for t ≥ ε_s only, and t = 0 stands for σ = 0.
+        """
+        low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
+        if low >= epsilon_s * high:
+            limit = math.sqrt(math.expm1(epsilon_s * high))
+            raise ValueError(f'no VP schedule goes from sigma({epsilon_s:g}) = {sigma_min:g} to sigma(1) = '
+                             f'{sigma_max:g}: with this sigma_max, sigma_min must be below {limit:.4g}')
+        beta_d = 2 * (low / epsilon_s - high) / (epsilon_s - 1)
+        return cls(beta_d=beta_d, beta_min=high - beta_d / 2)
+
+    def beta(self, t: Tensor) -> Tensor:
+        """β(t) = β_min + β_d t, the drift of the VP SDE."""
+        return self.beta_min + self.beta_d * t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return (0.5 * self.beta_d * t**2 + self.beta_min * t).expm1().sqrt()
+
+    def sigma_inv(self, sigma: Tensor) -> Tensor:
+        log = (sigma**2).log1p()   # = ½ β_d t² + β_min t, a quadratic in t
+        root = (self.beta_min**2 + 2 * self.beta_d * log).sqrt()
+        if self.beta_min < 0:
+            return (root - self.beta_min) / self.beta_d
+        return 2 * log / (self.beta_min + root)   # the same root without cancellation
+
+    def sigma_dot(self, t: Tensor) -> Tensor:
+        sigma = self.sigma(t)   # from σ² + 1 = exp(B(t)):  2 σ σ̇ = β(t) (σ² + 1)
+        return self.beta(t) * (sigma + 1 / sigma) / 2
+
+
+@dataclass(frozen=True)
+class VESchedule:
+    """σ(t) = √t,  t in [σ_min², σ_max²]        (Table 1)
+
+    The range is not part of the formula: it is what the rows of the VE column share.
+    """
+    sigma_min: float = 0.02
+    sigma_max: float = 100.0
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t.sqrt()
+
+    def sigma_inv(self, sigma: Tensor) -> Tensor:
+        return sigma**2
+
+    def sigma_dot(self, t: Tensor) -> Tensor:
+        return 0.5 * t.rsqrt()
+
+
+@dataclass(frozen=True)
+class LinearSchedule:
+    """σ(t) = t        (Table 1, iDDPM and EDM)"""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def sigma_inv(self, sigma: Tensor) -> Tensor:
+        return sigma
+
+    def sigma_dot(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+class Scaling(Protocol):
+    def s(self, sigma: Tensor) -> Tensor:
+        """s as a function of σ; s(t) is s(σ(t))."""
+        ...
+
+    def dlog_s(self, sigma: Tensor) -> Tensor:
+        """s′(σ) / s(σ), hence ṡ/s = dlog_s(σ) σ̇."""
+        ...
+
+
+@dataclass(frozen=True)
+class VPScaling:
+    """s = 1/√(1 + σ²), which is 1/√exp(½ β_d t² + β_min t) whatever the constants are.        (Table 1)"""
+
+    def s(self, sigma: Tensor) -> Tensor:
+        return (1 + sigma**2).rsqrt()
+
+    def dlog_s(self, sigma: Tensor) -> Tensor:
+        return -sigma / (1 + sigma**2)
+
+
+@dataclass(frozen=True)
+class NoScaling:
+    """s = 1        (Table 1)"""
+
+    def s(self, sigma: Tensor) -> Tensor:
+        return torch.ones_like(sigma)
+
+    def dlog_s(self, sigma: Tensor) -> Tensor:
+        return torch.zeros_like(sigma)
+
+
+SCHEDULES = {'vp': VPSchedule, 've': VESchedule, 'linear': LinearSchedule}
+SCALINGS = {'vp': VPScaling, 'none': NoScaling}

@@ -1,0 +1,203 @@
+"""The row "Time steps" of Table 1, and timesteps of discrete schedules: the noise levels that a sampler visits.
+
+A discretization returns noise levels, not times, so that it goes with any schedule: the sampler
+maps them to t_i = σ⁻¹(σ_i) and appends t_N = 0.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from limpid.levels import DISCRETE_SCHEDULES, SPACINGS, DiscreteSchedule, IDDPMLevels, ScaledLinearBetas, timesteps
+from limpid.schedules import VPSchedule
+
+
+class Discretization(Protocol):
+    @property
+    def sigma_min(self) -> float: ...
+    @property
+    def sigma_max(self) -> float: ...
+
+    def sigmas(self, num_steps: int, lowest: float = 0.0, highest: float = math.inf) -> Tensor:
+        """σ_0 ≥ … ≥ σ_{N−1} > 0 as [N] float64, within what the network supports, [lowest, highest].
+
+        σ_0 may be ∞ (of ExplicitSteps and DiscreteSteps). Raises ValueError when num_steps < 1 or when no
+        noise levels are left.
+        """
+        ...
+
+
+def noise_range(discretization: Discretization, lowest: float, highest: float) -> tuple[float, float]:
+    """The range of the discretization, clamped to [lowest, highest], the range of the network."""
+    low, high = max(discretization.sigma_min, lowest), min(discretization.sigma_max, highest)
+    if not 0 < low < math.inf or not low <= high < math.inf:
+        raise ValueError(
+            f'no noise levels are left: sigma_min={discretization.sigma_min:g} and '
+            f'sigma_max={discretization.sigma_max:g} must satisfy 0 < sigma_min <= sigma_max < inf within the range '
+            f'of the network, [{lowest:g}, {highest:g}]')
+    return low, high
+
+
+def within(levels: Tensor, low: float, high: float) -> Tensor:
+    """Those of the levels that are in [low, high]."""
+    # Networks report their range in float32, which must not cost the outermost levels.
+    return levels[(levels >= low * (1 - 1e-3)) & (levels <= high * (1 + 1e-6))]
+
+
+def ramp(num_steps: int) -> Tensor:
+    """i / (N − 1) for i < N, float64; a single step starts at 0, the highest noise level."""
+    if num_steps < 1:
+        raise ValueError(f'the number of steps must be at least 1, not {num_steps}')
+    return torch.arange(num_steps, dtype=torch.float64) / max(num_steps - 1, 1)
+
+
+_VP_RANGE = VPSchedule().sigma(torch.tensor([1e-3, 1.0], dtype=torch.float64)).tolist()   # 0.010486, 152.167
+
+
+@dataclass(frozen=True)
+class VPSteps:
+    """σ_i = σ(t_i),  t_i = 1 + i/(N−1) (ε_s − 1), with the VP schedule through the noise range
+
+    The constants of that schedule are re-derived from σ(ε_s) = sigma_min and σ(1) = sigma_max, so
+    that any range can be covered; the default range gives β_d = 19.9 and β_min = 0.1.
+    """
+    sigma_min: float = _VP_RANGE[0]
+    sigma_max: float = _VP_RANGE[1]
+    epsilon_s: float = 1e-3
+
+    def sigmas(self, num_steps: int, lowest: float = 0.0, highest: float = math.inf) -> Tensor:
+        low, high = noise_range(self, lowest, highest)
+        schedule = VPSchedule.through(low, high, self.epsilon_s)
+        return schedule.sigma(1 + ramp(num_steps) * (self.epsilon_s - 1))
+
+
+@dataclass(frozen=True)
+class VESteps:
+    """σ_i = σ_max (σ_min/σ_max)^(i/(N−1))"""
+    sigma_min: float = 0.02
+    sigma_max: float = 100.0
+
+    def sigmas(self, num_steps: int, lowest: float = 0.0, highest: float = math.inf) -> Tensor:
+        return geometric(num_steps, *noise_range(self, lowest, highest))
+
+
+def geometric(num_steps: int, low: float, high: float) -> Tensor:
+    """high (low/high)^(i/(N−1))"""
+    return high * torch.pow(low / high, ramp(num_steps))
+
+
+@dataclass(frozen=True)
+class IDDPMSteps:
+    """σ_i = u_{⌊j_0 + (M−1−j_0)/(N−1) i + ½⌋}, where j_0 is the first level with u_j ≤ sigma_max
+
+    In general: of the levels within the noise range, N at equal distances in j. With more steps
+    than levels some repeat.
+    """
+    sigma_min: float = 0.002
+    sigma_max: float = 81.0
+    levels: IDDPMLevels = IDDPMLevels()
+
+    def sigmas(self, num_steps: int, lowest: float = 0.0, highest: float = math.inf) -> Tensor:
+        low, high = noise_range(self, lowest, highest)
+        u = self.levels.u[:-1]
+        u = within(u, low, high)
+        if len(u) == 0:
+            raise ValueError(f'no iDDPM noise level lies between sigma_min={low:g} and sigma_max={high:g}')
+        return u[((len(u) - 1) * ramp(num_steps) + 0.5).floor().long()]
+
+
+@dataclass(frozen=True)
+class EDMSteps:
+    """σ_i = (σ_max^(1/ρ) + i/(N−1) (σ_min^(1/ρ) − σ_max^(1/ρ)))^ρ        (Eq. 5)
+
+    ρ = 1 is uniform; ρ = ∞ is the geometric sequence of VE (footnote 18).
+    """
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def sigmas(self, num_steps: int, lowest: float = 0.0, highest: float = math.inf) -> Tensor:
+        low, high = noise_range(self, lowest, highest)
+        if not self.rho > 0:
+            raise ValueError(f'rho must be positive, not {self.rho:g}')
+        if math.isinf(self.rho):
+            return geometric(num_steps, low, high)
+        start, end = high ** (1 / self.rho), low ** (1 / self.rho)
+        return (start + ramp(num_steps) * (end - start)) ** self.rho
+
+
+@dataclass(frozen=True)
+class ExplicitSteps:
+    """σ_i as given: falling, positive, within what the network supports; their number is that of the steps.
+
+    The first may be ∞.
+    """
+    levels: tuple[float, ...]
+
+    @property
+    def sigma_min(self) -> float:
+        return min(self.levels)
+
+    @property
+    def sigma_max(self) -> float:
+        return max(self.levels)
+
+    def sigmas(self, num_steps: int, lowest: float = 0.0, highest: float = math.inf) -> Tensor:
+        if any(b >= a for a, b in pairwise(self.levels)):
+            raise ValueError(f'noise levels must fall: {", ".join(f"{level:g}" for level in self.levels)} do not')
+        for level in self.levels:
+            if not (level > 0 and lowest <= level <= highest):
+                raise ValueError(f'the noise level {level:g} must be positive and within the range of the network, '
+                                 f'[{lowest:g}, {highest:g}]')
+        return torch.tensor(self.levels, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class DiscreteSteps:
+    """σ_i = σ_t of N of the timesteps t of a discrete schedule, chosen as Table 2 of Lin et al. 2023 has it
+
+    Of the levels in [lowest, highest], and where the network does not support all of these, of those that it does.
+    With zero terminal SNR the first level is ∞, if the spacing has the last timestep. Needs N of at most as many
+    levels as there are.
+    """
+    schedule: DiscreteSchedule = ScaledLinearBetas()
+    spacing: str = 'trailing'
+    lowest: float = 0.0
+    highest: float = math.inf
+
+    def __post_init__(self) -> None:
+        if self.spacing not in SPACINGS:
+            raise ValueError(f'spacing must be one of {", ".join(SPACINGS)}, not {self.spacing!r}')
+
+    @property
+    def sigma_min(self) -> float:
+        return float(self.levels()[0])
+
+    @property
+    def sigma_max(self) -> float:
+        return float(self.levels()[-1])
+
+    def levels(self, lowest: float = 0.0, highest: float = math.inf) -> Tensor:
+        """The levels there are to choose from, rising; ValueError when there are none."""
+        low, high = max(lowest, self.lowest), min(highest, self.highest)
+        sigma = within(self.schedule.sigma, low, high)
+        if len(sigma) == 0:
+            raise ValueError(f'no timestep has a noise level within [{low:g}, {high:g}], the range of the network '
+                             'and of --sigma_min and --sigma_max')
+        return sigma
+
+    def sigmas(self, num_steps: int, lowest: float = 0.0, highest: float = math.inf) -> Tensor:
+        sigma = self.levels(lowest, highest)
+        return sigma[[t - 1 for t in timesteps(num_steps, len(sigma), self.spacing)]].flip(0)
+
+
+DISCRETIZATIONS: dict[str, Callable[..., Discretization]] = {
+    'vp': VPSteps, 've': VESteps, 'iddpm': IDDPMSteps, 'edm': EDMSteps,
+    **{name: functools.partial(DiscreteSteps, schedule()) for name, schedule in DISCRETE_SCHEDULES.items()},
+}

@@ -1,0 +1,217 @@
+"""The metrics by name: what each needs of the generated images and of the reference, and how it is computed.
+
+    wanted, taps = needs(['fid', 'kid'], main='pool_3')
+    scores(['fid', 'kid'], measured, reference, 'pool_3', extractors)   # {'fid': 1.97, 'kid': 1e-4, 'kid_std': 2e-4}
+
+The definitions are those of the papers whose tables people compare with: FID, sFID, Inception Score, precision
+and recall as in the evaluation suite of Dhariwal & Nichol 2021 (ADM), FD-DINOv2 as in EDM2. The tap that FID
+looks at is the `main` one: pool_3 of Inception; with the demo detector that of the demo, and then every name
+begins with demo_.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from metrics import scores as formulas
+from metrics.distances import frechet_distance, is_symmetric
+from metrics.features import TAPS, FeatureExtractor
+from metrics.one_pass import Measured, Wanted
+from metrics.statistics import Statistics
+
+MOMENTS, FEATURES = 'moments', 'features'
+MAIN = 'main'          # stands for pool_3, or for the demo's features
+DC_IMAGES = 10_000     # density and coverage are defined for so many images; of more a random choice
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The real images: statistics and features by tap, as far as they are known."""
+    source: str
+    moments: Mapping[str, Statistics] = field(default_factory=dict)
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)   # float32 [N, d]
+    notes: Sequence[str] = ()   # what the file leaves open
+    image_shape: Sequence[int] | None = None   # of the images it holds, where it holds any
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`compute(generated, reference, extractor)` -> the numbers called `names`.
+
+    generated and reference are Statistics or features (a tensor [N, d]), as `needs` and `against` say; a
+    metric without `against` looks at the generated images alone.
+    """
+    names: tuple[str, ...]
+    tap: str
+    needs: str
+    against: str | None
+    compute: Callable[[Any, Any, Any], Sequence[float]]
+    least: int = 2   # so many generated images it takes, and so many features of real ones
+
+
+def _frechet(generated: Statistics, reference: Statistics, _: Any) -> list[float]:  # noqa: ANN401
+    return [frechet_distance(reference.mu, reference.sigma, generated.mu, generated.sigma)]
+
+
+def _density_coverage(generated: torch.Tensor, reference: torch.Tensor, _: Any) -> Sequence[float]:  # noqa: ANN401
+    return formulas.density_coverage(*(x[torch.from_numpy(random_choice(len(x), DC_IMAGES)).to(x.device)]
+                                       for x in (generated, reference)))
+
+
+METRICS = {
+    'fid': Metric(('fid',), MAIN, MOMENTS, MOMENTS, _frechet),
+    'sfid': Metric(('sfid',), 'spatial', MOMENTS, MOMENTS, _frechet),
+    'fd_dinov2': Metric(('fd_dinov2',), 'dinov2', MOMENTS, MOMENTS, _frechet),
+    'fid_inf': Metric(('fid_inf',), MAIN, FEATURES, MOMENTS, lambda x, reference, _: [
+        formulas.frechet_distance_inf(x, reference.mu, reference.sigma)], least=5001),
+    'is': Metric(('is', 'is_std'), 'pool_3', FEATURES, None,
+                 lambda x, _, extractor: formulas.inception_score(extractor.logits(x)), least=10),
+    'kid': Metric(('kid', 'kid_std'), MAIN, FEATURES, FEATURES,
+                  lambda x, y, _: formulas.kernel_distance(x, y), least=1000),
+    'pr': Metric(('precision', 'recall'), MAIN, FEATURES, FEATURES,
+                 lambda x, y, _: formulas.precision_recall(x, y), least=4),
+    'dc': Metric(('density', 'coverage'), MAIN, FEATURES, FEATURES, _density_coverage, least=6),
+}
+
+
+def tap_of(metric: str, main: str) -> str:
+    """The tap a metric looks at. ValueError where the detector has none of the kind."""
+    tap = METRICS[metric].tap
+    if tap == MAIN:
+        return main
+    if main == 'demo' and tap in ('pool_3', 'spatial'):
+        raise ValueError(f'--metrics={metric} needs the Inception network, and --detector=demo is another: '
+                         f'leave {metric} out, or use --detector=inception')
+    return tap
+
+
+def names_of(metric: str, main: str) -> list[str]:
+    """What a metric's numbers are called; those of the demo detector's features say so, and FID becomes FD."""
+    names = METRICS[metric].names
+    if METRICS[metric].tap != MAIN or main != 'demo':
+        return list(names)
+    return [f'demo_{name.replace("fid", "fd")}' for name in names]
+
+
+def higher_is_better(name: str) -> bool:
+    """Of the number of this name."""
+    return name.removeprefix('demo_') in ('is', 'precision', 'recall', 'density', 'coverage')
+
+
+def needs(metrics: Sequence[str], main: str) -> Wanted:
+    """What the pass over the generated images has to find."""
+    return _wanted((METRICS[name].needs, tap_of(name, main)) for name in metrics)
+
+
+def needs_of_reference(metrics: Sequence[str], main: str) -> Wanted:
+    """What has to be known of the real images."""
+    return _wanted((METRICS[name].against, tap_of(name, main)) for name in metrics)
+
+
+def _wanted(needed: Iterable[tuple[str | None, str]]) -> Wanted:
+    pairs = list(needed)
+    return Wanted(*(frozenset(tap for kind, tap in pairs if kind == wanted) for wanted in (MOMENTS, FEATURES)))
+
+
+def scores(metrics: Sequence[str], generated: Measured, reference: Reference, main: str,
+           extractors: Mapping[str, FeatureExtractor], device: torch.device | str = 'cpu') -> dict[str, float]:
+    """The numbers of all metrics, by name, in the order asked for.
+
+    `extractors` by tap. Features are compared on `device`. Raises ValueError for too few images.
+    """
+    def tensor(features: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(features)).to(device)
+
+    found: dict[str, float] = {}
+    for name in metrics:
+        metric, tap = METRICS[name], tap_of(name, main)
+        ours: Any = generated.statistics(tap) if metric.needs == MOMENTS else tensor(generated.features[tap])
+        theirs: Any = None
+        if metric.against is not None:
+            theirs = reference.moments[tap] if metric.against == MOMENTS else tensor(reference.features[tap])
+        found.update(zip(names_of(name, main), map(float, metric.compute(ours, theirs, extractors[tap])), strict=True))
+    return found
+
+
+def random_choice(count: int, size: int, seed: int = 0) -> np.ndarray:
+    """Positions, rising, of `size` of `count` things chosen at random; of all where there are no more."""
+    if count <= size:
+        return np.arange(count)
+    return np.sort(np.random.RandomState(seed).permutation(count)[:size])
+
+
+def kind_of_extractor(tap: str) -> str:
+    """'inception', 'dinov2' or 'demo': taps of one kind come from one evaluation of one network."""
+    return 'inception' if tap in ('pool_3', 'spatial') else tap
+
+
+def check(reference: Reference, metrics: Sequence[str], main: str, extractors: Mapping[str, FeatureExtractor],
+          images: str, image_shape: Sequence[int], count: int, precision: str,
+          allow_mismatch: bool = False) -> list[str]:
+    """What makes the numbers doubtful, in lines; ValueError for what makes them meaningless.
+
+    `images` is how the user named what is judged. With `allow_mismatch`, a mismatch of origin is a line.
+    """
+    notes = list(reference.notes)
+    where = f'--ref={reference.source}'
+    for name in metrics:   # before a long pass rather than after it
+        if count < METRICS[name].least:
+            raise ValueError(f'--metrics={name} takes {METRICS[name].least} images or more, not {count}')
+    wanted = needs_of_reference(metrics, main)
+    for tap in sorted(wanted.features - set(reference.features)):
+        asked = next(m for m in metrics if METRICS[m].against == FEATURES and tap_of(m, main) == tap)
+        raise ValueError(f'{where} holds no features of its images, which {asked} compares with: make it anew with '
+                         f'fid.py ref --metrics={",".join(metrics)}')
+    for name in metrics:
+        features = reference.features.get(tap_of(name, main), ()) if METRICS[name].against == FEATURES else None
+        if features is not None and len(features) < METRICS[name].least:
+            raise ValueError(f'{where} holds the features of {len(features)} images, and {name} takes '
+                             f'{METRICS[name].least} or more')
+    if reference.image_shape not in (None, list(image_shape)):
+        held = list(reference.image_shape or ())
+        mismatch = f'holds images of shape {held}, but these have shape {list(image_shape)}'
+        if not allow_mismatch:
+            raise ValueError(f'{where} {mismatch}; make it anew with fid.py ref, or say --allow-mismatch')
+        notes.append(f'{where} {mismatch}')
+    for tap in sorted(wanted.moments - set(reference.moments)):
+        asked = next(m for m in metrics if METRICS[m].against == MOMENTS and tap_of(m, main) == tap)
+        known = ', '.join(TAPS[t].number for t in reference.moments)
+        raise ValueError(f'{where} has no statistics of {TAPS[tap].detector_id}, which {asked} compares with here'
+                         + (f', only those for {known}' if known else '') + '; make it anew with fid.py ref '
+                         f'--metrics={",".join(metrics)}' + (' --detector=demo' if main == 'demo' else ''))
+    for tap in sorted(wanted.moments | wanted.features):
+        stats = reference.moments.get(tap)
+        if stats is None:
+            continue
+        if not is_symmetric(stats.sigma):
+            raise ValueError(f'{where}: the covariance of {tap} is not symmetric, so it is none; make it anew')
+        mismatches = _mismatches(stats, tap, extractors[tap].digest, image_shape, precision)
+        if mismatches and not allow_mismatch:
+            raise ValueError(f'{where} {"; ".join(mismatches)}; make it anew with fid.py ref, or say --allow-mismatch')
+        notes += [f'{where} {mismatch}' for mismatch in mismatches]
+        if stats.detector_id is None and not reference.notes:
+            notes.append(f'{reference.source} does not say which detector it was made with; only its size fits')
+        if stats.count is not None and stats.count <= TAPS[tap].dim and tap in wanted.moments:
+            notes.append(f'{reference.source} is of {stats.count} images, which say little about '
+                         f'{TAPS[tap].dim} features')
+        if count <= TAPS[tap].dim and tap in wanted.moments:
+            notes.append(f'{count} images say little about {TAPS[tap].dim} features: '
+                         f'{TAPS[tap].number} comes out far too high')
+    return list(dict.fromkeys(notes))
+
+
+def _mismatches(stats: Statistics, tap: str, digest: str, image_shape: Sequence[int], precision: str) -> list[str]:
+    """How the reference was made otherwise than the images are judged, where it says how."""
+    found = []
+    if stats.detector_id not in (None, TAPS[tap].detector_id):
+        found.append(f'was made with detector {stats.detector_id}, not {TAPS[tap].detector_id}')
+    elif stats.detector_digest not in (None, digest):
+        found.append(f'was made with other weights of detector {TAPS[tap].detector_id}')
+    if stats.precision not in (None, precision):
+        found.append(f'was made with --precision={stats.precision}, not {precision}')
+    if stats.image_shape not in (None, list(image_shape)):
+        found.append(f'is of images of shape {stats.image_shape}, but these have shape {list(image_shape)}')
+    return found

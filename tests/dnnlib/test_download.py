@@ -1,0 +1,209 @@
+"""Downloads from a server of our own: whole, broken, altered, resumed, shared."""
+
+import hashlib
+import http.server
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from checkpoints.open import open_network
+from dnnlib.download import cache_dir, cached_path, fetch
+
+CONTENT = bytes(range(256)) * 8000   # 2 MB
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+ROOT = Path(__file__).parents[2]
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `content`; the first `breaks` answers end too early, after `portion` bytes."""
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(('127.0.0.1', 0), Handler)
+        self.content, self.breaks, self.portion, self.ranges, self.requests = CONTENT, 0, 700_000, True, []
+        self.etag, self.type, self.status = '"one"', 'application/octet-stream', None
+
+    def handle_error(self, request, client_address):
+        pass   # clients may leave
+
+    def url(self, name='net.pkl'):
+        return f'http://127.0.0.1:{self.server_port}/{name}'
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        server = self.server
+        wanted, condition = self.headers.get('Range'), self.headers.get('If-Range')
+        server.requests.append(wanted)
+        if server.status:
+            self.send_error(server.status)
+            return
+        start = 0
+        if wanted and server.ranges and condition == server.etag:
+            start = int(re.fullmatch(r'bytes=(\d+)-', wanted)[1])
+            if start >= len(server.content):
+                self.send_error(416)
+                return
+            self.send_response(206)
+            self.send_header('Content-Range', f'bytes {start}-{len(server.content) - 1}/{len(server.content)}')
+        else:
+            self.send_response(200)
+        body = server.content[start:]
+        self.send_header('Content-Length', str(len(body)))
+        self.send_header('Content-Type', server.type)
+        if server.etag:
+            self.send_header('ETag', server.etag)
+        self.end_headers()
+        broken = server.breaks > 0
+        server.breaks -= broken
+        self.wfile.write(body[:server.portion] if broken else body)
+        self.close_connection = True
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    monkeypatch.setenv('LIMPID_CACHE_DIR', str(tmp_path / 'cache'))
+    for name in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'):
+        monkeypatch.delenv(name, raising=False)
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def left_over(path):
+    """What is in the cache beside the file and its lock."""
+    return sorted(p.name for p in path.parent.iterdir() if p != path and p.suffix != '.lock')
+
+
+def test_a_file_is_downloaded_once(server):
+    path = fetch(server.url(), SHA256)
+    assert path == cached_path(server.url()) and path.read_bytes() == CONTENT
+    assert path.parent == cache_dir() and path.name.endswith('-net.pkl') and left_over(path) == []
+    assert fetch(server.url(), SHA256.upper()) == fetch(server.url()) == path
+    assert server.requests == [None]
+    assert fetch(server.url('other.pkl')) != path
+
+
+def test_a_broken_connection_is_continued(server):
+    server.breaks = 2
+    path = fetch(server.url(), SHA256, pause=0)
+    assert path.read_bytes() == CONTENT and left_over(path) == []
+    assert server.requests == [None, 'bytes=700000-', 'bytes=1400000-']
+
+
+def test_a_later_call_continues(server):
+    server.breaks = 6
+    server.portion = 100_000
+    with pytest.raises(ValueError, match='the connection broke before the end'):
+        fetch(server.url(), SHA256, pause=0)
+    assert left_over(cached_path(server.url())) == [f'{cached_path(server.url()).name}.{end}' for end in ('part', 'validator')]
+    assert fetch(server.url(), SHA256, pause=0).read_bytes() == CONTENT
+    assert server.requests[-1] == 'bytes=600000-'
+
+
+def test_without_ranges_it_starts_again(server):
+    server.breaks, server.ranges = 1, False
+    assert fetch(server.url(), pause=0).read_bytes() == CONTENT
+    assert server.requests == [None, 'bytes=700000-']
+
+
+def test_a_file_that_changed_meanwhile_is_not_mixed(server):
+    server.breaks = 6
+    with pytest.raises(ValueError):
+        server.portion = 100_000
+        fetch(server.url(), pause=0)
+    server.content, server.etag = CONTENT[::-1], '"two"'
+    assert fetch(server.url(), pause=0).read_bytes() == CONTENT[::-1]
+    # A part that is longer than what is there now.
+    path = cached_path(server.url('third'))
+    path.with_name(f'{path.name}.part').write_bytes(CONTENT * 2)
+    path.with_name(f'{path.name}.validator').write_text('"two"')
+    assert fetch(server.url('third'), pause=0).read_bytes() == CONTENT[::-1]
+
+
+def test_without_a_validator_nothing_is_continued(server):
+    server.breaks, server.etag = 1, ''
+    assert fetch(server.url(), pause=0).read_bytes() == CONTENT
+    assert server.requests == [None, None]
+
+
+def test_a_wrong_checksum_leaves_nothing(server):
+    wrong = '0' * 64
+    with pytest.raises(ValueError) as error:
+        fetch(server.url(), wrong)
+    assert str(error.value) == (f'{server.url()} has the checksum {SHA256} instead of {wrong}: '
+                                'it is another file, or was altered on its way')
+    path = cached_path(server.url())
+    assert not path.exists() and not path.with_name(f'{path.name}.part').exists()
+    fetch(server.url())
+    with pytest.raises(ValueError, match=f'^{path} does not have the checksum {wrong}: delete it, and it is fetched from '):
+        fetch(server.url(), wrong)
+
+
+def test_what_is_not_there_says_where_to_put_it(server, monkeypatch):
+    server.status = 404
+    path = cached_path(server.url())
+    with pytest.raises(ValueError) as error:
+        fetch(server.url())
+    assert str(error.value) == f'{server.url()} cannot be fetched (HTTP Error 404: Not Found): download it elsewhere and save it as {path}'
+    assert server.requests == [None]
+    offline = 'http://127.0.0.1:1/net.pkl'
+    with pytest.raises(ValueError) as error:
+        fetch(offline)
+    assert str(error.value).startswith(f'{offline} cannot be fetched (')
+    assert str(error.value).endswith(f'): download it elsewhere and save it as {cached_path(offline)}')
+    cached_path(offline).write_bytes(CONTENT)
+    assert fetch(offline, SHA256).read_bytes() == CONTENT   # as it was told
+
+
+def test_a_server_in_trouble_is_asked_again(server):
+    server.status = 503
+    with pytest.raises(ValueError, match='HTTP Error 503'):
+        fetch(server.url(), pause=0)
+    assert len(server.requests) == 6
+
+
+def test_a_web_page_is_no_file(server):
+    server.type = 'text/html; charset=utf-8'
+    with pytest.raises(ValueError, match=f'^{server.url()} answers with a web page, not with a file$'):
+        fetch(server.url())
+    assert left_over(cached_path(server.url())) == []
+
+
+def test_only_http(tmp_path):
+    for url in ('file:///etc/passwd', 'ftp://example.org/x', 'net.pkl'):
+        with pytest.raises(ValueError, match=f'^{url} is no http or https address$'):
+            fetch(url)
+
+
+def test_names_are_safe(server):
+    assert re.fullmatch(r'[0-9a-f]{16}-a_b__c.pkl', cached_path('http://h/x/a%b%%c.pkl?y=../../z').name)
+    assert cached_path('http://h').name.endswith('-file')
+    assert len(cached_path('http://h/' + 'x' * 1000).name) == 117
+
+
+def test_processes_download_once(server):
+    script = 'import sys; from dnnlib.download import fetch; print(fetch(sys.argv[1]))'
+    processes = [subprocess.Popen([sys.executable, '-c', script, server.url()], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+                 for _ in range(4)]
+    answers = {process.communicate(timeout=30)[0].strip() for process in processes}
+    assert answers == {str(cached_path(server.url()))} and server.requests == [None]
+    assert os.path.getsize(answers.pop()) == len(CONTENT)
+
+
+def test_a_network_by_its_address(server):
+    server.content = (ROOT / 'tests' / 'golden' / 'published-ddpmpp-edm.pkl').read_bytes()
+    net = open_network(server.url('network-snapshot.pkl'))
+    assert net.img_resolution == 16 and net.label_dim == 4 and server.requests == [None]

@@ -1,0 +1,127 @@
+"""One step of training."""
+
+import contextlib
+import inspect
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limpid.pixels import from_uint8
+from torch_utils import distributed
+from torch_utils.random import generator_at, seed_of
+from training.augment import AugmentPipe
+from training.config import TrainConfig, learning_rate
+from training.ema import HalfLife
+from training.state import TrainState
+
+# What the random streams of a step are for; part of the seed, so never renumber.
+WEIGHTS, NOISE_LEVEL, NOISE, AUGMENT, LABEL_DROPOUT, DROPOUT = range(6)
+
+
+
+
+@dataclass(frozen=True)
+class Randomness:
+    """All that is random about a step, for the whole batch, dropout apart."""
+    u: Tensor                # [batch] float64 on the CPU: the noise level's quantile
+    noise: Tensor            # [batch, C, H, W] on the device
+    keep_labels: Tensor      # [batch, 1] on the CPU: 0 where the label is dropped
+    augmentation: Any        # of the whole batch, or None
+
+
+def draw(config: TrainConfig, pipe: AugmentPipe | None, nimg: int, image_shape: list[int],
+         device: torch.device) -> Randomness:
+    """The randomness of the step at `nimg`: a function of (seed, nimg), not of the number of ranks."""
+    batch = config.batch_size
+
+    def generator(purpose: int, where: torch.device | str = 'cpu') -> torch.Generator:
+        return generator_at(config.seed, nimg, purpose, device=where)
+
+    u = torch.rand([batch], dtype=torch.float64, generator=generator(NOISE_LEVEL)).clamp(min=2**-53)
+    noise = torch.randn([batch, *image_shape], device=device, generator=generator(NOISE, device))
+    keep = torch.rand([batch, 1], generator=generator(LABEL_DROPOUT)) >= config.label_dropout
+    augmentation = None if pipe is None else pipe.draw(batch, image_shape, generator(AUGMENT))
+    return Randomness(u, noise, keep.to(torch.float32), augmentation)
+
+
+class StepFunction:
+    """One training step on this rank's share of a batch (math of the optimiser: Adam, Section 5)."""
+
+    def __init__(self, config: TrainConfig, state: TrainState, device: torch.device) -> None:
+        self.config, self.state, self.device = config, state, device
+        self.pipe = None if config.augment is None else AugmentPipe.from_config(config.augment)
+        self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
+        self.net: Any = state.net
+        if self.world_size > 1:
+            ddp = torch.nn.parallel.DistributedDataParallel
+            known = inspect.signature(ddp).parameters   # torch 2.13 has another name for it
+            sync = 'forward_sync_buffers' if 'forward_sync_buffers' in known else 'broadcast_buffers'
+            self.net = ddp(state.net, device_ids=[device] if device.type == 'cuda' else None, **{sync: False})
+
+    def __call__(self, images: Tensor, labels: Tensor) -> None:
+        """images uint8 [b, C, H, W] and labels [b, label_dim]: this rank's share of the batch at nimg."""
+        state, config = self.state, self.config
+        share = len(images)
+        mine = slice(self.rank * share, (self.rank + 1) * share)
+        randomness = draw(config, self.pipe, state.nimg, list(images.shape[1:]), self.device)
+        state.optimizer.zero_grad(set_to_none=True)
+        micro = min(config.batch_gpu or share, share)
+        for number, start in enumerate(range(0, share, micro)):
+            part = slice(start, min(start + micro, share))
+            with self._sync_only_if(part.stop == share):
+                self._accumulate(images, labels, randomness, mine, part, number)
+        self._update()
+
+    def _sync_only_if(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if last or self.world_size == 1 else self.net.no_sync()
+
+    def _accumulate(self, images: Tensor, labels: Tensor, randomness: Randomness,
+                    mine: slice, part: slice, number: int) -> None:
+        """Add the gradient of one micro-batch: rows `part` of the share, which is rows `mine` of the batch."""
+        config = self.config
+        rows = slice(mine.start + part.start, mine.start + part.stop)
+        y = from_uint8(images[part].to(self.device, non_blocking=True))
+        conditions = {}
+        if randomness.augmentation is not None:
+            augmentation = randomness.augmentation[rows]
+            y, conditions['augment_labels'] = augmentation.apply(y)
+        kept = (labels[part] * randomness.keep_labels[rows]).to(self.device, non_blocking=True)
+        if config.network.model.get('dropout'):
+            torch.manual_seed(seed_of(config.seed, self.state.nimg, DROPOUT, self.rank, number))
+        loss = config.loss(self.net, y, randomness.u[rows], randomness.noise[rows],
+                           kept if config.network.label_dim else None, **conditions)
+        self.state.stats.add('Loss/loss', loss)
+        # DDP averages over ranks, so that the sum of gradients is that of the mean over the batch.
+        (loss.sum() * (self.state.loss_scale.scale * self.world_size / config.batch_size)).backward()
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        """Adam on the gradients, which are the same on every rank, and so is what is decided from them."""
+        state, config = self.state, self.config
+        gradients = [p.grad for p in state.net.parameters() if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        state.stats.add('Loss/nonfinite_gradients', (~norm.isfinite()).to(torch.float32))
+        finite = bool(norm.isfinite())   # the one place where a step waits for the device
+        scale = state.loss_scale.scale
+        state.bad_steps = 0 if finite else state.bad_steps + 1
+        state.loss_scale.update(finite)
+        if finite or config.nan.policy == 'zero':
+            for group in state.optimizer.param_groups:
+                group['lr'] = learning_rate(state.nimg, config.optimizer) * state.lr_factor
+            if not finite:
+                for gradient in gradients:
+                    torch.nan_to_num(gradient, nan=0, posinf=1e5, neginf=-1e5, out=gradient)
+                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            if state.loss_scale.dynamic:   # a static one stays: Adam does not see it
+                torch._foreach_div_(gradients, scale)
+                norm, scale = norm / scale, 1.0
+            if config.optimizer.clip is not None:
+                torch._foreach_mul_(gradients, (config.optimizer.clip * scale / (norm + 1e-12)).clamp(max=1))
+            state.optimizer.step()
+            for average in config.averages:
+                if isinstance(average, HalfLife) and not state.ema_rampup:
+                    average = replace(average, rampup_ratio=None)
+                state.averages[average.name].update(state.net, average.beta(state.nimg, config.batch_size))
+        state.nimg += config.batch_size
