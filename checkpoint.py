@@ -30,7 +30,8 @@ class _File(click.Argument):
 
 FILE = click.argument('file', cls=_File)
 WEIGHTS = files('--weights', metavar='NAME',
-                help='Which weights: ema, ema:NAME or raw, where the file has several  [default: the average]')
+                help='Which weights: ema, ema:NAME or raw, where the file has several  [default: '
+                     'the average]')
 DEST_HELP = 'File to write: .pkl, a snapshot of ours, or .safetensors, with the configuration in its metadata'
 
 
@@ -57,8 +58,8 @@ def main() -> None:
 def inspect(file: str, weights: str | None) -> None:
     """Say what a file is: which network, how large, for which noise levels, and how it was trained.
 
-    The digest is the SHA-256 over the names, shapes and float32 values of all tensors, in the order of
-    their names: the same network has the same digest in every kind of file.
+    The digest is the SHA-256 over the names, shapes and float32 values of all tensors, in the order
+    of their names: the same network has the same digest in every kind of file.
 
     Examples:
     python checkpoint.py inspect out/demo/run/network-snapshot-000064.pkl
@@ -86,13 +87,15 @@ def convert(file: str, dest: str, weights: str | None) -> None:
     """
     kind = Path(dest).suffix
     if kind not in ('.pkl', '.safetensors') or Path(dest).is_dir():
-        raise ValueError(f'--dest={dest} should be the name of a file that ends in .pkl or .safetensors')
+        raise ValueError(f'--dest={dest} should be the name of a file that ends in .pkl or '
+                         f'.safetensors')
     path = _local(file)
     net, info = read_network(path, weights)
     tensors = checkpoint.state_dict_of(net)
     about = contents_of(info)
     if kind == '.pkl':
-        checkpoint.save({**about, 'ema': tensors, 'ema_name': info['weights'], 'averages': {}}, dest)
+        checkpoint.save({**about, 'ema': tensors, 'ema_name': info['weights'], 'averages': {}},
+                        dest)
     else:
         save_tensors(tensors, {METADATA: json.dumps(about)}, dest)
     print(f'Wrote {len(tensors)} tensors to {dest}; digest {digest(net)}')
@@ -102,7 +105,8 @@ def convert(file: str, dest: str, weights: str | None) -> None:
 @FILE
 @one_line_errors
 def verify(file: str) -> None:
-    """Check that a file can be read, that its tensors fit its network, and that all numbers are finite.
+    """Check that a file can be read, that its tensors fit its network, and that all numbers are
+    finite.
 
     The exit code is 0 if all is well, 1 if not, and 2 if there is no such file.
 
@@ -116,10 +120,12 @@ def verify(file: str) -> None:
         net, _ = read_network(path)
         tensors = net.state_dict()
         # Beside the network: the optimizer's state, and other averages.
-        held = list(tensors.values()) if is_safetensors(path) else list(tensors_in(read_file(path, CHECKPOINTS, WHAT)))
+        held = list(tensors.values()) if is_safetensors(path) else list(tensors_in(read_file(path,
+                                                                                             CHECKPOINTS, WHAT)))
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
-                raise ValueError(f'{path}: {name} holds {_not_finite(tensor)} numbers that are not finite')
+                raise ValueError(f'{path}: {name} holds {_not_finite(tensor)} numbers that are not '
+                                 f'finite')
         for tensor in held:
             if not tensor.isfinite().all():
                 raise ValueError(f'{path}: beside the network, a tensor {list(tensor.shape)} holds '
@@ -132,16 +138,21 @@ def verify(file: str) -> None:
 
 
 @main.command(cls=GroupedCommand, context_settings=SETTINGS)
-@files('--run', 'run_dir', help='Folder of a run that was trained with --ema-power', metavar='DIR', required=True)
-@files('--width', help='Relative width of the average to put together, e.g. 0.075', metavar='FLOAT', type=float, required=True)
-@files('--kimg', help='At this point of the run, thousands of images  [default: the last snapshot]', metavar='KIMG', type=click.FloatRange(min=0, min_open=True))
+@files('--run', 'run_dir', help='Folder of a run that was trained with --ema-power', metavar='DIR',
+       required=True)
+@files('--width', help='Relative width of the average to put together, e.g. 0.075', metavar='FLOAT',
+       type=float, required=True)
+@files('--kimg', help='At this point of the run, thousands of images  [default: the last snapshot]',
+       metavar='KIMG', type=click.FloatRange(min=0, min_open=True))
 @files('--dest', help='Snapshot to write', metavar='PKL', required=True)
 @one_line_errors
 def reconstruct(run_dir: str, width: float, kimg: float | None, dest: str) -> None:
-    """Put together a power-function average that was never kept, from those in the snapshots of a run.
+    """Put together a power-function average that was never kept, from those in the snapshots of a
+    run.
 
-    The stored profiles are combined so as to come closest, in least squares, to the profile asked for
-    (Karras et al. 2024, EDM2, Section 3). The more snapshots there are, the closer; how close is printed.
+    The stored profiles are combined so as to come closest, in least squares, to the profile asked
+    for (Karras et al. 2024, EDM2, Section 3). The more snapshots there are, the closer; how close
+    is printed.
 
     Examples:
     python checkpoint.py reconstruct --run=runs/mine --width=0.075 --dest=runs/mine/width-0.075.pkl
@@ -150,8 +161,8 @@ def reconstruct(run_dir: str, width: float, kimg: float | None, dest: str) -> No
         raise ValueError(f'--dest={dest} should be the name of a file that ends in .pkl')
     contents, count, error = reconstructed(run_dir, width, None if kimg is None else kimg * 1000)
     checkpoint.save(contents, dest)
-    print(f'Wrote the average of width {width:g} at {contents["nimg"] / 1000:g} kimg, made of {count} stored ones, to {dest}; '
-          f'its profile is off by {error:.2%}')
+    print(f'Wrote the average of width {width:g} at {contents["nimg"] / 1000:g} kimg, made of '
+          f'{count} stored ones, to {dest}; its profile is off by {error:.2%}')
 
 
 def describe(path: Path, net: Denoiser, info: dict[str, Any]) -> list[tuple[str, str]]:
@@ -162,14 +173,17 @@ def describe(path: Path, net: Denoiser, info: dict[str, Any]) -> list[tuple[str,
     return [
         ('File', f'{path} ({os.path.getsize(path) / 1e6:.1f} MB)'),
         ('Kind', f'{info["kind"]}, {"averaged" if info["weights"] != "raw" else "raw"} weights'),
-        ('Network', f'{config.model_type}, preconditioned as {type(config.precond).__name__}: {config.precond}'),
+        ('Network', f'{config.model_type}, preconditioned as {type(config.precond).__name__}: '
+                    f'{config.precond}'),
         ('Arguments', ', '.join(f'{name}={value}' for name, value in config.model.items())),
         ('Parameters', f'{parameters:,} ({parameters / 1e6:.1f} M)'),
         ('Images', f'{net.img_channels} x {net.img_resolution} x {net.img_resolution}'),
         ('Classes', str(net.label_dim) if net.label_dim else 'none'),
-        ('Noise levels', f'{net.sigma_min:g} to {"infinity" if math.isinf(net.sigma_max) else f"{net.sigma_max:g}"}'),
+        ('Noise levels', f'{net.sigma_min:g} to '
+                         f'{"infinity" if math.isinf(net.sigma_max) else f"{net.sigma_max:g}"}'),
         ('Precision', config.precision),
-        ('Trained with', 'unknown number of images' if nimg is None else f'{nimg:,} images ({nimg / 1e6:g} Mimg)'),
+        ('Trained with', 'unknown number of images' if nimg is None else f'{nimg:,} images '
+                                                                         f'({nimg / 1e6:g} Mimg)'),
         *((name.capitalize(), value if isinstance(value, str) else json.dumps(value))
           for name, value in info['training'].items() if name != 'network'),
         *(('Note', note) for note in info['notes']),
@@ -181,7 +195,8 @@ def contents_of(info: dict[str, Any]) -> dict[str, Any]:
     """What a file of ours says besides its tensors."""
     network = configs.encode(info['config'])
     ours = 'network' in info['training']
-    config = info['training'] if ours else {'network': network, 'origin': {'kind': info['kind'], **info['training']}}
+    config = info['training'] if ours else {'network': network,
+                                            'origin': {'kind': info['kind'], **info['training']}}
     return {'kind': SNAPSHOT, 'format': configs.FORMAT, 'config': config, 'nimg': info['nimg']}
 
 

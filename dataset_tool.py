@@ -313,7 +313,8 @@ def convert(
     source: Source, dest: str, max_images: int | None = None, transform: str | None = None,
     resolution: Size | None = None, color: str | None = None,
 ) -> str:
-    """Write the data set `dest`; returns what was written, the classes first, where they are folders.
+    """Write the data set `dest`; returns what was written, the classes first, where they are
+    folders.
 
     Images are called `00000/img00000000.png` by their number in the source, so skipped ones leave
     gaps. dataset.json holds {"labels": [[name, label], ...]}, or null unless every image has one.
@@ -333,11 +334,14 @@ def convert(
             raise ValueError(f'--transform={transform} skips images smaller than --resolution: '
                              'all of them are')
         save('dataset.json', json.dumps({'labels': None if unlabelled else labels}).encode())
-    missing = f' ({len(unlabelled)} have none, {unlabelled[0]} for one)' if unlabelled and source.labels else ''
+    missing = (f' ({len(unlabelled)} have none, {unlabelled[0]} for one)' if unlabelled
+               and source.labels else '')
     considered = min(len(source.names), max_images or len(source.names))
     skipped = f', {considered - len(labels)} skipped' if considered > len(labels) else ''
-    classes = ''.join(f'class {number}: {name or "(no folder)"}\n' for number, name in enumerate(source.classes))
-    return (f'{"" if unlabelled else classes}{dest}: {len(labels)} images, {image.width}x{image.height} {KINDS[image.mode]}, '
+    classes = ''.join(f'class {number}: {name or "(no folder)"}\n'
+                      for number, name in enumerate(source.classes))
+    return (f'{"" if unlabelled else classes}{dest}: {len(labels)} images, '
+            f'{image.width}x{image.height} {KINDS[image.mode]}, '
             f'{"without" if unlabelled else "with"} labels{missing}{skipped}')
 
 
@@ -361,7 +365,8 @@ class Resolution(click.ParamType):
          'scanned digits with labels, 16x16 unless --resolution is given (needs scikit-learn).')
 @heading('From and to')(
     '--dest', metavar='PATH', required=True,
-    help='What to write: a zip if its name ends in .zip, replacing one that is there; else a folder, which must be new or empty.')
+    help='What to write: a zip if its name ends in .zip, replacing one that is there; else a '
+         'folder, which must be new or empty.')
 @heading('From and to')(
     '--max-images', type=click.IntRange(min=1), metavar='INT',
     help='Use only the first INT images of the source.  [default: all]')

@@ -48,13 +48,15 @@ def split_in_halves() -> None:
 
 
 def recognised() -> float:
-    """The share of the generated digits that a classifier of the real ones takes for the class asked for."""
+    """The share of the generated digits that a classifier of the real ones takes for the class
+    asked for."""
     import sklearn.svm
 
     with zipfile.ZipFile(DATA) as archive:
         labels = dict(json.loads(archive.read('dataset.json'))['labels'])
         names = sorted(labels)
-        real = np.stack([np.asarray(PIL.Image.open(archive.open(name))).ravel() for name in names]) / 255
+        real = np.stack([np.asarray(PIL.Image.open(archive.open(name))).ravel()
+                         for name in names]) / 255
     classifier = sklearn.svm.SVC(gamma='scale').fit(real, [labels[name] for name in names])
     paths = [OUT / 'images' / f'{seed:06d}.png' for seed in range(GENERATED)]
     images = np.stack([np.asarray(PIL.Image.open(path)).ravel() for path in paths]) / 255
@@ -67,17 +69,20 @@ def plot_loss() -> None:
     ticks = [json.loads(line) for line in (RUN / 'stats.jsonl').read_text().splitlines()]
     ticks = [tick for tick in ticks if 'Loss/loss' in tick]
     figure, axes = plt.subplots(figsize=(6, 3.5), layout='constrained')
-    axes.plot([tick['Progress/kimg']['mean'] for tick in ticks], [tick['Loss/loss']['mean'] for tick in ticks])
+    axes.plot([tick['Progress/kimg']['mean'] for tick in ticks],
+              [tick['Loss/loss']['mean'] for tick in ticks])
     axes.set(xlabel='thousands of images', ylabel='weighted loss per element', yscale='log')
     axes.grid(True, which='both', alpha=0.3)
     figure.savefig(OUT / 'loss.png', dpi=120, metadata={'Software': None})
 
 
 @click.command()
-@click.option('--length', help='How long to train', type=click.Choice(list(KIMG)), default='short', show_default=True)
+@click.option('--length', help='How long to train', type=click.Choice(list(KIMG)), default='short',
+              show_default=True)
 @click.option('--device', help='As in train.py', metavar='NAME', default='auto', show_default=True)
 def main(length: str, device: str) -> None:
-    """Train a small class-conditional EDM model on 1,797 handwritten digits and look at what it makes."""
+    """Train a small class-conditional EDM model on 1,797 handwritten digits and look at what it
+    makes."""
     start = time.monotonic()
     kimg = KIMG[length]
     snapshot = RUN / f'network-snapshot-{kimg:06d}.pkl'
@@ -87,15 +92,17 @@ def main(length: str, device: str) -> None:
     if snapshot.exists():
         print(f'{snapshot} is there already; delete {OUT} to train again')
     else:
-        command(f'train.py --outdir={RUN} --nosubdir --data={DATA} --cond=1 --cbase=32 --cres=1,2 --blocks=1 --attn=8 '
-                f'--batch=64 --duration={kimg / 1000:g} --lr=0.002 --lr-rampup=0.01 --ema=0.01 --dropout=0 --augment=0 '
-                f'--tick={kimg / 20:g} --snap=10 --dump=20 --device={device}')
+        command(f'train.py --outdir={RUN} --nosubdir --data={DATA} --cond=1 --cbase=32 --cres=1,2 '
+                f'--blocks=1 --attn=8 --batch=64 --duration={kimg / 1000:g} --lr=0.002 '
+                f'--lr-rampup=0.01 --ema=0.01 --dropout=0 --augment=0 --tick={kimg / 20:g} '
+                f'--snap=10 --dump=20 --device={device}')
     command(f"generate.py --network={snapshot} --outdir={OUT} --grid=10x10 --device={device} "
             f"--class={','.join(str(label) for label in range(10) for _ in range(10))}")
-    command(f'generate.py --network={snapshot} --outdir={OUT}/images --seeds=0-{GENERATED - 1} --class=0-9 --batch=128 '
-            f'--device={device}')
+    command(f'generate.py --network={snapshot} --outdir={OUT}/images --seeds=0-{GENERATED - 1} '
+            f'--class=0-9 --batch=128 --device={device}')
     split_in_halves()
-    command(f'fid.py ref --data={OUT}/half-a --dest={OUT}/half-a.npz --detector=demo --device={device}')
+    command(f'fid.py ref --data={OUT}/half-a --dest={OUT}/half-a.npz --detector=demo '
+            f'--device={device}')
     judge = f'--ref={OUT}/half-a.npz --num={GENERATED} --detector=demo --device={device}'
     made = command(f'fid.py calc --images={OUT}/images {judge}', capture=True).split()[-1]
     real = command(f'fid.py calc --images={OUT}/half-b {judge}', capture=True).split()[-1]

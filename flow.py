@@ -34,19 +34,30 @@ method = heading('Method')
 speed = heading('Performance')
 SETTINGS: dict[str, Any] = {'max_content_width': 110}
 
-NETWORK = files('--network', 'network_path', help='Snapshot of a training run, a published checkpoint, a folder of diffusers, or ideal:DATASET', metavar='PATH', required=True)
-WEIGHTS = files('--weights', help='Which weights of the file: ema, ema:NAME or raw  [default: ema]', metavar='NAME')
-IMAGES = files('--images', help='Folder or zip of images of the size of the network; with its labels, if the network is conditional', metavar='PATH|ZIP', required=True)
-NUM = files('--max-images', 'num', help='Use only this many images, a random choice by --seed  [default: all]', type=click.IntRange(min=1), metavar='INT')
-CLASS = files('--class', 'label', help='One class for all images  [default: the labels of the images]', type=click.IntRange(min=0), metavar='INT')
-SEED = files('--seed', help='Random seed', type=click.IntRange(min=0), metavar='INT', default=0, show_default=True)
-BATCH = speed('--batch', help='Largest batch per device', type=click.IntRange(min=1), metavar='INT', default=64, show_default=True)
-DEVICE = speed('--device', help='auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu', metavar='NAME', default='auto', show_default=True)
+NETWORK = files('--network', 'network_path', help='Snapshot of a training run, a published '
+                                                  'checkpoint, a folder of diffusers, or '
+                                                  'ideal:DATASET', metavar='PATH', required=True)
+WEIGHTS = files('--weights', help='Which weights of the file: ema, ema:NAME or raw  [default: ema]',
+                metavar='NAME')
+IMAGES = files('--images', help='Folder or zip of images of the size of the network; with its '
+                                'labels, if the network is conditional', metavar='PATH|ZIP',
+               required=True)
+NUM = files('--max-images', 'num', help='Use only this many images, a random choice by --seed  '
+                                        '[default: all]', type=click.IntRange(min=1), metavar='INT')
+CLASS = files('--class', 'label', help='One class for all images  [default: the labels of the '
+                                       'images]', type=click.IntRange(min=0), metavar='INT')
+SEED = files('--seed', help='Random seed', type=click.IntRange(min=0), metavar='INT', default=0,
+             show_default=True)
+BATCH = speed('--batch', help='Largest batch per device', type=click.IntRange(min=1), metavar='INT',
+              default=64, show_default=True)
+DEVICE = speed('--device', help='auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu',
+               metavar='NAME', default='auto', show_default=True)
 
 
 @click.group(context_settings=SETTINGS)
 def main() -> None:
-    """The probability flow in both directions: from images to latents and back, and what it says of images.
+    """The probability flow in both directions: from images to latents and back, and what it says of
+    images.
 
     Under torchrun the work is shared, and the results are the same.
     """
@@ -57,7 +68,8 @@ def main() -> None:
 @WEIGHTS
 @IMAGES
 @files('--dest', help='File of latents to write', metavar='NPZ', required=True)
-@files('--check', help='Also decode the latents and print how far the images come back', is_flag=True)
+@files('--check', help='Also decode the latents and print how far the images come back',
+       is_flag=True)
 @NUM
 @CLASS
 @SEED
@@ -65,13 +77,14 @@ def main() -> None:
 @BATCH
 @DEVICE
 @one_line_errors
-def encode_command(network_path: str, weights: str | None, images: str, dest: str, check: bool, num: int | None, label: int | None, seed: int,
-                   batch: int, device: str, **options: Any) -> None:  # noqa: ANN401
+def encode_command(network_path: str, weights: str | None, images: str, dest: str, check: bool,
+                   num: int | None, label: int | None, seed: int, batch: int, device: str,
+                   **options: Any) -> None:  # noqa: ANN401
     """Find the latents from which the deterministic sampler comes to the given images.
 
-    An image is taken for one with noise of sigma_min: its latent is where the flow carries it at sigma_max.
-    The file holds `latents` [N, C, H, W], the `labels` used, and the `names` of the images. Default: 64
-    steps; --check tells whether these are enough.
+    An image is taken for one with noise of sigma_min: its latent is where the flow carries it at
+    sigma_max. The file holds `latents` [N, C, H, W], the `labels` used, and the `names` of the
+    images. Default: 64 steps; --check tells whether these are enough.
 
     Examples:
     python flow.py encode --network=out/demo/run/network-snapshot-000064.pkl --images=datasets/digits-16x16.zip --max-images=16 \\
@@ -89,7 +102,8 @@ def encode_command(network_path: str, weights: str | None, images: str, dest: st
         latents = encode(denoise, x, sigmas, rows.solver, rows.schedule, rows.scaling)
         result = {'latents': latents.to(torch.float32).cpu().numpy()}
         if check:
-            back = decode(denoise, latents, sigmas, rows.solver, rows.schedule, rows.scaling, to_zero=False)
+            back = decode(denoise, latents, sigmas, rows.solver, rows.schedule, rows.scaling,
+                          to_zero=False)
             result['error'] = (back - x).square().flatten(1).mean(dim=1).cpu().numpy()
         return result
 
@@ -101,9 +115,11 @@ def encode_command(network_path: str, weights: str | None, images: str, dest: st
         with atomic_write(dest) as file:
             np.savez(file, latents=parts['latents'], labels=labels.numpy(), names=np.array(names),
                      sigma_min=float(sigmas[-2]), sigma_max=float(sigmas[0]))
-        print(f'Wrote {len(dataset)} latents to {dest}, mean {parts["latents"].mean():.4f}, standard deviation {parts["latents"].std():.4f}')
+        print(f'Wrote {len(dataset)} latents to {dest}, mean {parts["latents"].mean():.4f}, '
+              f'standard deviation {parts["latents"].std():.4f}')
         if check:
-            print(f'Decoded again, the images are off by {127.5 * np.sqrt(parts["error"].mean()):.4g} of 255 levels (root mean square)')
+            print(f'Decoded again, the images are off by '
+                  f'{127.5 * np.sqrt(parts["error"].mean()):.4g} of 255 levels (root mean square)')
     distributed.shutdown()
 
 
@@ -111,12 +127,14 @@ def encode_command(network_path: str, weights: str | None, images: str, dest: st
 @NETWORK
 @WEIGHTS
 @files('--latents', help='File written by flow.py encode', metavar='NPZ', required=True)
-@files('--outdir', help='Where the images are written, as <number>.png', metavar='DIR', required=True)
+@files('--outdir', help='Where the images are written, as <number>.png', metavar='DIR',
+       required=True)
 @sampler_options
 @BATCH
 @DEVICE
 @one_line_errors
-def decode_command(network_path: str, weights: str | None, latents: str, outdir: str, batch: int, device: str, **options: Any) -> None:  # noqa: ANN401
+def decode_command(network_path: str, weights: str | None, latents: str, outdir: str, batch: int,
+                   device: str, **options: Any) -> None:  # noqa: ANN401
     """Turn a file of latents into images by the deterministic sampler.
 
     Default: 64 steps, as in encoding. Give the options that the latents were encoded with.
@@ -131,7 +149,8 @@ def decode_command(network_path: str, weights: str | None, latents: str, outdir:
         denoise = _denoise(net, labels, positions, device_)
         z = torch.from_numpy(stored[positions]).to(device_)
         sigmas = denoise.levels(sampling.discretization, sampling.num_steps)
-        x = to_uint8(decode(denoise, z, sigmas, rows.solver, rows.schedule, rows.scaling)).cpu().numpy()
+        x = to_uint8(decode(denoise, z, sigmas, rows.solver, rows.schedule,
+                            rows.scaling)).cpu().numpy()
         for position, image in zip(positions, x, strict=True):
             save_png(image.transpose(1, 2, 0), Path(outdir) / f'{position:06d}.png', durable=False)
         return {}
@@ -144,21 +163,27 @@ def decode_command(network_path: str, weights: str | None, latents: str, outdir:
 @main.command('interpolate', cls=GroupedCommand, context_settings=SETTINGS)
 @NETWORK
 @WEIGHTS
-@files('--seeds', help='Two or more random seeds: the ends of the path, and stations on it, e.g. 3,8', type=IntList(), required=True)
-@files('--frames', help='Images from each seed to the next, both ends included', type=click.IntRange(min=2), metavar='INT', default=8, show_default=True)
-@files('--dest', help='What to write: a .png is a strip, a row for each pair of seeds; .gif and .apng are moving pictures', metavar='FILE', required=True)
-@files('--class', 'label', help='Class of all images  [default: that of the first seed]', type=click.IntRange(min=0), metavar='INT')
-@files('--fps', help='Frames per second of a moving picture  [default: 10]', type=click.FloatRange(min=0, min_open=True), metavar='FLOAT')
+@files('--seeds', help='Two or more random seeds: the ends of the path, and stations on it, e.g. '
+                       '3,8', type=IntList(), required=True)
+@files('--frames', help='Images from each seed to the next, both ends included',
+       type=click.IntRange(min=2), metavar='INT', default=8, show_default=True)
+@files('--dest', help='What to write: a .png is a strip, a row for each pair of seeds; .gif and '
+                      '.apng are moving pictures', metavar='FILE', required=True)
+@files('--class', 'label', help='Class of all images  [default: that of the first seed]',
+       type=click.IntRange(min=0), metavar='INT')
+@files('--fps', help='Frames per second of a moving picture  [default: 10]',
+       type=click.FloatRange(min=0, min_open=True), metavar='FLOAT')
 @sampler_options
 @BATCH
 @DEVICE
 @one_line_errors
-def interpolate_command(network_path: str, weights: str | None, seeds: list[int], frames: int, dest: str, label: int | None, fps: float | None,
-                        batch: int, device: str, **options: Any) -> None:  # noqa: ANN401
+def interpolate_command(network_path: str, weights: str | None, seeds: list[int], frames: int,
+                        dest: str, label: int | None, fps: float | None, batch: int, device: str,
+                        **options: Any) -> None:  # noqa: ANN401
     """Show what lies between images: spherical interpolation of their latents, decoded.
 
-    The first and the last image of a pair are those of generate.py with the same seeds, class and options.
-    Default: 18 steps.
+    The first and the last image of a pair are those of generate.py with the same seeds, class and
+    options. Default: 18 steps.
 
     Examples:
     python flow.py interpolate --network=out/demo/run/network-snapshot-000064.pkl --seeds=1,2 --class=8 --frames=10 --dest=out/path.png
@@ -166,7 +191,8 @@ def interpolate_command(network_path: str, weights: str | None, seeds: list[int]
     """
     _ends_in(dest, '--dest', ('.png', '.gif', '.apng'))
     if len(seeds) < 2:
-        raise ValueError(f'--seeds={seeds[0]} is one seed; an interpolation needs two or more, such as 3,8')
+        raise ValueError(f'--seeds={seeds[0]} is one seed; an interpolation needs two or more, '
+                         f'such as 3,8')
     if fps is not None and dest.endswith('.png'):
         raise ValueError(f'--fps would have no effect with --dest={dest}, which is a strip')
     net, sampling, rows, device_ = _open(network_path, weights, device, options, num_steps=18)
@@ -175,13 +201,15 @@ def interpolate_command(network_path: str, weights: str | None, seeds: list[int]
     one_label = torch.zeros([0]) if drawn is None else drawn[0].cpu()
     if label is not None:
         one_label = _one_hot(label, net)
-    path = torch.cat([interpolate(noise[i:i + 1], noise[i + 1:i + 2], frames)[:, 0] for i in range(len(seeds) - 1)])
+    path = torch.cat([interpolate(noise[i:i + 1], noise[i + 1:i + 2], frames)[:, 0]
+                      for i in range(len(seeds) - 1)])
     labels = one_label.expand(len(path), -1)
 
     def work(positions: np.ndarray) -> dict[str, Any]:
         denoise = _denoise(net, labels, positions, device_)
         sigmas = denoise.levels(sampling.discretization, sampling.num_steps)
-        x = decode(denoise, path[torch.from_numpy(positions)], sigmas, rows.solver, rows.schedule, rows.scaling)
+        x = decode(denoise, path[torch.from_numpy(positions)], sigmas, rows.solver, rows.schedule,
+                   rows.scaling)
         return {'images': to_uint8(x).cpu().numpy()}
 
     parts = _shared_work(len(path), batch, work)
@@ -198,26 +226,37 @@ def interpolate_command(network_path: str, weights: str | None, seeds: list[int]
 @NETWORK
 @WEIGHTS
 @IMAGES
-@files('--dest', help='File of numbers to write: name, bits_per_dim, nats', metavar='CSV', required=True)
+@files('--dest', help='File of numbers to write: name, bits_per_dim, nats', metavar='CSV',
+       required=True)
 @NUM
 @CLASS
 @SEED
-@method('--steps', 'num_steps', help='Noise levels; the network is evaluated 4 (N - 1) times, each with a backward pass', type=click.IntRange(min=2), metavar='INT', default=33, show_default=True)
-@method('--sigma_min', help='Lowest noise level: the density is that of images with noise of this much', type=click.FloatRange(min=0, min_open=True), metavar='FLOAT', default=EDMSteps.sigma_min, show_default=True)
-@method('--sigma_max', help='Highest noise level', type=click.FloatRange(min=0, min_open=True), metavar='FLOAT', default=EDMSteps.sigma_max, show_default=True)
-@method('--rho', help='Exponent of the time steps', type=click.FloatRange(min=0, min_open=True), metavar='FLOAT', default=EDMSteps.rho, show_default=True)
-@method('--probes', help='Random directions for the trace (Hutchinson), averaged', type=click.IntRange(min=1), metavar='INT', default=1, show_default=True)
-@method('--draws', help='Draws of the dequantisation noise, averaged', type=click.IntRange(min=1), metavar='INT', default=1, show_default=True)
+@method('--steps', 'num_steps', help='Noise levels; the network is evaluated 4 (N - 1) times, each '
+                                     'with a backward pass', type=click.IntRange(min=2),
+        metavar='INT', default=33, show_default=True)
+@method('--sigma_min', help='Lowest noise level: the density is that of images with noise of this '
+                            'much', type=click.FloatRange(min=0, min_open=True), metavar='FLOAT',
+        default=EDMSteps.sigma_min, show_default=True)
+@method('--sigma_max', help='Highest noise level', type=click.FloatRange(min=0, min_open=True),
+        metavar='FLOAT', default=EDMSteps.sigma_max, show_default=True)
+@method('--rho', help='Exponent of the time steps', type=click.FloatRange(min=0, min_open=True),
+        metavar='FLOAT', default=EDMSteps.rho, show_default=True)
+@method('--probes', help='Random directions for the trace (Hutchinson), averaged',
+        type=click.IntRange(min=1), metavar='INT', default=1, show_default=True)
+@method('--draws', help='Draws of the dequantisation noise, averaged', type=click.IntRange(min=1),
+        metavar='INT', default=1, show_default=True)
 @BATCH
 @DEVICE
 @one_line_errors
-def likelihood_command(network_path: str, weights: str | None, images: str, dest: str, num: int | None, label: int | None, seed: int, num_steps: int,
-                       sigma_min: float, sigma_max: float, rho: float, probes: int, draws: int, batch: int, device: str) -> None:
+def likelihood_command(network_path: str, weights: str | None, images: str, dest: str,
+                       num: int | None, label: int | None, seed: int, num_steps: int,
+                       sigma_min: float, sigma_max: float, rho: float, probes: int, draws: int,
+                       batch: int, device: str) -> None:
     """Bits per dimension of 8-bit images under the probability flow of a network.
 
-    Uniform noise of one level makes the 256 levels a density, whose logarithm follows from the flow by the
-    instantaneous change of variables; the trace of the Jacobian is estimated, without bias, by random
-    directions. The numbers depend on sigma_min, which is printed with them.
+    Uniform noise of one level makes the 256 levels a density, whose logarithm follows from the flow
+    by the instantaneous change of variables; the trace of the Jacobian is estimated, without bias,
+    by random directions. The numbers depend on sigma_min, which is printed with them.
 
     Examples:
     python flow.py likelihood --network=out/demo/run/network-snapshot-000064.pkl --images=datasets/digits-16x16.zip --max-images=64 \\
@@ -229,35 +268,43 @@ def likelihood_command(network_path: str, weights: str | None, images: str, dest
     _in_float32(net)
     dataset, labels = _labelled(images, num, seed, label, net)
     steps = EDMSteps(sigma_min, sigma_max, rho)
-    rounds = len(share_of(range(len(dataset)), batch, 0, distributed.get_world_size())) * draws * (num_steps - 1)
-    bar = tqdm.tqdm(total=rounds, unit='step', disable=distributed.get_rank() != 0 or not is_terminal())
+    rounds = len(share_of(range(len(dataset)), batch, 0,
+                          distributed.get_world_size())) * draws * (num_steps - 1)
+    bar = tqdm.tqdm(total=rounds, unit='step', disable=distributed.get_rank() != 0
+                    or not is_terminal())
 
     def work(positions: np.ndarray) -> dict[str, Any]:
         pixels = torch.from_numpy(dataset.batch(positions)[0]).to(device_)
         denoise = _denoise(net, labels, positions, device_)
         sigmas = denoise.levels(steps, num_steps)
         # Each image has a generator of its own, so that it does not matter which images come along.
-        generator = StackedGenerator([seed * 2**20 + int(dataset.get_details(i).raw_idx) for i in positions], device_)
+        generator = StackedGenerator([seed * 2**20 + int(dataset.get_details(i).raw_idx)
+                                      for i in positions], device_)
         nats = torch.zeros(len(positions), dtype=torch.float64)
         for _ in range(draws):
             x = dequantize(pixels, generator)
             v = rademacher(pixels, generator, probes)
-            nats += log_likelihood(denoise, x, sigmas, v, progress=lambda done, of: bar.update()).cpu().to(torch.float64) / draws
+            nats += log_likelihood(denoise, x, sigmas, v,
+                                   progress=lambda done, of: bar.update()).cpu().to(
+                                       torch.float64) / draws
         return {'nats': nats.numpy()}
 
     parts = _shared_work(len(dataset), batch, work)
     bar.close()
     if parts is not None:
-        bits = bits_per_dim(torch.from_numpy(parts['nats']), int(np.prod(dataset.image_shape))).numpy()
+        bits = bits_per_dim(torch.from_numpy(parts['nats']),
+                            int(np.prod(dataset.image_shape))).numpy()
         text = io.StringIO()
         table = csv.writer(text)
         table.writerow(['name', 'bits_per_dim', 'nats'])
         for i, (b, nats) in enumerate(zip(bits.tolist(), parts['nats'].tolist(), strict=True)):
-            table.writerow([dataset.files.names[dataset.get_details(i).raw_idx], repr(b), repr(nats)])
+            table.writerow([dataset.files.names[dataset.get_details(i).raw_idx], repr(b),
+                            repr(nats)])
         with atomic_write(dest) as file:
             file.write(text.getvalue().encode())
         spread = bits.std(ddof=1) / np.sqrt(len(bits)) if len(bits) > 1 else float('nan')
-        print(f'{bits.mean():.4f} bits per dimension (standard error {spread:.4f}) over {len(bits)} images at sigma_min={max(sigma_min, net.sigma_min):g}')
+        print(f'{bits.mean():.4f} bits per dimension (standard error {spread:.4f}) over '
+              f'{len(bits)} images at sigma_min={max(sigma_min, net.sigma_min):g}')
         print(f'Wrote the number of each image to {dest}')
     distributed.shutdown()
 
@@ -267,8 +314,10 @@ def _ends_in(path: str, option: str, endings: tuple[str, ...]) -> None:
         raise ValueError(f'{option}={path} should end in {" or ".join(endings)}')
 
 
-def _open(network_path: str, weights: str | None, device: str, options: dict[str, Any], num_steps: int = 64) -> tuple[Any, Sampling, FlowSampler, torch.device]:
-    """The network, how the flow is solved, and the device. ValueError for a sampler that is not the flow."""
+def _open(network_path: str, weights: str | None, device: str, options: dict[str, Any],
+          num_steps: int = 64) -> tuple[Any, Sampling, FlowSampler, torch.device]:
+    """The network, how the flow is solved, and the device. ValueError for a sampler that is not the
+    flow."""
     chosen = distributed.init(device)
     net = open_network(network_path, chosen, weights)
     if options['num_steps'] is None and options['sigmas'] is None and options['preset'] is None:
@@ -276,34 +325,46 @@ def _open(network_path: str, weights: str | None, device: str, options: dict[str
     _in_float32(net)
     sampling = resolve_sampler(options, net.sigma_min, net.sigma_max)
     rows = sampling.sampler
-    if not isinstance(rows, FlowSampler) and sampling.discretization.sigmas(sampling.num_steps, net.sigma_min, net.sigma_max)[0].isinf():
-        raise ValueError('the flow of x cannot start at sigma = inf, where x is infinite: leave out --zero-terminal-snr, or give --sigma_max')
+    if not isinstance(rows, FlowSampler) and sampling.discretization.sigmas(sampling.num_steps,
+                                                                            net.sigma_min,
+                                                                            net.sigma_max)[
+                                                                                0].isinf():
+        raise ValueError('the flow of x cannot start at sigma = inf, where x is infinite: leave '
+                         'out --zero-terminal-snr, or give --sigma_max')
     if not isinstance(rows, FlowSampler) or rows.churn.S_churn > 0:
-        raise ValueError('the flow is deterministic: leave out --sampler and --S_churn, and choose --solver, --disc, --schedule and --scaling')
+        raise ValueError('the flow is deterministic: leave out --sampler and --S_churn, and choose '
+                         '--solver, --disc, --schedule and --scaling')
     for note in sampling.notes:
         distributed.print0(f'Note: {note}')
     return net, sampling, rows, chosen
 
 
 def _in_float32(net: Any) -> None:  # noqa: ANN401
-    """Half precision is for drawing images; what is solved backwards or differentiated needs more."""
+    """Half precision is for drawing images; what is solved backwards or differentiated needs
+    more."""
     if hasattr(net, 'dtype'):
         net.dtype = torch.float32
 
 
-def _labelled(path: str, num: int | None, seed: int, label: int | None, net: Any) -> tuple[ImageFolderDataset, Tensor]:  # noqa: ANN401
-    """The images, and a label vector for each, [N, label_dim]; ValueError where they do not fit the network."""
-    dataset = ImageFolderDataset(path, max_size=num, random_seed=seed, use_labels=bool(net.label_dim) and label is None)
+def _labelled(path: str, num: int | None, seed: int, label: int | None,
+              net: Any) -> tuple[ImageFolderDataset, Tensor]:  # noqa: ANN401
+    """The images, and a label vector for each, [N, label_dim]; ValueError where they do not fit the
+    network."""
+    dataset = ImageFolderDataset(path, max_size=num, random_seed=seed,
+                                 use_labels=bool(net.label_dim) and label is None)
     expected = [net.img_channels, net.img_resolution, net.img_resolution]
     if dataset.image_shape != expected:
-        raise ValueError(f'--images={path} has images of {dataset.image_shape} (channels, height, width), but the network takes {expected}')
+        raise ValueError(f'--images={path} has images of {dataset.image_shape} (channels, height, '
+                         f'width), but the network takes {expected}')
     if num is not None and len(dataset) < num:
-        raise ValueError(f'--images={path} has {len(dataset)} images, fewer than --max-images={num}')
+        raise ValueError(
+            f'--images={path} has {len(dataset)} images, fewer than --max-images={num}')
     if not net.label_dim or label is not None:
         one = torch.zeros([0]) if label is None else _one_hot(label, net)
         return dataset, one.expand(len(dataset), -1)
     if dataset.label_dim != net.label_dim:
-        raise ValueError(f'--images={path} has labels of {dataset.label_dim} numbers, but the network takes {net.label_dim}; --class gives one class to all')
+        raise ValueError(f'--images={path} has labels of {dataset.label_dim} numbers, but the '
+                         f'network takes {net.label_dim}; --class gives one class to all')
     return dataset, torch.from_numpy(np.stack([dataset.get_label(i) for i in range(len(dataset))]))
 
 
@@ -312,12 +373,15 @@ def _one_hot(label: int, net: Any) -> Tensor:  # noqa: ANN401
     return torch.nn.functional.one_hot(torch.tensor(label), net.label_dim).to(torch.float32)
 
 
-def _denoise(net: Any, labels: Tensor, positions: np.ndarray, device: torch.device) -> Conditioned:  # noqa: ANN401
-    return Conditioned(net, labels[torch.from_numpy(positions)].to(device) if net.label_dim else None)
+def _denoise(net: Any, labels: Tensor, positions: np.ndarray,
+             device: torch.device) -> Conditioned:  # noqa: ANN401
+    return Conditioned(net, labels[torch.from_numpy(positions)].to(device) if net.label_dim
+                       else None)
 
 
 def _load_latents(path: str, net: Any) -> tuple[np.ndarray, Tensor]:  # noqa: ANN401
-    """latents [N, C, H, W] and labels [N, label_dim] of a file of `encode`; ValueError in one line."""
+    """latents [N, C, H, W] and labels [N, label_dim] of a file of `encode`; ValueError in one
+    line."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             latents, labels = stored['latents'], stored['labels']
@@ -327,34 +391,44 @@ def _load_latents(path: str, net: Any) -> tuple[np.ndarray, Tensor]:  # noqa: AN
         raise ValueError(f'--latents={path} is not a file of latents: {error}') from None
     expected = (net.img_channels, net.img_resolution, net.img_resolution)
     if latents.ndim != 4 or latents.shape[1:] != expected:
-        raise ValueError(f'--latents={path} has latents of {list(latents.shape[1:])}, but the network takes {list(expected)}')
+        raise ValueError(f'--latents={path} has latents of {list(latents.shape[1:])}, but the '
+                         f'network takes {list(expected)}')
     if labels.shape != (len(latents), net.label_dim):
-        raise ValueError(f'--latents={path} has labels of {labels.shape[-1]} numbers, but the network takes {net.label_dim}')
+        raise ValueError(f'--latents={path} has labels of {labels.shape[-1]} numbers, but the '
+                         f'network takes {net.label_dim}')
     return latents, torch.from_numpy(labels)
 
 
-def _shared_work(count: int, batch: int, work: Callable[[np.ndarray], dict[str, Any]]) -> dict[str, np.ndarray] | None:
-    """What `work(positions)` returns for all positions below `count`, in order, on rank 0; None elsewhere.
+def _shared_work(count: int, batch: int, work: Callable[[np.ndarray], dict[str, Any]]) -> dict[str,
+                                                                                               np.ndarray] | None:
+    """What `work(positions)` returns for all positions below `count`, in order, on rank 0; None
+    elsewhere.
 
     Each rank works through its share alone; the results meet once, at the end.
     """
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
-    shares = [positions for positions in share_of(range(count), batch, rank, world_size) if len(positions)]
-    done = [(positions, work(positions)) for positions in tqdm.tqdm(shares, unit='batch', disable=rank != 0 or not is_terminal(), leave=False)]
+    shares = [positions for positions in share_of(range(count), batch, rank, world_size)
+              if len(positions)]
+    done = [(positions, work(positions))
+            for positions in tqdm.tqdm(shares, unit='batch', disable=rank != 0 or not is_terminal(),
+                                       leave=False)]
     everything = [item for part in distributed.gather_objects(done) for item in part]
     if rank != 0:
         return None
     order = np.concatenate([positions for positions, _ in everything]).argsort()
-    return {name: np.concatenate([result[name] for _, result in everything])[order] for name in everything[0][1]}
+    return {name: np.concatenate([result[name] for _, result in everything])[order]
+            for name in everything[0][1]}
 
 
 def _save_moving(images: np.ndarray, path: str, fps: float) -> None:
     """Write uint8 [N, C, H, W] as an endless GIF or APNG."""
     zoom = max(-(-128 // images.shape[-1]), 1)
-    frames: list[PIL.Image.Image] = [to_pil(tile(image[None], 1).repeat(zoom, axis=0).repeat(zoom, axis=1)) for image in images]
+    frames: list[PIL.Image.Image] = [to_pil(tile(image[None],
+                                                 1).repeat(zoom, axis=0).repeat(zoom, axis=1))
+                                     for image in images]
     with atomic_write(path) as file:
-        frames[0].save(file, format='GIF' if path.endswith('.gif') else 'PNG', save_all=True, append_images=frames[1:],
-                       duration=round(1000 / fps), loop=0)
+        frames[0].save(file, format='GIF' if path.endswith('.gif') else 'PNG', save_all=True,
+                       append_images=frames[1:], duration=round(1000 / fps), loop=0)
 
 
 if __name__ == '__main__':

@@ -28,7 +28,8 @@ class GridSize(click.ParamType):
     """`3x5` -> (3, 5), rows and columns."""
     name = 'RxC'
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> Any:  # noqa: ANN401
         match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', value) if isinstance(value, str) else None
         if match is None:
             self.fail(f'{value!r} is not a number of rows and columns such as 3x5', param, ctx)
@@ -38,20 +39,30 @@ class GridSize(click.ParamType):
 @click.command(cls=GroupedCommand, context_settings={'max_content_width': 110})
 @network_options
 @files('--outdir', help='Where the images are written, as <seed>.png', metavar='DIR', required=True)
-@files('--seeds', help='Random seeds, one image each, e.g. 1,2,5-10  [default: 0-63, or as many as --grid holds]', type=IntList())
+@files('--seeds', help='Random seeds, one image each, e.g. 1,2,5-10  [default: 0-63, or as many as '
+                       '--grid holds]', type=IntList())
 @files('--subdirs', help='Make a subfolder for every 1000 seeds', is_flag=True)
-@files('--class', 'classes', help='Class labels, cycled over the seeds, e.g. 3 or 0-9  [default: random, drawn from the seed]', type=IntList())
-@files('--grid', help='Write one picture of R rows and C columns, grid.png, instead of single files', type=GridSize())
-@files('--trajectory', help='Also write trajectory.png: the denoised images at each noise level, a row for each of the first 16 images', is_flag=True)
-@files('--stats', help='Also print the evaluations of the network, the time per image and the noise levels', is_flag=True)
+@files('--class', 'classes', help='Class labels, cycled over the seeds, e.g. 3 or 0-9  [default: '
+                                  'random, drawn from the seed]', type=IntList())
+@files('--grid',
+       help='Write one picture of R rows and C columns, grid.png, instead of single files',
+       type=GridSize())
+@files('--trajectory', help='Also write trajectory.png: the denoised images at each noise level, a '
+                            'row for each of the first 16 images', is_flag=True)
+@files('--stats', help='Also print the evaluations of the network, the time per image and the '
+                       'noise levels', is_flag=True)
 @sampler_options
 @guidance_options
-@speed('--batch', help='Largest batch per device', type=click.IntRange(min=1), metavar='INT', default=64, show_default=True)
-@speed('--device', help='auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu', metavar='NAME', default='auto', show_default=True)
-@speed('--rng', help='Where random numbers are drawn; cpu gives the same images on any device  [default: the device]', type=click.Choice(['cpu']))
+@speed('--batch', help='Largest batch per device', type=click.IntRange(min=1), metavar='INT',
+       default=64, show_default=True)
+@speed('--device', help='auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu', metavar='NAME',
+       default='auto', show_default=True)
+@speed('--rng', help='Where random numbers are drawn; cpu gives the same images on any device  '
+                     '[default: the device]', type=click.Choice(['cpu']))
 @one_line_errors
-def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] | None, subdirs: bool, classes: list[int] | None,
-         grid: tuple[int, int] | None, trajectory: bool, stats: bool, batch: int, device: str, rng: str | None,
+def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] | None,
+         subdirs: bool, classes: list[int] | None, grid: tuple[int, int] | None, trajectory: bool,
+         stats: bool, batch: int, device: str, rng: str | None,
          **options: Any) -> None:  # noqa: ANN401
     """Generate images from a trained network.
 
@@ -84,25 +95,28 @@ def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] |
     if seeds is None:
         seeds = list(range(grid[0] * grid[1] if grid else 64))
     if grid and len(seeds) != grid[0] * grid[1]:
-        raise ValueError(f'--grid={grid[0]}x{grid[1]} holds {grid[0] * grid[1]} images, but --seeds names {len(seeds)}')
+        raise ValueError(f'--grid={grid[0]}x{grid[1]} holds {grid[0] * grid[1]} images, but '
+                         f'--seeds names {len(seeds)}')
     chosen_device = distributed.init(device)
     drawing = open_drawing(network_path, weights, options, chosen_device)
     check_classes(classes, drawing.net.label_dim)
     drawing.say()
-    sampling, watched = drawing.sampling, Counting(drawing.net, keep_sigmas=stats, keep_frames=trajectory)
+    sampling, watched = drawing.sampling, Counting(drawing.net, keep_sigmas=stats,
+                                                   keep_frames=trajectory)
 
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     distributed.print0(f'Generating {len(seeds)} images to {outdir} ...')
     kept: dict[int, np.ndarray] = {}     # for the grid, by position
     frames: dict[int, np.ndarray] = {}   # for the trajectory: [noise levels, C, H, W]
     start = time.monotonic()
-    for positions in tqdm.tqdm(share_of(seeds, batch, rank, world_size), unit='batch', disable=rank != 0 or not is_terminal()):
+    for positions in tqdm.tqdm(share_of(seeds, batch, rank, world_size), unit='batch',
+                               disable=rank != 0 or not is_terminal()):
         if len(positions) == 0:
             continue
         batch_seeds = [seeds[i] for i in positions]
         batch_classes = None if classes is None else [classes[i % len(classes)] for i in positions]
-        images = generate(watched, sampling.sampler, sampling.discretization, sampling.num_steps, batch_seeds, batch_classes,
-                          chosen_device, rng).cpu().numpy()
+        images = generate(watched, sampling.sampler, sampling.discretization, sampling.num_steps,
+                          batch_seeds, batch_classes, chosen_device, rng).cpu().numpy()
         if trajectory and positions[0] < TRAJECTORY[1]:
             frames.update(zip(positions.tolist(), steps_of(watched, images), strict=True))
         watched.frames.clear()
@@ -116,12 +130,14 @@ def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] |
     if grid:
         everything = merged(kept)
         if rank == 0:
-            save_grid(np.stack([everything[i] for i in range(len(seeds))]), Path(outdir) / 'grid.png', columns=grid[1])
+            save_grid(np.stack([everything[i] for i in range(len(seeds))]),
+                      Path(outdir) / 'grid.png', columns=grid[1])
     if trajectory:
         shown = merged(frames)
         if rank == 0:
             rows = np.stack([shown[i] for i in range(min(len(seeds), TRAJECTORY[1]))])
-            save_grid(rows.reshape(-1, *rows.shape[2:]), Path(outdir) / 'trajectory.png', columns=rows.shape[1])
+            save_grid(rows.reshape(-1, *rows.shape[2:]), Path(outdir) / 'trajectory.png',
+                      columns=rows.shape[1])
     if stats:
         print_stats(distributed.gather_objects((drawing.evaluations, seconds)), watched, len(seeds))
     distributed.barrier()
@@ -135,9 +151,11 @@ def merged(parts: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
 
 
 def steps_of(watched: Counting, images: np.ndarray) -> np.ndarray:
-    """[B, noise levels, C, H, W]: denoised images at up to 12 noise levels, the highest first, and the result."""
+    """[B, noise levels, C, H, W]: denoised images at up to 12 noise levels, the highest first, and
+    the result."""
     sigmas = sorted(watched.frames, reverse=True)
-    chosen = np.unique(np.linspace(0, len(sigmas) - 1, min(len(sigmas), TRAJECTORY[0] - 1)).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(sigmas) - 1,
+                                   min(len(sigmas), TRAJECTORY[0] - 1)).round().astype(int))
     return np.stack([*(watched.frames[sigmas[i]].numpy() for i in chosen), images], axis=1)
 
 

@@ -1,8 +1,10 @@
-"""Quality against evaluations, for the samplers of the paper's Figures 2 and 4: python benchmarks/samplers.py
+"""Quality against evaluations, for the samplers of the paper's Figures 2 and 4: python
+benchmarks/samplers.py
 
-The network is the ideal denoiser of a data set, so that all there is to see is the sampler's. Every point is
-what generate.py draws with the options that docs/samplers.md lists. Points are kept in a JSON file as they are
-measured, and a run that was stopped goes on from there; delete the file after a change to a sampler.
+The network is the ideal denoiser of a data set, so that all there is to see is the sampler's. Every
+point is what generate.py draws with the options that docs/samplers.md lists. Points are kept in a
+JSON file as they are measured, and a run that was stopped goes on from there; delete the file after
+a change to a sampler.
 """
 
 # ruff: noqa: E501 (the text is wrapped as it will be read; option tables are tables)
@@ -44,8 +46,8 @@ from training.dataset import ImageFolderDataset
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = 'datasets/digits-16x16.zip'
 
-# One range for all, so that all head for the same images. Its lower end is close to VP's own 0.0105, and the
-# noise that the last step of VE leaves, half of it, is below one level of 8 bits.
+# One range for all, so that all head for the same images. Its lower end is close to VP's own
+# 0.0105, and the noise that the last step of VE leaves, half of it, is below one level of 8 bits.
 SIGMA_MIN, SIGMA_MAX = 0.01, 80.0
 RANGE = f'--sigma_min={SIGMA_MIN:g} --sigma_max={SIGMA_MAX:g}'
 EXACT = f'--solver=heun --steps=512 {RANGE}'
@@ -92,49 +94,60 @@ class Curve:
         """(budget or tolerance, options of generate.py) of each point."""
         if self.steps is None:
             values = self.tolerances[::2] if quick else self.tolerances
-            knobs = [(value, ' '.join(f'{knob}={value:g}' for knob in self.knob.split())) for value in values]
+            knobs = [(value, ' '.join(f'{knob}={value:g}' for knob in self.knob.split()))
+                     for value in values]
         else:
-            budgets = [b for b in (QUICK if quick else BUDGETS) if b <= limit and self.steps(b) >= 2]
+            budgets = [b for b in (QUICK if quick else BUDGETS) if b <= limit
+                       and self.steps(b) >= 2]
             knobs = [(b, f'--steps={self.steps(b)}') for b in budgets]
         return [(value, f'{self.options} {knob} {RANGE}'.strip()) for value, knob in knobs]
 
 
-# The colours of the paper's Figure 2: blue for original samplers, orange for Euler in their frames, green for Heun
-# there, red for Heun with σ = t. Circles are VP, squares VE, triangles the frame σ = t.
+# The colours of the paper's Figure 2: blue for original samplers, orange for Euler in their frames,
+# green for Heun there, red for Heun with σ = t. Circles are VP, squares VE, triangles the frame σ =
+# t.
 BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, GREY, BLACK = (
     '#3b6ea5', '#d98324', '#4d9a57', '#b5302c', '#7a5195', '#8c6d4f', '#8a8a8a', '#222222')
 
 HEUN = Curve('Heun, ρ = 7, σ = t (EDM)', '--solver=heun', RED, '^', steps=heun)
-VP_ORIGINAL = Curve('VP, original', '--sampler=em --deterministic=true --original=true', BLUE, steps=one_each)
+VP_ORIGINAL = Curve('VP, original', '--sampler=em --deterministic=true --original=true', BLUE,
+                    steps=one_each)
 VP_EULER = Curve('Euler, VP', '--family=vp', ORANGE, steps=one_each)
 VE_EULER = Curve('Euler, VE (also the original)', '--family=ve', ORANGE, 's', steps=one_each)
 DDIM = Curve('DDIM, iDDPM levels', '--sampler=ddim', BLUE, '^', steps=one_each)
 VP_HEUN = Curve('Heun, ρ = 7, VP frame', '--family=vp --solver=heun --disc=edm', GREEN, steps=heun)
-VE_HEUN = Curve('Heun, ρ = 7, VE frame', '--family=ve --solver=heun --disc=edm', GREEN, 's', steps=heun)
+VE_HEUN = Curve('Heun, ρ = 7, VE frame', '--family=ve --solver=heun --disc=edm', GREEN, 's',
+                steps=heun)
 EULER = Curve('Euler, ρ = 7, σ = t', '--solver=euler', GREY, '^', steps=one_each)
 VP_STEPS = Curve('Heun, VP steps, σ = t', '--solver=heun --disc=vp', RED, 'o', ':', steps=heun)
-EULER_VP_STEPS = Curve('Euler, VP steps, σ = t', '--solver=euler --disc=vp', GREY, 'o', ':', steps=one_each)
+EULER_VP_STEPS = Curve('Euler, VP steps, σ = t', '--solver=euler --disc=vp', GREY, 'o', ':',
+                       steps=one_each)
 MULTISTEP = Curve('DPM-Solver++(2M), ρ = 7', '--solver=dpmpp-2m', PURPLE, 'D', steps=one_each)
 ADAMS = Curve('Adams, ρ = 7, σ = t', '--solver=adams', BROWN, 'v', steps=adams)
 RK45 = Curve('RK45, σ = t', '--sampler=rk45', BLACK, 'x', '--', knob='--rtol --atol',
              tolerances=(1, 0.1, 0.03, 0.01))
-DETERMINISTIC = (VP_ORIGINAL, VP_EULER, VE_EULER, DDIM, VP_HEUN, VE_HEUN, EULER, EULER_VP_STEPS, HEUN, VP_STEPS,
-                 MULTISTEP, ADAMS, RK45)
+DETERMINISTIC = (VP_ORIGINAL, VP_EULER, VE_EULER, DDIM, VP_HEUN, VE_HEUN, EULER, EULER_VP_STEPS,
+                 HEUN, VP_STEPS, MULTISTEP, ADAMS, RK45)
 
-EM_ORIGINAL = Curve('Euler–Maruyama, VP, original', '--sampler=em --original=true', BLUE, 'o', '--', steps=one_each)
+EM_ORIGINAL = Curve('Euler–Maruyama, VP, original', '--sampler=em --original=true', BLUE, 'o', '--',
+                    steps=one_each)
 EM = Curve('Euler–Maruyama, VP', '--sampler=em', BLUE, steps=one_each)
 PC = Curve('Predictor–corrector, VE', '--sampler=pc', ORANGE, 's', steps=heun)
-SMALL = Curve('Ancestral, small variance', '--sampler=ancestral --variance=small', GREEN, '^', steps=one_each)
-LARGE = Curve('Ancestral, large variance', '--sampler=ancestral --variance=large', GREEN, 'v', '--', steps=one_each)
+SMALL = Curve('Ancestral, small variance', '--sampler=ancestral --variance=small', GREEN, '^',
+              steps=one_each)
+LARGE = Curve('Ancestral, large variance', '--sampler=ancestral --variance=large', GREEN, 'v', '--',
+              steps=one_each)
 SDE = Curve('Euler–Maruyama, ρ = 7, σ = t', '--sampler=sde', GREY, '^', steps=one_each)
 CHURN_2 = Curve('Alg. 2, S_churn = 2', '--S_churn=2', PURPLE, '^', ':', steps=heun)
 CHURN_10 = Curve('Alg. 2, S_churn = 10', '--S_churn=10', PURPLE, 's', '--', steps=heun)
 CHURN_40 = Curve('Alg. 2, S_churn = 40', '--S_churn=40', PURPLE, 'D', steps=heun)
 CHURN_LIMITED = Curve('Alg. 2, S_churn = 40, limits',
-                      '--S_churn=40 --S_min=0.05 --S_max=50 --S_noise=1.003', BROWN, 'D', steps=heun)
+                      '--S_churn=40 --S_min=0.05 --S_max=50 --S_noise=1.003', BROWN, 'D',
+                      steps=heun)
 ADAPTIVE = Curve('Adaptive SDE, VP', '--sampler=adaptive', BLACK, 'x', '--', knob='--eps_rel',
                  tolerances=(0.5, 0.1, 0.05))
-STOCHASTIC = (EM_ORIGINAL, EM, PC, SMALL, LARGE, SDE, CHURN_2, CHURN_10, CHURN_40, CHURN_LIMITED, ADAPTIVE)
+STOCHASTIC = (EM_ORIGINAL, EM, PC, SMALL, LARGE, SDE, CHURN_2, CHURN_10, CHURN_40, CHURN_LIMITED,
+              ADAPTIVE)
 
 
 @click.command()
@@ -145,12 +158,13 @@ def parse(**options: Any) -> dict[str, Any]:  # noqa: ANN401
 
 
 class Bench:
-    """The network, the real images and what is measured of generated ones: sets of `count` images each."""
+    """The network, the real images and what is measured of generated ones: sets of `count` images
+    each."""
 
     def __init__(self, data: str, count: int) -> None:
         if data == DIGITS and not os.path.exists(data):
-            raise ValueError(f'{data} is missing: make it with python dataset_tool.py --source=digits --dest={data}, '
-                             'or name another set with --data')
+            raise ValueError(f'{data} is missing: make it with python dataset_tool.py '
+                             f'--source=digits --dest={data}, or name another set with --data')
         self.net = ideal_denoiser(data)
         self.count = count
         with ImageFolderDataset(data) as dataset:
@@ -173,14 +187,17 @@ class Bench:
         return frechet_distance(*self.reference, *self.moments(images))
 
     def floor(self) -> dict[str, float]:
-        """The distance of as many real images, drawn with replacement: mean and standard deviation of a few draws."""
+        """The distance of as many real images, drawn with replacement: mean and standard deviation
+        of a few draws."""
         generator = torch.Generator().manual_seed(0)
-        distances = [self.distance(self.real[torch.randint(len(self.real), [self.count], generator=generator)])
+        distances = [self.distance(self.real[torch.randint(len(self.real), [self.count],
+                                                           generator=generator)])
                      for _ in range(DRAWS)]
         return {'mean': float(np.mean(distances)), 'std': float(np.std(distances, ddof=1))}
 
     def apart(self) -> tuple[float, float]:
-        """Half the distance of a real image to the nearest other, and to any other, of its class: medians."""
+        """Half the distance of a real image to the nearest other, and to any other, of its class:
+        medians."""
         net = self.net
         y = net.images.flatten(1).double()
         distances = torch.cdist(y, y)
@@ -190,15 +207,17 @@ class Bench:
         return float(nearest.median()) / 2, float(others.nanmedian()) / 2
 
     def draw(self, command: str) -> tuple[Tensor, float]:
-        """uint8 images of the seeds 0 to count − 1, as generate.py draws them, and the evaluations of each."""
+        """uint8 images of the seeds 0 to count − 1, as generate.py draws them, and the evaluations
+        of each."""
         options = parse.main(shlex.split(command), standalone_mode=False)
         sampling = resolve_sampler(options, self.net.sigma_min, self.net.sigma_max)
         if sampling.notes:
             raise ValueError(f'{command}: {"; ".join(sampling.notes)}')
         watched = Counting(self.net)
-        batches = [range(start, min(start + BATCH, self.count)) for start in range(0, self.count, BATCH)]
-        images = [generate(watched, sampling.sampler, sampling.discretization, sampling.num_steps, seeds, None,
-                           torch.device('cpu')) for seeds in batches]
+        batches = [range(start, min(start + BATCH, self.count))
+                   for start in range(0, self.count, BATCH)]
+        images = [generate(watched, sampling.sampler, sampling.discretization, sampling.num_steps,
+                           seeds, None, torch.device('cpu')) for seeds in batches]
         return torch.cat(images), watched.images / self.count
 
     @functools.cached_property
@@ -207,8 +226,10 @@ class Bench:
         return self.draw(EXACT)
 
     def measure(self, command: str, deterministic: bool) -> dict[str, float]:
-        """One point: NFE per image, the distance, how far the images are from the exact ones, seconds of CPU time."""
-        exact = self.exact[0] if deterministic and command != EXACT else None   # not on this point's clock
+        """One point: NFE per image, the distance, how far the images are from the exact ones,
+        seconds of CPU time."""
+        # not on this point's clock
+        exact = self.exact[0] if deterministic and command != EXACT else None
         start = time.process_time()   # not the wall's: other programs do not count
         images, nfe = self.exact if command == EXACT else self.draw(command)
         point = {'nfe': nfe, 'distance': self.distance(images)}
@@ -224,7 +245,8 @@ def rms(images: Tensor, exact: Tensor) -> float:
 
 def elsewhere(images: Tensor, exact: Tensor, real: Tensor) -> float:
     """The share of images that are nearest to another real image than the exact ones are."""
-    nearest = (torch.cdist(x.flatten(1).double(), real.flatten(1).double()).argmin(dim=1) for x in (images, exact))
+    nearest = (torch.cdist(x.flatten(1).double(), real.flatten(1).double()).argmin(dim=1)
+               for x in (images, exact))
     return float(torch.ne(*nearest).double().mean())
 
 
@@ -238,12 +260,14 @@ def load(path: Path) -> dict[str, Results]:
         return {}
     try:
         settings = json.loads(path.read_bytes())
-        if not all(math.isfinite(number) for results in settings.values() for point in results.values()
+        if not all(math.isfinite(number) for results in settings.values()
+                   for point in results.values()
                    for number in point.values()):
             raise ValueError('a number is not finite')
         return settings
     except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f'{path} is damaged ({" ".join(str(error).split())}): delete it to measure anew') from error
+        raise ValueError(f'{path} is damaged ({" ".join(str(error).split())}): delete it to '
+                         f'measure anew') from error
 
 
 def measure_all(bench: Bench, path: Path, budget: int, quick: bool) -> Results:
@@ -266,7 +290,8 @@ def measure_all(bench: Bench, path: Path, budget: int, quick: bool) -> Results:
 
 def points(curve: Curve, results: Results) -> dict[int | float, Point]:
     """What is known of a curve: {evaluations that were allowed, or tolerance: point}."""
-    return {value: results[command] for value, command in curve.commands(max(BUDGETS), False) if command in results}
+    return {value: results[command] for value, command in curve.commands(max(BUDGETS), False)
+            if command in results}
 
 
 def decisive(steps: Callable[..., Discretization]) -> int:
@@ -282,28 +307,33 @@ def draw_picture(results: Results, dest: Path) -> None:
     figure.subplots_adjust(left=0.05, right=0.985, top=0.95, bottom=0.29, wspace=0.21)
     panels = [
         (axes[0], 'Deterministic: distance to the data', DETERMINISTIC, 'distance'),
-        (axes[1], 'Deterministic: distance from the exact solution of the ODE', DETERMINISTIC, 'rms'),
+        (axes[1], 'Deterministic: distance from the exact solution of the ODE', DETERMINISTIC,
+         'rms'),
         (axes[2], 'Stochastic: distance to the data', (*STOCHASTIC, HEUN), 'distance'),
     ]
     for ax, title, curves, field in panels:
         lines = [plot(ax, curve, results, field) for curve in curves]
-        ax.set(title=title, xlabel='NFE: evaluations of the denoiser per image', xscale='log', yscale='log',
-               xlim=(1.8, 290), xticks=BUDGETS, xticklabels=BUDGETS)
+        ax.set(title=title, xlabel='NFE: evaluations of the denoiser per image', xscale='log',
+               yscale='log', xlim=(1.8, 290), xticks=BUDGETS, xticklabels=BUDGETS)
         ax.minorticks_off()
         ax.grid(color='0.92', linewidth=0.6)
         ax.set_axisbelow(True)
         if ax is not axes[1]:
             legend_at = axes[0].get_position().x0 if ax is axes[0] else ax.get_position().x0
-            figure.legend(handles=lines, loc='upper left', bbox_to_anchor=(legend_at - 0.01, 0.215), frameon=False, fontsize=8.5,
-                          ncols=4 if ax is axes[0] else 2, handlelength=2.5, columnspacing=1.2)
+            figure.legend(handles=lines, loc='upper left', bbox_to_anchor=(legend_at - 0.01, 0.215),
+                          frameon=False, fontsize=8.5, ncols=4 if ax is axes[0] else 2,
+                          handlelength=2.5, columnspacing=1.2)
     floor = results['floor']
     for ax in (axes[0], axes[2]):
-        ax.axhspan(floor['mean'] - 2 * floor['std'], floor['mean'] + 2 * floor['std'], color='0.85', linewidth=0)
-        ax.text(2, floor['mean'] - 2 * floor['std'], 'grey: as many real images', va='top', fontsize=9, color='0.3')
+        ax.axhspan(floor['mean'] - 2 * floor['std'], floor['mean'] + 2 * floor['std'], color='0.85',
+                   linewidth=0)
+        ax.text(2, floor['mean'] - 2 * floor['std'], 'grey: as many real images', va='top',
+                fontsize=9, color='0.3')
     axes[0].set_ylabel('demo distance (random features, NOT FID)')
     axes[2].set_ylim(axes[0].get_ylim())
     axes[1].set(ylabel='RMS difference, images in [−1, 1]', ylim=(ZERO, 4))
-    axes[1].text(2, ZERO * 1.12, 'at the bottom: 0, all images are the exact ones', fontsize=9, color='0.3')
+    axes[1].text(2, ZERO * 1.12, 'at the bottom: 0, all images are the exact ones', fontsize=9,
+                 color='0.3')
     with atomic_write(dest) as file:
         figure.savefig(file, format='png', dpi=120, metadata={'Software': None})
 
@@ -314,16 +344,20 @@ ZERO = 2e-3   # where the logarithmic axis of the error shows 0
 def plot(ax: Any, curve: Curve, results: Results, field: str) -> Any:  # noqa: ANN401 (matplotlib's)
     known = sorted((point['nfe'], point[field]) for point in points(curve, results).values())
     best = curve is HEUN
-    return ax.plot([nfe for nfe, _ in known], [max(value, ZERO) for _, value in known], color=curve.colour,
-                   marker=curve.marker, linestyle=curve.line, linewidth=2.4 if best else 1.2,
-                   markersize=6 if best else 4.5, label=curve.name, zorder=4 if best else 3, clip_on=False)[0]
+    return ax.plot([nfe for nfe, _ in known], [max(value, ZERO) for _, value in known],
+                   color=curve.colour, marker=curve.marker, linestyle=curve.line, linewidth=2.4
+                   if best else 1.2, markersize=6 if best else 4.5, label=curve.name, zorder=4
+                   if best else 3, clip_on=False)[0]
 
 
-def budget_table(curves: tuple[Curve, ...], results: Results, cell: Callable[[Curve, int], str]) -> str:
-    """A Markdown table: a row for each curve, a column for each number of evaluations that was allowed."""
+def budget_table(curves: tuple[Curve, ...], results: Results,
+                 cell: Callable[[Curve, int], str]) -> str:
+    """A Markdown table: a row for each curve, a column for each number of evaluations that was
+    allowed."""
     curves = tuple(curve for curve in curves if curve.steps is not None)
     budgets = sorted({b for curve in curves for b in points(curve, results)})
-    rows = [[curve.name, *(cell(curve, int(b)) if b in points(curve, results) else '' for b in budgets)]
+    rows = [[curve.name, *(cell(curve, int(b)) if b in points(curve, results) else ''
+                           for b in budgets)]
             for curve in curves]
     return markdown(['NFE, at most', *(str(b) for b in budgets)], rows)
 
@@ -380,7 +414,8 @@ class Facts:
 
     def order(self, curve: Curve) -> str:
         """p of RMS difference ~ NFE^−p, from the first to the last of the budgets 8 to 32."""
-        known = [(p['nfe'], p['rms']) for n, p in sorted(points(curve, self.results).items()) if 8 <= n <= 32 and p['rms']]
+        known = [(p['nfe'], p['rms']) for n, p in sorted(points(curve, self.results).items())
+                 if 8 <= n <= 32 and p['rms']]
         if len(known) < 2:
             return '(not measured)'
         (n, before), (m, after) = known[0], known[-1]
@@ -392,10 +427,12 @@ class Facts:
                             lambda curve, n: f'{scale * points(curve, self.results)[n][field]:.3g}{unit}')
 
     def curves(self) -> str:
-        rows = [[curve.name, f'`{" ".join([curve.options, *(f"{knob}=…" for knob in curve.knob.split())])}`',
+        rows = [[curve.name,
+                 f'`{" ".join([curve.options, *(f"{knob}=…" for knob in curve.knob.split())])}`',
                  self.arrives(curve), self.finds(curve) if curve in DETERMINISTIC else '']
                 for curve in (*DETERMINISTIC, *STOCHASTIC)]
-        return markdown(['Sampler', 'options of generate.py', 'NFE to the floor', 'NFE to 95 %'], rows)
+        return markdown(['Sampler', 'options of generate.py', 'NFE to the floor', 'NFE to 95 %'],
+                        rows)
 
 
 def report(results: Results, bench: Bench) -> str:
@@ -404,10 +441,12 @@ def report(results: Results, bench: Bench) -> str:
     floor, exact = results['floor'], results[EXACT]
     minutes = sum(point.get('seconds', 0) for point in results.values()) / 60
     vp = VPSchedule.through(SIGMA_MIN, SIGMA_MAX)
-    overshoot = float(vp.beta(torch.tensor(1e-3))) / (2 * SIGMA_MIN**2)   # h β/(2σ²) at ε_s, times N
+    # h β/(2σ²) at ε_s, times N
+    overshoot = float(vp.beta(torch.tensor(1e-3))) / (2 * SIGMA_MIN**2)
 
     def at(curve: Curve, n: int) -> str:
-        return f'{points(curve, results)[n]["distance"]:.3g}' if n in points(curve, results) else '(not measured)'
+        return f'{points(curve, results)[n]["distance"]:.3g}' if n in points(curve,
+                                                                             results) else '(not measured)'
 
     def fewest(curve: Curve) -> float:
         return min((point['nfe'] for point in points(curve, results).values()), default=math.nan)
@@ -544,12 +583,17 @@ Differences within the grey band are those between one draw of {bench.count} ima
 
 
 @click.command(context_settings={'max_content_width': 110})
-@click.option('--data', help='The data set, a zip or a folder', metavar='PATH', default=DIGITS, show_default=True)
-@click.option('--images', 'count', help='Generated images of each point', metavar='INT', type=click.IntRange(min=2), default=500, show_default=True)
-@click.option('--max_nfe', help='Evaluations per image, at most', metavar='INT', type=click.IntRange(min=4), default=max(BUDGETS), show_default=True)
+@click.option('--data', help='The data set, a zip or a folder', metavar='PATH', default=DIGITS,
+              show_default=True)
+@click.option('--images', 'count', help='Generated images of each point', metavar='INT',
+              type=click.IntRange(min=2), default=500, show_default=True)
+@click.option('--max_nfe', help='Evaluations per image, at most', metavar='INT',
+              type=click.IntRange(min=4), default=max(BUDGETS), show_default=True)
 @click.option('--quick', help='Few points, of at most 64 evaluations', is_flag=True)
-@click.option('--results', 'path', help='Where the measured points are kept', metavar='JSON', default='out/benchmarks/samplers.json', show_default=True)
-@click.option('--dest', help='Where samplers.md and samplers.png are written  [default: docs; with --quick: the folder of --results]', metavar='DIR')
+@click.option('--results', 'path', help='Where the measured points are kept', metavar='JSON',
+              default='out/benchmarks/samplers.json', show_default=True)
+@click.option('--dest', help='Where samplers.md and samplers.png are written  [default: docs; with '
+                             '--quick: the folder of --results]', metavar='DIR')
 @one_line_errors
 def main(data: str, count: int, max_nfe: int, quick: bool, path: str, dest: str | None) -> None:
     """Measure samplers on the ideal denoiser of a data set: quality against evaluations."""

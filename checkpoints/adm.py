@@ -1,7 +1,7 @@
 """The network of Dhariwal and Nichol 2021 for 64x64 images: a state dict with names of its own.
 
-time_embed, label_emb, input_blocks, middle_block, output_blocks and out become the parts of DhariwalUNet
-in an iDDPM denoiser with learned variance (2C outputs).
+time_embed, label_emb, input_blocks, middle_block, output_blocks and out become the parts of
+DhariwalUNet in an iDDPM denoiser with learned variance (2C outputs).
 """
 
 import re
@@ -20,9 +20,10 @@ from training.networks import NetworkConfig, UNetBlock, complete_arguments
 def from_adm(theirs: dict[str, Tensor], path: Path, weights: str | None) -> Found:
     """64x64_diffusion.pt: iDDPM preconditioning with learned variance, cosine noise levels.
 
-    The file says neither its resolution nor its noise levels. A network that attends at all levels but the
-    first is taken for the published one for 64x64 images, which attends at 32, 16 and 8 and has the cosine
-    levels and the newer order of attention; the others of that publication have linear noise levels.
+    The file says neither its resolution nor its noise levels. A network that attends at all levels
+    but the first is taken for the published one for 64x64 images, which attends at 32, 16 and 8 and
+    has the cosine levels and the newer order of attention; the others of that publication have
+    linear noise levels.
     """
     config = _adm_config(Source(theirs, path))
     net = without_memory(config, len(theirs), path)
@@ -40,27 +41,32 @@ def from_adm(theirs: dict[str, Tensor], path: Path, weights: str | None) -> Foun
             tensor = tensor[..., None]   # 1-D convolutions become 2-D
         tensors[name] = tensor
     return Found(config, tensors, {
-        'kind': 'ADM state dict', 'weights': choose(weights, ['ema'], path), 'nimg': None, 'training': {},
-        'notes': ['taken for 64x64 images, cosine noise levels and the newer order of attention: the file says nothing '
+        'kind': 'ADM state dict', 'weights': choose(weights, ['ema'], path), 'nimg': None,
+        'training': {}, 'notes': ['taken for 64x64 images, cosine noise levels and the newer order '
+                                  'of attention: the file says nothing '
                   'of them']})
 
 
 def _adm_config(source: Source) -> NetworkConfig:
     theirs, path = source.tensors, source.path
     emb_channels, channels = source.shape('time_embed.0.weight', 2)
-    blocks = [re.fullmatch(r'output_blocks\.\d+\.(\d)\.in_layers\.0\.weight', str(name)) for name in theirs]
+    blocks = [re.fullmatch(r'output_blocks\.\d+\.(\d)\.in_layers\.0\.weight', str(name))
+              for name in theirs]
     entries = [match[1] for match in blocks if match]
-    levels = 1 + len(entries) - entries.count('0')   # all levels but the last end with another block, which enlarges
+    # all levels but the last end with another block, which enlarges
+    levels = 1 + len(entries) - entries.count('0')
     num_blocks = entries.count('0') // levels - 1
     first = [1 + level * (num_blocks + 1) for level in range(levels)]
     widths = [source.shape(f'input_blocks.{k}.0.out_layers.3.weight', 4)[0] for k in first]
     attends = [f'input_blocks.{k}.1.qkv.weight' in theirs for k in first]
     if attends != [False] + [True] * (levels - 1) or levels < 2:
-        raise ValueError(f'{path}: of the networks of ADM only that for 64x64 images is known here, which attends at '
-                         f'all levels but the first; of the {levels} levels of this one, '
-                         f'{[level for level in range(levels) if attends[level]]} attend')
+        raise ValueError(f'{path}: of the networks of ADM only that for 64x64 images is known '
+                         f'here, which attends at all levels but the first; of the {levels} levels '
+                         f'of this one, {[level for level in range(levels) if attends[level]]} '
+                         f'attend')
     if min(channels, *widths) < 128 or any(width % channels for width in widths):
-        raise ValueError(f'{path}: {widths} channels are no multiples of {channels}, or too few for 32 groups of 4')
+        raise ValueError(f'{path}: {widths} channels are no multiples of {channels}, or too few '
+                         f'for 32 groups of 4')
     img_channels = source.shape('input_blocks.0.0.weight', 4)[1]
     outputs = source.shape('out.2.weight', 4)[0]
     if outputs != 2 * img_channels:
@@ -69,8 +75,8 @@ def _adm_config(source: Source) -> NetworkConfig:
     label_dim = source.shape('label_emb.weight', 2)[0] if 'label_emb.weight' in theirs else 0
     iddpm = IDDPMLevels()
     return NetworkConfig(
-        'DhariwalUNet', IDDPM(iddpm), iddpm.u[iddpm.M - 1].item(), iddpm.u[0].item(), 64, img_channels, label_dim,
-        model=complete_arguments('DhariwalUNet', {
+        'DhariwalUNet', IDDPM(iddpm), iddpm.u[iddpm.M - 1].item(), iddpm.u[0].item(), 64,
+        img_channels, label_dim, model=complete_arguments('DhariwalUNet', {
             'model_channels': channels, 'channel_mult': [width // channels for width in widths],
             'channel_mult_emb': emb_channels // channels, 'num_blocks': num_blocks,
             'attn_resolutions': [64 >> level for level in range(1, levels)]}))
@@ -82,7 +88,8 @@ def _adm_names(model: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 (a Dhar
     yield from [('out_norm', 'out.0'), ('out_conv', 'out.2')]
     for k, (name, module) in enumerate(model.enc.items()):
         if isinstance(module, UNetBlock):
-            yield from _adm_block(f'enc.{name}', module, f'input_blocks.{k}.0', f'input_blocks.{k}.1')
+            yield from _adm_block(f'enc.{name}', module, f'input_blocks.{k}.0',
+                                  f'input_blocks.{k}.1')
         else:
             yield f'enc.{name}', f'input_blocks.{k}.0'
     k, entries = -1, 0   # the newest of output_blocks, and how many entries it has
@@ -98,9 +105,12 @@ def _adm_names(model: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 (a Dhar
         yield from _adm_block(f'dec.{name}', module, place, attention)
 
 
-def _adm_block(ours: str, block: UNetBlock, theirs: str, attention: str) -> Iterator[tuple[str, str]]:
-    yield from [(f'{ours}.norm0', f'{theirs}.in_layers.0'), (f'{ours}.conv0', f'{theirs}.in_layers.2'),
-                (f'{ours}.affine', f'{theirs}.emb_layers.1'), (f'{ours}.norm1', f'{theirs}.out_layers.0'),
+def _adm_block(ours: str, block: UNetBlock, theirs: str,
+               attention: str) -> Iterator[tuple[str, str]]:
+    yield from [(f'{ours}.norm0', f'{theirs}.in_layers.0'),
+                (f'{ours}.conv0', f'{theirs}.in_layers.2'),
+                (f'{ours}.affine', f'{theirs}.emb_layers.1'),
+                (f'{ours}.norm1', f'{theirs}.out_layers.0'),
                 (f'{ours}.conv1', f'{theirs}.out_layers.3')]
     if block.skip is not None and block.skip.weight is not None:
         yield f'{ours}.skip', f'{theirs}.skip_connection'

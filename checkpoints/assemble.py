@@ -1,7 +1,8 @@
-"""What the readers of published networks share: a network as a file describes it, and how it is built.
+"""What the readers of published networks share: a network as a file describes it, and how it is
+built.
 
-A network is first built without memory, on the device 'meta', and gets memory only after every tensor
-of the file was found to have its shape.
+A network is first built without memory, on the device 'meta', and gets memory only after every
+tensor of the file was found to have its shape.
 """
 
 import math
@@ -22,14 +23,16 @@ LARGEST = 2**20   # of any whole number that describes a network
 
 
 class Found(NamedTuple):
-    """A network as a file describes it: what to build, its tensors by our names, and what else is told."""
+    """A network as a file describes it: what to build, its tensors by our names, and what else is
+    told."""
     config: NetworkConfig
     tensors: dict[str, Tensor]
     info: dict[str, Any]
 
 
 class Source:
-    """Somebody's state dict, from which each tensor is taken once; every complaint names the file."""
+    """Somebody's state dict, from which each tensor is taken once; every complaint names the
+    file."""
 
     def __init__(self, tensors: Mapping[Any, Any], path: Path) -> None:
         self.tensors, self.path = dict(tensors), path
@@ -45,17 +48,19 @@ class Source:
         if not isinstance(tensor, Tensor):
             raise ValueError(f'{self.path}: the tensor {shown(name)} is missing')
         if tensor.ndim != ndim or 0 in tensor.shape:
-            raise ValueError(f'{self.path}: the tensor {shown(name)} has shape {list(tensor.shape)}, '
-                             f'not {ndim} dimensions')
+            raise ValueError(f'{self.path}: the tensor {shown(name)} has shape '
+                             f'{list(tensor.shape)}, not {ndim} dimensions')
         return list(tensor.shape)
 
     def check_empty(self) -> None:
         for name in self.tensors:
-            raise ValueError(f'{self.path}: the tensor {shown(str(name))} is unknown to this network')
+            raise ValueError(f'{self.path}: the tensor {shown(str(name))} is unknown to this '
+                             f'network')
 
 
 def choose(weights: str | None, there: list[str], path: Path) -> str:
-    """The one of the weights in a file that was asked for (None: the first); ValueError if it is not there."""
+    """The one of the weights in a file that was asked for (None: the first); ValueError if it is
+    not there."""
     if weights is None:
         return there[0]
     if weights not in there:
@@ -64,7 +69,8 @@ def choose(weights: str | None, there: list[str], path: Path) -> str:
 
 
 def assemble(found: Found, path: Path) -> Denoiser:
-    """The network with its tensors, in evaluation mode on the CPU; ValueError as from `check_fit`."""
+    """The network with its tensors, in evaluation mode on the CPU; ValueError as from
+    `check_fit`."""
     net = check_fit(found.config, found.tensors, path)
     net.to_empty(device='cpu')
     checkpoint.load_into(net, found.tensors, str(path))
@@ -78,30 +84,37 @@ def check_fit(config: NetworkConfig, tensors: Mapping[str, Tensor], path: Path) 
     if isinstance(config.precond, IDDPM):
         count, levels = config.precond.levels.M + 1, tensors.get('u')
         if not isinstance(levels, Tensor) or levels.numel() != count:
-            raise ValueError(f'{path}: the tensor u with {count} noise levels is missing or of another length')
+            raise ValueError(f'{path}: the tensor u with {count} noise levels is missing or of '
+                             f'another length')
     net = without_memory(config, len(tensors), path)
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             raise ValueError(f'{path}: {shown(str(name))} holds no floating-point numbers')
-    checkpoint.load_into(net, {name: tensor.to('meta') for name, tensor in tensors.items()}, str(path))
+    checkpoint.load_into(net, {name: tensor.to('meta') for name, tensor in tensors.items()},
+                         str(path))
     return net
 
 
 def without_memory(config: NetworkConfig, count: int, path: Path) -> Denoiser:
-    """The network on the device 'meta'; ValueError where it cannot be, or cannot have as few as `count` tensors."""
+    """The network on the device 'meta'; ValueError where it cannot be, or cannot have as few as
+    `count` tensors."""
     try:
         _check_arguments(config, count)
         with torch.device('meta'):
             return build_network(config)
-    except (ValueError, TypeError, ArithmeticError, RuntimeError, LookupError, AttributeError) as error:
-        raise ValueError(f'{path}: its arguments do not make a network: {shown(str(error), 300)}') from None
+    except (ValueError, TypeError, ArithmeticError, RuntimeError, LookupError,
+            AttributeError) as error:
+        raise ValueError(
+            f'{path}: its arguments do not make a network: {shown(str(error), 300)}') from None
 
 
 def constant_tensors(config: NetworkConfig, net: Denoiser) -> dict[str, Tensor]:
-    """The tensors of `net` that follow from its configuration, which other people's state dicts leave out."""
+    """The tensors of `net` that follow from its configuration, which other people's state dicts
+    leave out."""
     filters = config.model.get('resample_filter', [1, 1])
     resample_filter = Conv2d(1, 1, kernel=0, down=True, resample_filter=filters).resample_filter
-    constants = {name: resample_filter for name in net.state_dict() if name.endswith('.resample_filter')}
+    constants = {name: resample_filter for name in net.state_dict()
+                 if name.endswith('.resample_filter')}
     if isinstance(config.precond, IDDPM):
         constants['u'] = config.precond.levels.u.to(torch.float32)
     return constants
@@ -119,7 +132,8 @@ def _check_arguments(config: NetworkConfig, count: int) -> None:
         if isinstance(defaults[name], str):
             fits = isinstance(value, str)
         elif isinstance(defaults[name], list):
-            fits = isinstance(value, list | tuple) and len(value) <= 32 and all(map(_is_small, value))
+            fits = isinstance(value,
+                              list | tuple) and len(value) <= 32 and all(map(_is_small, value))
         else:
             fits = _is_small(value)
         if not fits:
@@ -136,7 +150,9 @@ def _is_small(value: Any) -> bool:  # noqa: ANN401
 
 
 def _take_range_of_levels(net: Denoiser) -> None:
-    """Published tables were computed in float32 and are up to 5e-4 off the formula: then theirs is the range."""
+    """Published tables were computed in float32 and are up to 5e-4 off the formula: then theirs is
+    the range."""
     low, high = net.u[-2].item(), net.u[0].item()
-    if not (math.isclose(low, net.sigma_min, rel_tol=1e-6) and math.isclose(high, net.sigma_max, rel_tol=1e-6)):
+    if not (math.isclose(low, net.sigma_min, rel_tol=1e-6)
+            and math.isclose(high, net.sigma_max, rel_tol=1e-6)):
         net.sigma_min, net.sigma_max = low, high

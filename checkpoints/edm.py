@@ -1,4 +1,5 @@
-"""Networks of Karras et al. 2022 and of projects built on it: pickled modules, read without their source.
+"""Networks of Karras et al. 2022 and of projects built on it: pickled modules, read without their
+source.
 
     network-snapshot-*.pkl    the averaged network, with its loss, augmentation and data set
     training-state-*.pt       the network as it is trained, and the optimizer's state
@@ -25,8 +26,10 @@ def from_edm(contents: dict[str, Any], path: Path, weights: str | None) -> Found
     averaged = isinstance(contents.get('ema'), Record)
     module = contents['ema' if averaged else 'net']
     tensors = dict(_tensors_of(module, '', path))
-    notes = [] if averaged else ['the average of the weights is in the network-snapshot of the same number']
-    training = {'loss': _plain(contents.get('loss_fn')), 'augment': _plain(contents.get('augment_pipe')),
+    notes = [] if averaged else ['the average of the weights is in the network-snapshot of the '
+                                 'same number']
+    training = {'loss': _plain(contents.get('loss_fn')),
+                'augment': _plain(contents.get('augment_pipe')),
                 'data': _plain(contents.get('dataset_kwargs'))}
     number = re.fullmatch(r'.*-(\d{6,})', path.stem)
     return Found(_edm_config(module, tensors, path), tensors, {
@@ -36,13 +39,15 @@ def from_edm(contents: dict[str, Any], path: Path, weights: str | None) -> Found
         'training': {name: value for name, value in training.items() if value}, 'notes': notes})
 
 
-def _tensors_of(module: Any, prefix: str, path: Path) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401
+def _tensors_of(module: Any, prefix: str,
+                path: Path) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401
     """Parameters and buffers of a pickled module, by their names in a state dict."""
     where = prefix.rstrip('.') or 'the network'
     if not isinstance(module, Record) or not isinstance(module.state, dict):
         raise ValueError(f'{path}: {shown(where)} is no module')
     if module.cls not in EDM_CLASSES:
-        raise ValueError(f'{path}: {shown(where)} is of the class {shown(module.cls)}, which is unknown here')
+        raise ValueError(f'{path}: {shown(where)} is of the class {shown(module.cls)}, which is '
+                         f'unknown here')
     for group in ('_parameters', '_buffers'):
         for name, tensor in _entry(module.state, group, dict, path).items():
             if tensor is not None and not isinstance(tensor, Tensor):
@@ -61,8 +66,8 @@ def _edm_config(module: Record, tensors: dict[str, Tensor], path: Path) -> Netwo
                          f'not one of {", ".join(EDM_PRECONDITIONERS)}')
     state, model = module.state, module.state['_modules'].get('model')
     if not isinstance(model, Record) or model.cls not in MODELS:
-        raise ValueError(f'{path}: its backbone is of the class {shown(getattr(model, "cls", "none"))}, '
-                         f'not one of {", ".join(MODELS)}')
+        raise ValueError(f'{path}: its backbone is of the class '
+                         f'{shown(getattr(model, "cls", "none"))}, not one of {", ".join(MODELS)}')
     names = list(inspect.signature(MODELS[model.cls]).parameters)
     given = dict(zip(names, _entry(model.state, '_init_args', tuple, path), strict=False))
     given.update(_entry(model.state, '_init_kwargs', dict, path))
@@ -79,9 +84,11 @@ def _edm_config(module: Record, tensors: dict[str, Tensor], path: Path) -> Netwo
                              numbers['img_channels'], numbers['label_dim'],
                              'fp16' if state.get('use_fp16') is True else 'fp32', arguments)
     except KeyError as error:
-        raise ValueError(f'{path}: the attribute {error.args[0]} of {module.cls} is missing or no number') from None
+        raise ValueError(f'{path}: the attribute {error.args[0]} of {module.cls} is missing or no '
+                         f'number') from None
     except (TypeError, ArithmeticError, RuntimeError, IndexError) as error:
-        raise ValueError(f'{path}: the attributes of {module.cls} make no sense: {shown(str(error), 200)}') from None
+        raise ValueError(f'{path}: the attributes of {module.cls} make no sense: '
+                         f'{shown(str(error), 200)}') from None
 
 
 def _edm_preconditioner(cls: str, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor],
@@ -98,7 +105,8 @@ def _edm_preconditioner(cls: str, numbers: Mapping[str, Any], tensors: Mapping[s
         return EDM(numbers['sigma_data']), numbers['sigma_min'], numbers['sigma_max']
     M = numbers['M']
     if 'u' not in tensors or tensors['u'].numel() != M + 1:
-        raise ValueError(f'{path}: the tensor u with {M + 1} noise levels is missing or of another length')
+        raise ValueError(f'{path}: the tensor u with {M + 1} noise levels is missing or of another '
+                         f'length')
     levels = IDDPMLevels(M, numbers['C_1'], numbers['C_2'])
     return IDDPM(levels), levels.u[M - 1].item(), levels.u[0].item()
 
@@ -116,10 +124,11 @@ def _plain(value: Any) -> dict[str, Any]:  # noqa: ANN401
     fields = value.state if isinstance(value, Record) else value
     if not isinstance(fields, dict):
         return cls
-    return cls | {name: item for name, item in fields.items() if isinstance(name, str) and not name.startswith('_')
+    return cls | {name: item for name, item in fields.items() if isinstance(name, str)
+                  and not name.startswith('_')
                   and isinstance(item, bool | int | float | str)}
 
 
 EDM_PRECONDITIONERS = ['VPPrecond', 'VEPrecond', 'iDDPMPrecond', 'EDMPrecond']
-EDM_CLASSES = {*EDM_PRECONDITIONERS, *MODELS, 'UNetBlock', 'Conv2d', 'Linear', 'GroupNorm', 'PositionalEmbedding',
-               'FourierEmbedding', 'ModuleDict'}
+EDM_CLASSES = {*EDM_PRECONDITIONERS, *MODELS, 'UNetBlock', 'Conv2d', 'Linear', 'GroupNorm',
+               'PositionalEmbedding', 'FourierEmbedding', 'ModuleDict'}

@@ -1,4 +1,5 @@
-"""What generate.py and its like can draw from: a trained network, or the ideal denoiser of a data set."""
+"""What generate.py and its like can draw from: a trained network, or the ideal denoiser of a data
+set."""
 
 import contextlib
 import os
@@ -21,23 +22,29 @@ def open_network(spec: str | os.PathLike[str], device: torch.device | str = 'cpu
                  weights: str | None = None, **options: Any) -> Any:   # noqa: ANN401 (a Denoiser)
     """A denoiser, called as net(x, sigma, class_labels), on `device`.
 
-        out/run/network-snapshot-010000.pkl    the averaged network of a snapshot; also EDM's own snapshots, and
-                                               what else training/published.py knows. Nothing in them is executed
+        out/run/network-snapshot-010000.pkl    the averaged network of a snapshot; also EDM's own
+        snapshots, and
+                                               what else training/published.py knows. Nothing in
+                                               them is executed
         https://example.org/net.pkl            the same, downloaded once (dnnlib/download.py)
-        ideal:datasets/digits-16x16.zip        the ideal denoiser of a data set (Eq. 57), conditional if
+        ideal:datasets/digits-16x16.zip        the ideal denoiser of a data set (Eq. 57),
+        conditional if
                                                the set has classes
-        ddpm-cifar10-32                        a folder of diffusers: a pipeline with a U-Net, or a U-Net
+        ddpm-cifar10-32                        a folder of diffusers: a pipeline with a U-Net, or a
+        U-Net
                                                (training/diffusers_model.py)
 
-    `weights` is 'ema', 'ema:NAME' or 'raw' (None: the average where there is one); of a folder of diffusers,
-    the variant. Further `options` (embeddings, null_class, timesteps) are those of read_diffusers; None:
-    not given. Raises FileNotFoundError or ValueError, in one line that names the file.
+    `weights` is 'ema', 'ema:NAME' or 'raw' (None: the average where there is one); of a folder of
+    diffusers, the variant. Further `options` (embeddings, null_class, timesteps) are those of
+    read_diffusers; None: not given. Raises FileNotFoundError or ValueError, in one line that names
+    the file.
     """
     path = os.fspath(spec)
     options = {name: value for name, value in options.items() if value is not None}
     if os.path.isdir(path) and not is_diffusers(path):
-        raise ValueError(f'{path} is a folder without model_index.json or config.json, which a folder of diffusers '
-                         'has; of the folder of a run name a file, such as network-best.pkl or network-snapshot-*.pkl')
+        raise ValueError(f'{path} is a folder without model_index.json or config.json, which a '
+                         f'folder of diffusers has; of the folder of a run name a file, such as '
+                         f'network-best.pkl or network-snapshot-*.pkl')
     if is_diffusers(path):
         return read_diffusers(path, weights, **options).to(device)
     for name, value in options.items():
@@ -45,12 +52,14 @@ def open_network(spec: str | os.PathLike[str], device: torch.device | str = 'cpu
     if path.startswith(IDEAL):
         return ideal_denoiser(path[len(IDEAL):], device)
     net, info = read_network(fetch(path) if is_url(path) else path, weights)
-    told = info['training'] or {}   # what guidance asks: how often this network has seen an image without its class
+    # what guidance asks: how often this network has seen an image without its class
+    told = info['training'] or {}
     net.label_dropout = told.get('label_dropout', getattr(net.model, 'label_dropout', None))
     return net.to(device)
 
 
-def ideal_denoiser(path: str | os.PathLike[str], device: torch.device | str = 'cpu') -> IdealDenoiser:
+def ideal_denoiser(path: str | os.PathLike[str],
+                   device: torch.device | str = 'cpu') -> IdealDenoiser:
     """The ideal denoiser of the images in a zip or folder, with its classes if it has any.
 
     MPS has no float64: for such a device the work is done on the CPU.

@@ -1,4 +1,5 @@
-"""DDPM++ and NCSN++ as trained by Song et al. 2021: modules in a list, in the order of their use."""
+"""DDPM++ and NCSN++ as trained by Song et al. 2021: modules in a list, in the order of their
+use."""
 
 import re
 from collections.abc import Iterator
@@ -18,10 +19,10 @@ from training.networks import ARCHITECTURES, NetworkConfig, UNetBlock, complete_
 def from_song(contents: dict[str, Any], path: Path, weights: str | None) -> Found:
     """checkpoint_*.pth: DDPM++ cont. (VP), or NCSN++ cont. (VE).
 
-    The file does not say which noise it was trained for: Fourier features with a residual encoder are taken
-    for VE, positional embedding with a plain encoder for VP (β_d = 19.9, β_min = 0.1), as published; anything
-    else is refused. Networks for VE take data in [0, 1] and bring them to [−1, 1] in their first line, so
-    that their weights need no change, only their noise levels doubling.
+    The file does not say which noise it was trained for: Fourier features with a residual encoder
+    are taken for VE, positional embedding with a plain encoder for VP (β_d = 19.9, β_min = 0.1), as
+    published; anything else is refused. Networks for VE take data in [0, 1] and bring them to [−1,
+    1] in their first line, so that their weights need no change, only their noise levels doubling.
     """
     raw = {str(name).removeprefix('module.'): tensor for name, tensor in contents['model'].items()}
     sigmas = raw.pop('sigmas', None)
@@ -34,19 +35,23 @@ def from_song(contents: dict[str, Any], path: Path, weights: str | None) -> Foun
     tensors.update((f'model.{name}', tensor) for name, tensor in _song_tensors(net.model, modules))
     step, is_vp = contents.get('step'), isinstance(config.precond, VP)
     return Found(config, tensors, {
-        'kind': 'DDPM++ checkpoint' if is_vp else 'NCSN++ checkpoint', 'weights': chosen, 'nimg': None,
-        'training': {'step': step} if type(step) is int else {},
-        'notes': ['taken for VP with beta_d=19.9 and beta_min=0.1: one for sub-VP looks the same'] if is_vp else []})
+        'kind': 'DDPM++ checkpoint' if is_vp else 'NCSN++ checkpoint', 'weights': chosen,
+        'nimg': None, 'training': {'step': step} if type(step) is int else {},
+        'notes': ['taken for VP with beta_d=19.9 and beta_min=0.1: one for sub-VP looks the same']
+        if is_vp else []})
 
 
 def _song_average(raw: dict[str, Any], ema: Any, path: Path) -> dict[str, Any]:  # noqa: ANN401
-    """The tensors with the averages of all parameters that were trained, which come as a list in their order."""
+    """The tensors with the averages of all parameters that were trained, which come as a list in
+    their order."""
     shadow = ema.get('shadow_params') if isinstance(ema, dict) else None
     names = [name for name in raw if name != 'all_modules.0.W']   # the frequencies are not trained
     if not isinstance(shadow, list) or len(shadow) != len(names):
         raise ValueError(f'{path}: ema.shadow_params is no list of {len(names)} tensors')
     for name, average in zip(names, shadow, strict=True):
-        if not isinstance(average, Tensor) or not isinstance(raw[name], Tensor) or average.shape != raw[name].shape:
+        if not isinstance(average, Tensor) or not isinstance(raw[name],
+                                                             Tensor) or average.shape != raw[
+                                                                 name].shape:
             raise ValueError(f'{path}: ema.shadow_params does not fit the tensor {shown(name)}')
     return {**raw, **dict(zip(names, shadow, strict=True))}
 
@@ -70,7 +75,8 @@ def _song_kind(module: Source) -> str:
     for kind, name in SONG_KINDS.items():
         if name in names:
             return kind
-    return {1: 'norm', 2: 'linear', 4: 'conv'}.get(names['weight'].ndim, '') if 'weight' in names else ''
+    return {1: 'norm', 2: 'linear', 4: 'conv'}.get(names['weight'].ndim,
+                                                   '') if 'weight' in names else ''
 
 
 def _song_config(modules: list[Source], sigmas: Any, path: Path) -> NetworkConfig:  # noqa: ANN401
@@ -81,23 +87,29 @@ def _song_config(modules: list[Source], sigmas: Any, path: Path) -> NetworkConfi
     plain = [(i, block) for i, block in blocks if not _is_resampling(block)]
     levels = (len(blocks) - len(plain)) // 2 + 1
     num_blocks = (len(plain) - 2 - levels) // (2 * levels)
-    if kinds[start - 3:start] != ['linear', 'linear', 'conv'] or kinds[-2:] != ['norm', 'conv'] or num_blocks < 1 \
+    if kinds[start - 3:start] != ['linear', 'linear',
+                                  'conv'] or kinds[-2:] != ['norm', 'conv'] or num_blocks < 1 \
             or fourier != residual:
-        raise ValueError(f'{path}: only DDPM++ cont. (VP) and NCSN++ cont. (VE) are known here, and this is neither')
+        raise ValueError(f'{path}: only DDPM++ cont. (VP) and NCSN++ cont. (VE) are known here, '
+                         f'and this is neither')
     channels, img_channels = modules[start - 1].shape('weight', 4)[:2]
     emb_channels = modules[start - 2].shape('weight', 2)[0]
     widths = [plain[level * num_blocks][1].shape('Conv_0.weight', 4)[0] for level in range(levels)]
-    attends = {n // num_blocks for n, (i, _) in enumerate(plain[:levels * num_blocks]) if kinds[i + 1] == 'attention'}
+    attends = {n // num_blocks for n, (i, _) in enumerate(plain[:levels * num_blocks])
+               if kinds[i + 1] == 'attention'}
     if len(attends) != 1:
-        raise ValueError(f'{path}: it attends at {len(attends)} resolutions; one, of 16x16 pixels, is known here')
+        raise ValueError(f'{path}: it attends at {len(attends)} resolutions; one, of 16x16 pixels, '
+                         f'is known here')
     precond: Preconditioner = VE() if fourier else VP()
     vp_range = VPSchedule().sigma(torch.tensor([1e-5, 1], dtype=torch.float64)).tolist()
     low, high = _song_range(sigmas, path) if fourier else vp_range
     return NetworkConfig(
-        'SongUNet', precond, low, high, 16 << attends.pop(), img_channels, model=complete_arguments('SongUNet', {
+        'SongUNet', precond, low, high, 16 << attends.pop(), img_channels,
+        model=complete_arguments('SongUNet', {
             **ARCHITECTURES['ncsnpp' if fourier else 'ddpmpp'][1], 'model_channels': channels,
-            'channel_mult': [width // channels for width in widths], 'channel_mult_emb': emb_channels // channels,
-            'num_blocks': num_blocks, 'attn_resolutions': [16]}))
+            'channel_mult': [width // channels for width in widths],
+            'channel_mult_emb': emb_channels // channels, 'num_blocks': num_blocks,
+            'attn_resolutions': [16]}))
 
 
 def _is_resampling(block: Source) -> bool:
@@ -108,11 +120,14 @@ def _is_resampling(block: Source) -> bool:
 def _song_range(sigmas: Any, path: Path) -> tuple[float, float]:  # noqa: ANN401
     if not isinstance(sigmas, Tensor) or sigmas.ndim != 1 or len(sigmas) < 2:
         raise ValueError(f'{path}: the tensor sigmas is missing')
-    low, high = sorted([2 * sigmas[0].item(), 2 * sigmas[-1].item()])   # theirs are of data in [0, 1]
+    # theirs are of data in [0, 1]
+    low, high = sorted([2 * sigmas[0].item(), 2 * sigmas[-1].item()])
     return float(f'{low:.6g}'), float(f'{high:.6g}')                    # 0.02, not 0.0199999996
 
 
-def _song_tensors(model: Any, modules: list[Source]) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401 (a SongUNet)
+def _song_tensors(model: Any,
+                  modules: list[Source]) -> Iterator[tuple[str,
+                                                           Tensor]]:  # noqa: ANN401 (a SongUNet)
     """(our name, tensor), taken from their modules in the order of ours."""
     rest = iter(modules)
 
@@ -120,7 +135,8 @@ def _song_tensors(model: Any, modules: list[Source]) -> Iterator[tuple[str, Tens
         module = next(rest, None)
         if module is None or _song_kind(module) != kind:
             found = 'its end' if module is None else _song_kind(module) or 'something unknown'
-            raise ValueError(f'{modules[0].path}: {found} stands where DDPM++ and NCSN++ have a {kind}')
+            raise ValueError(f'{modules[0].path}: {found} stands where DDPM++ and NCSN++ have a '
+                             f'{kind}')
         return module
 
     if _song_kind(modules[0]) == 'fourier':
@@ -131,7 +147,8 @@ def _song_tensors(model: Any, modules: list[Source]) -> Iterator[tuple[str, Tens
         for key, module in getattr(model, half).items():
             name = f'{half}.{key}'
             if not isinstance(module, UNetBlock):
-                kind = 'pyramid' if key.endswith('_aux_residual') else 'norm' if key.endswith('_aux_norm') else 'conv'
+                kind = 'pyramid' if key.endswith('_aux_residual') else 'norm' if key.endswith(
+                    '_aux_norm') else 'conv'
                 yield from _both(name, take(kind), 'Conv2d_0.' if kind == 'pyramid' else '')
                 continue
             block = take('block')
@@ -152,18 +169,22 @@ def _both(ours: str, module: Source, theirs: str = '') -> Iterator[tuple[str, Te
 
 
 def _song_attention(name: str, module: Source) -> Iterator[tuple[str, Tensor]]:
-    """q, k, v and the output as matrices [in, out] -> convolutions [out, in, 1, 1], rows ordered channel, (q, k, v)."""
+    """q, k, v and the output as matrices [in, out] -> convolutions [out, in, 1, 1], rows ordered
+    channel, (q, k, v)."""
     yield from _both(f'{name}.norm2', module, 'GroupNorm_0.')
     W = [module.take(f'NIN_{i}.W') for i in range(4)]
     b = [module.take(f'NIN_{i}.b') for i in range(4)]
-    if W[0].ndim != 2 or len({tensor.shape for tensor in W}) != 1 or len({tensor.shape for tensor in b}) != 1:
+    if W[0].ndim != 2 or len({tensor.shape for tensor in W}) != 1 or len({tensor.shape
+                                                                          for tensor in b}) != 1:
         raise ValueError(f'{module.path}: NIN_0 to NIN_3 of an attention differ in shape')
-    yield f'{name}.qkv.weight', torch.stack([matrix.T for matrix in W[:3]], dim=1).flatten(0, 1)[:, :, None, None]
+    yield f'{name}.qkv.weight', torch.stack([matrix.T for matrix in W[:3]],
+                                            dim=1).flatten(0, 1)[:, :, None, None]
     yield f'{name}.qkv.bias', torch.stack(b[:3], dim=1).flatten()
     yield f'{name}.proj.weight', W[3].T[:, :, None, None]
     yield f'{name}.proj.bias', b[3]
 
 
-SONG_KINDS = {'fourier': 'W', 'attention': 'NIN_0.W', 'block': 'GroupNorm_1.weight', 'pyramid': 'Conv2d_0.weight'}
-SONG_BLOCK = {'norm0': 'GroupNorm_0', 'conv0': 'Conv_0', 'affine': 'Dense_0', 'norm1': 'GroupNorm_1', 'conv1': 'Conv_1',
-              'skip': 'Conv_2'}
+SONG_KINDS = {'fourier': 'W', 'attention': 'NIN_0.W', 'block': 'GroupNorm_1.weight',
+              'pyramid': 'Conv2d_0.weight'}
+SONG_BLOCK = {'norm0': 'GroupNorm_0', 'conv0': 'Conv_0', 'affine': 'Dense_0',
+              'norm1': 'GroupNorm_1', 'conv1': 'Conv_1', 'skip': 'Conv_2'}

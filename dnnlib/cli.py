@@ -39,7 +39,8 @@ class GroupedCommand(click.Command):
 
 
 class _HeadedOption(click.Option):
-    def __init__(self, *args: Any, heading: str, **kwargs: Any) -> None:  # noqa: ANN401 (click's own)
+    def __init__(self, *args: Any, heading: str,
+                 **kwargs: Any) -> None:  # noqa: ANN401 (click's own)
         super().__init__(*args, **kwargs)
         self.heading = heading
 
@@ -53,17 +54,20 @@ class IntList(click.ParamType):  # type: ignore[type-arg]
     """`1,2,5-10` -> [1, 2, 5, 6, 7, 8, 9, 10], in the order given."""
     name = 'LIST'
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> Any:  # noqa: ANN401
         if not isinstance(value, str):
             return value
         numbers: list[int] = []
         for part in value.split(','):
             match = re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part)
             if match is None:
-                self.fail(f'{value!r} is not a list of integers and ranges such as 1,2,5-10', param, ctx)
+                self.fail(f'{value!r} is not a list of integers and ranges such as 1,2,5-10', param,
+                          ctx)
             first, last = int(match[1]), int(match[2] or match[1])
             if last < first:
-                self.fail(f'the range {part.strip()} is empty: write the smaller number first', param, ctx)
+                self.fail(f'the range {part.strip()} is empty: write the smaller number first',
+                          param, ctx)
             numbers.extend(range(first, last + 1))
         return numbers
 
@@ -72,7 +76,8 @@ class FloatList(click.ParamType):  # type: ignore[type-arg]
     """`80,10,1` -> [80.0, 10.0, 1.0], in the order given."""
     name = 'LIST'
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> Any:  # noqa: ANN401
         if not isinstance(value, str):
             return value
         try:
@@ -85,7 +90,8 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]
     """`47h`, `90m`, `30s` or `2d` -> seconds."""
     name = 'TIME'
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> Any:  # noqa: ANN401
         match = re.fullmatch(r'(\d+(?:\.\d+)?)([smhd])', value) if isinstance(value, str) else None
         if match is None:
             self.fail(f'{value!r} is not a duration such as 30s, 90m, 47h or 2d', param, ctx)
@@ -99,7 +105,8 @@ class NumberOr(click.ParamType):  # type: ignore[type-arg]
     def __init__(self, *words: str, integer: bool = False) -> None:
         self.words, self.kind = words, int if integer else float
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> Any:  # noqa: ANN401
         if value in self.words or not isinstance(value, str):
             return value
         try:
@@ -108,7 +115,8 @@ class NumberOr(click.ParamType):  # type: ignore[type-arg]
             number = self.kind(0)
         if not number > 0:
             number_kind = 'whole number' if self.kind is int else 'number'
-            self.fail(f'{value!r} is neither a positive {number_kind} nor {", ".join(self.words)}', param, ctx)
+            self.fail(f'{value!r} is neither a positive {number_kind} nor {", ".join(self.words)}',
+                      param, ctx)
         return number
 
 
@@ -152,7 +160,8 @@ def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
         except RuntimeError as error:
             if 'out of memory' not in str(error) or os.environ.get('LIMPID_TRACEBACK'):
                 raise
-            raise _fail(f'{_line(error)} (a smaller --batch or --batch-gpu needs less)', code=1) from error
+            raise _fail(f'{_line(error)} (a smaller --batch or --batch-gpu needs less)',
+                        code=1) from error
 
     return wrapper
 

@@ -17,14 +17,17 @@ from typing import Any
 Tags = Mapping[str, type]
 
 
-def encode(value: Any, tags: Tags) -> Any:  # noqa: ANN401 (any value that JSON can hold, or a dataclass)
+def encode(value: Any,
+           tags: Tags) -> Any:  # noqa: ANN401 (any value that JSON can hold, or a dataclass)
     """Plain dicts, lists, strings and numbers, fit for JSON: infinity becomes the string 'inf'.
 
-    Fields that do not take part in comparisons (compare=False) are no configuration and are left out.
+    Fields that do not take part in comparisons (compare=False) are no configuration and are left
+    out.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         tag = {cls: tag for tag, cls in tags.items()}.get(type(value))
-        stored = {f.name: encode(getattr(value, f.name), tags) for f in dataclasses.fields(value) if f.compare}
+        stored = {f.name: encode(getattr(value, f.name), tags) for f in dataclasses.fields(value)
+                  if f.compare}
         return stored if tag is None else {'type': tag, **stored}
     if isinstance(value, Mapping):
         return {key: encode(item, tags) for key, item in value.items()}
@@ -59,7 +62,8 @@ def decode(data: Any, hint: Any, tags: Tags, where: str = 'config') -> Any:  # n
     if origin in (tuple, list):
         if not isinstance(data, list):
             raise ValueError(f'{where} is {data!r}, not a list')
-        return origin(decode(item, arguments[0], tags, f'{where}[{i}]') for i, item in enumerate(data))
+        return origin(decode(item, arguments[0], tags, f'{where}[{i}]')
+                      for i, item in enumerate(data))
     return _decode_plain(data, hint, where)
 
 
@@ -91,7 +95,8 @@ def _decode_fields(data: Any, cls: Any, tags: Tags, where: str) -> Any:  # noqa:
     for name, f in fields.items():
         if name not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ValueError(f'{where}.{name} is missing')
-    return cls(**{name: decode(value, hints[name], tags, f'{where}.{name}') for name, value in data.items()})
+    return cls(**{name: decode(value, hints[name], tags, f'{where}.{name}')
+                  for name, value in data.items()})
 
 
 def _lookup(tag: str, tags: Tags, where: str) -> Any:  # noqa: ANN401

@@ -1,10 +1,11 @@
-"""Files from the web: downloaded once, by one process, continued after a broken connection, checked.
+"""Files from the web: downloaded once, by one process, continued after a broken connection,
+checked.
 
     path = fetch('https://example.org/net.pkl', sha256='…')
 
-Files are kept in $LIMPID_CACHE_DIR, else in ~/.cache/limpid/downloads, under a name that begins with
-a hash of the address. A process that finds another one at work waits for it; processes of one training or
-sampling run need no other agreement, and no collective call waits for the network.
+Files are kept in $LIMPID_CACHE_DIR, else in ~/.cache/limpid/downloads, under a name that begins
+with a hash of the address. A process that finds another one at work waits for it; processes of one
+training or sampling run need no other agreement, and no collective call waits for the network.
 """
 
 import email.message
@@ -46,10 +47,10 @@ def cached_path(url: str) -> Path:
 def fetch(url: str, sha256: str | None = None, pause: float = 1.0) -> Path:
     """The file at an http(s) address, from the cache or the web.
 
-    `sha256` is what the file must have, in hexadecimal digits, also where it is in the cache already.
-    After a broken connection the rest is asked for, ATTEMPTS times, after waiting `pause` seconds, then
-    twice as long each time. Raises ValueError in one line that names the address and says where the
-    file can be put by hand.
+    `sha256` is what the file must have, in hexadecimal digits, also where it is in the cache
+    already. After a broken connection the rest is asked for, ATTEMPTS times, after waiting `pause`
+    seconds, then twice as long each time. Raises ValueError in one line that names the address and
+    says where the file can be put by hand.
     """
     if not is_url(url):
         raise ValueError(f'{url} is no http or https address')
@@ -69,7 +70,8 @@ def fetch(url: str, sha256: str | None = None, pause: float = 1.0) -> Path:
 
 def _unreachable(url: str, path: Path, error: Exception) -> ValueError:
     reason = error.reason if type(error) is urllib.error.URLError else error
-    return ValueError(f'{url} cannot be fetched ({reason}): download it elsewhere and save it as {path}')
+    return ValueError(f'{url} cannot be fetched ({reason}): download it elsewhere and save it as '
+                      f'{path}')
 
 
 def _download(url: str, path: Path, sha256: str | None, pause: float) -> None:
@@ -81,7 +83,8 @@ def _download(url: str, path: Path, sha256: str | None, pause: float) -> None:
                 break
             failure: Exception = ConnectionError('the connection broke before the end')
         except urllib.error.HTTPError as error:
-            if error.code != 416 and error.code < 500:   # 416: what we have is not the beginning of what is there now
+            # 416: what we have is not the beginning of what is there now
+            if error.code != 416 and error.code < 500:
                 raise
             if error.code == 416:
                 part.unlink(missing_ok=True)
@@ -112,14 +115,16 @@ def _receive(url: str, part: Path, validator: Path) -> bool:
     headers = {'User-Agent': 'limpid', 'Accept-Encoding': 'identity'}
     if have:
         headers |= {'Range': f'bytes={have}-', 'If-Range': known}
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers),
+                                timeout=TIMEOUT) as response:
         if response.headers.get_content_type() == 'text/html':
             raise ValueError(f'{url} answers with a web page, not with a file')
         if response.status != 206 or not _continues(response.headers, have):
             have = 0
             part.unlink(missing_ok=True)
             if response.status == 206:
-                return False   # the server sent some other part; the next attempt asks for everything
+                # the server sent some other part; the next attempt asks for everything
+                return False
         total = response.headers.get('Content-Length')
         end = None if total is None else have + int(total)
         tag = response.headers.get('ETag') or response.headers.get('Last-Modified') or ''
@@ -135,7 +140,8 @@ def _continues(headers: email.message.Message, have: int) -> bool:
     return str(headers.get('Content-Range', '')).replace(' ', '').startswith(f'bytes{have}-')
 
 
-def _copy(response: http.client.HTTPResponse, file: IO[bytes], title: str, have: int, end: int | None) -> int:
+def _copy(response: http.client.HTTPResponse, file: IO[bytes], title: str, have: int,
+          end: int | None) -> int:
     """Copy what comes, and return how much it was; on a terminal, show it."""
     count, shown = 0, 0.0
     total = '' if end is None else f' of {end / 1e6:.1f}'
@@ -145,7 +151,8 @@ def _copy(response: http.client.HTTPResponse, file: IO[bytes], title: str, have:
             count += len(chunk)
             if sys.stderr.isatty() and time.monotonic() - shown > 0.2:
                 shown = time.monotonic()
-                print(f'\r{title}: {(have + count) / 1e6:.1f}{total} MB', end='', file=sys.stderr, flush=True)
+                print(f'\r{title}: {(have + count) / 1e6:.1f}{total} MB', end='', file=sys.stderr,
+                      flush=True)
     finally:
         if shown:
             print(file=sys.stderr)
@@ -164,8 +171,8 @@ def _sha256_of(path: Path) -> str:
 def _only_one(path: Path) -> Iterator[None]:
     """Wait until no other process is within this block for the same path.
 
-    The lock goes with the process, however it ends. Where the system has no such locks nobody waits:
-    the work is done twice, and the last one's file stays.
+    The lock goes with the process, however it ends. Where the system has no such locks nobody
+    waits: the work is done twice, and the last one's file stays.
     """
     with open(path, 'a+b') as file:
         try:

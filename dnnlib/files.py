@@ -36,7 +36,8 @@ def atomic_write(path: str | os.PathLike[str], durable: bool = True) -> Iterator
 def held(path: str | os.PathLike[str]) -> Iterator[None]:
     """Hold the file `path` while the block runs; ValueError if another process holds it.
 
-    The lock goes with the process, however it ends. Where the system has no such locks nobody is kept out.
+    The lock goes with the process, however it ends. Where the system has no such locks nobody is
+    kept out.
     """
     with open(path, 'ab') as file:
         try:

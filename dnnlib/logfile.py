@@ -7,7 +7,8 @@ from typing import Any, TextIO
 
 
 class LogFile:
-    """While the block runs, everything printed to stdout also goes to the end of `path` (None: nowhere)."""
+    """While the block runs, everything printed to stdout also goes to the end of `path` (None:
+    nowhere)."""
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
         self.path = path

@@ -1,8 +1,9 @@
 """The brightness of images under a flawed and a corrected noise schedule: python docs/brightness.py
 
-Lin et al. 2023 ("Common Diffusion Noise Schedules and Sample Steps are Flawed", Figure 1), small: digits on grounds from
-nearly black to nearly white, two networks that differ in their schedule alone, and the mean brightness of what they
-make. Everything is kept in out/brightness: a run that was stopped goes on from there, one that is complete is used again.
+Lin et al. 2023 ("Common Diffusion Noise Schedules and Sample Steps are Flawed", Figure 1), small:
+digits on grounds from nearly black to nearly white, two networks that differ in their schedule
+alone, and the mean brightness of what they make. Everything is kept in out/brightness: a run that
+was stopped goes on from there, one that is complete is used again.
 """
 
 # ruff: noqa: E501 (the text is wrapped as it will be read)
@@ -37,14 +38,16 @@ BRIGHTNESS, CONTRAST = 0.7, 0.18   # no pixel leaves [−1, 1]
 STEPS, COUNT = 25, 500              # of the sampler; images of each setting
 ENOUGH = 0.9                        # of the data's range of brightness
 
-TRAINING = ('--precond=v --schedule=scaled-linear --cbase=16 --cres=1,2,2 --blocks=1 --attn=12 --batch=32 --duration=0.12 '
-            '--lr=0.002 --lr-rampup=0.01 --ema=0.01 --ema-rampup=0.1 --dropout=0 --augment=0 --tick=4 --snap=10 --dump=2')
+TRAINING = ('--precond=v --schedule=scaled-linear --cbase=16 --cres=1,2,2 --blocks=1 --attn=12 '
+            '--batch=32 --duration=0.12 --lr=0.002 --lr-rampup=0.01 --ema=0.01 --ema-rampup=0.1 '
+            '--dropout=0 --augment=0 --tick=4 --snap=10 --dump=2')
 SNAPSHOT = 'network-snapshot-000120.pkl'
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A denoiser, 'trained' with this schedule or 'ideal', and the timesteps at which it is asked."""
+    """A denoiser, 'trained' with this schedule or 'ideal', and the timesteps at which it is
+    asked."""
     denoiser: str
     zero_terminal_snr: bool
     spacing: str
@@ -56,8 +59,8 @@ class Setting:
     @property
     def options(self) -> str:
         """Of generate.py."""
-        return (f'--sampler=ddim --steps={STEPS} --disc=scaled-linear --zero-terminal-snr={int(self.zero_terminal_snr)} '
-                f'--spacing={self.spacing}')
+        return (f'--sampler=ddim --steps={STEPS} --disc=scaled-linear '
+                f'--zero-terminal-snr={int(self.zero_terminal_snr)} --spacing={self.spacing}')
 
     @property
     def signal(self) -> float:
@@ -67,12 +70,13 @@ class Setting:
 
 
 FLAWED, CORRECTED = Setting('trained', False, 'leading'), Setting('trained', True, 'trailing')
-SETTINGS = (FLAWED, Setting('trained', False, 'trailing'), Setting('trained', True, 'leading'), CORRECTED,
-            Setting('ideal', False, 'leading'), Setting('ideal', True, 'trailing'))
+SETTINGS = (FLAWED, Setting('trained', False, 'trailing'), Setting('trained', True, 'leading'),
+            CORRECTED, Setting('ideal', False, 'leading'), Setting('ideal', True, 'trailing'))
 
 
 def shifted(images: np.ndarray) -> np.ndarray:
-    """m + CONTRAST (y − mean(y)) for images y, uint8 [N, C, H, W]: of little contrast, with mean brightness m
+    """m + CONTRAST (y − mean(y)) for images y, uint8 [N, C, H, W]: of little contrast, with mean
+    brightness m
 
     The m are evenly spread over ±BRIGHTNESS, in random order.
     """
@@ -96,7 +100,8 @@ class Numbers:
     """Of the mean brightness of images, beside that of the data.
 
     quantiles  those of QUANTILES
-    covered    the share of the range from the data's 1 % to 99 % quantile that lies between those of the images
+    covered    the share of the range from the data's 1 % to 99 % quantile that lies between those
+               of the images
     darker     the share of the images below the data's 10 % quantile, and
     brighter   above its 90 % quantile; the data have 0.1
     distance   Wasserstein-1, ∫ |F − F_data|
@@ -114,7 +119,8 @@ class Numbers:
         low, dark, bright, high = np.quantile(data, (0.01, 0.1, 0.9, 0.99))
         covered = max(min(quantiles[-1], high) - max(quantiles[0], low), 0) / (high - low)
         return cls(tuple(quantiles.tolist()), float(covered), float((images < dark).mean()),
-                   float((images > bright).mean()), float(scipy.stats.wasserstein_distance(images, data)))
+                   float((images > bright).mean()),
+                   float(scipy.stats.wasserstein_distance(images, data)))
 
 
 def complaint(flawed: Numbers, corrected: Numbers) -> str:
@@ -127,25 +133,30 @@ def complaint(flawed: Numbers, corrected: Numbers) -> str:
 
 
 class Kept:
-    """The folder of the experiment, and which commands have been run there and how long they took."""
+    """The folder of the experiment, and which commands have been run there and how long they
+    took."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / 'seconds.json'
         self.seconds: dict[str, float] = {}
         if self.path.exists():
             try:
-                self.seconds = {str(line): float(number) for line, number in json.loads(self.path.read_bytes()).items()}
+                self.seconds = {str(line): float(number)
+                                for line, number in json.loads(self.path.read_bytes()).items()}
             except (ValueError, AttributeError, TypeError) as error:
-                raise ValueError(f'{self.path} is damaged: delete {folder} to start anew') from error
+                raise ValueError(
+                    f'{self.path} is damaged: delete {folder} to start anew') from error
 
     def command(self, line: str) -> None:
-        """Show and run one of the project's commands, unless that was done before; the experiment ends where it fails."""
+        """Show and run one of the project's commands, unless that was done before; the experiment
+        ends where it fails."""
         if line in self.seconds:
             return
         click.echo(f'\n$ python {line}')
         start = time.monotonic()
         program, *arguments = shlex.split(line)
-        result = subprocess.run([sys.executable, os.fspath(ROOT / program), *arguments], check=False)
+        result = subprocess.run([sys.executable, os.fspath(ROOT / program), *arguments],
+                                check=False)
         if result.returncode:
             sys.exit(result.returncode)
         self.seconds[line] = time.monotonic() - start
@@ -155,7 +166,8 @@ class Kept:
     def data(self) -> np.ndarray:
         """The shifted digits, made where they are missing: uint8 [N, C, H, W]"""
         digits = self.folder / 'digits-24x24.zip'
-        self.command(f'dataset_tool.py --source=digits --resolution=24x24 --color=rgb --dest={digits}')
+        self.command(f'dataset_tool.py --source=digits --resolution=24x24 --color=rgb '
+                     f'--dest={digits}')
         images = shifted(read(digits))
         there = self.folder / 'data'
         if len(list(there.glob('*.png'))) < len(images):
@@ -165,15 +177,16 @@ class Kept:
 
     def train(self, device: str) -> None:
         for name, zero in (('flawed', 0), ('corrected', 1)):
-            self.command(f'train.py --run={self.folder / name} --data={self.folder / "data"} {TRAINING} '
-                         f'--zero-terminal-snr={zero} --device={device}')
+            self.command(f'train.py --run={self.folder / name} --data={self.folder / "data"} '
+                         f'{TRAINING} --zero-terminal-snr={zero} --device={device}')
 
     def images(self, setting: Setting, device: str) -> np.ndarray:
         """What a setting makes of the seeds 0 to COUNT − 1: uint8 [N, C, H, W]"""
         dest = self.folder / f'{setting.denoiser}-{setting.schedule}-{setting.spacing}'
-        network = f'ideal:{self.folder / "data"}' if setting.denoiser == 'ideal' else self.folder / setting.schedule / SNAPSHOT
-        self.command(f'generate.py --network={network} --outdir={dest} --seeds=0-{COUNT - 1} --batch=100 {setting.options} '
-                     f'--device={device}')
+        network = (f'ideal:{self.folder / "data"}' if setting.denoiser == 'ideal'
+                   else self.folder / setting.schedule / SNAPSHOT)
+        self.command(f'generate.py --network={network} --outdir={dest} --seeds=0-{COUNT - 1} '
+                     f'--batch=100 {setting.options} --device={device}')
         return read(dest)[:COUNT]
 
 
@@ -193,7 +206,8 @@ COLOURS = {'data': '0.8', 'flawed': '#b5302c', 'corrected': '#3b6ea5'}
 
 
 def strip(images: np.ndarray) -> np.ndarray:
-    """The images at even steps from the 1 % to the 99 % quantile of brightness, in a row: uint8 [H + 2, SHOWN (W + 1) + 1, 3]"""
+    """The images at even steps from the 1 % to the 99 % quantile of brightness, in a row: uint8 [H
+    + 2, SHOWN (W + 1) + 1, 3]"""
     order = brightness(images).argsort(kind='stable')
     chosen = images[order[np.rint(np.linspace(0.01, 0.99, SHOWN) * (len(images) - 1)).astype(int)]]
     framed = np.pad(chosen, [(0, 0), (0, 0), (1, 1), (1, 0)], constant_values=GREY)
@@ -201,7 +215,8 @@ def strip(images: np.ndarray) -> np.ndarray:
 
 
 def draw_picture(made: dict[str, np.ndarray], dest: str) -> None:
-    """A row of images for each of 'data', 'flawed' and 'corrected', and the histograms of their brightness."""
+    """A row of images for each of 'data', 'flawed' and 'corrected', and the histograms of their
+    brightness."""
     plt = pyplot()
     figure, axes = plt.subplots(4, 1, figsize=(9, 5), gridspec_kw={'height_ratios': (1, 1, 1, 4)})
     figure.subplots_adjust(left=0.1, right=0.975, top=0.99, bottom=0.1, hspace=0.05)
@@ -213,8 +228,8 @@ def draw_picture(made: dict[str, np.ndarray], dest: str) -> None:
             spine.set_visible(False)
     bins = np.linspace(-1, 1, 31)
     for name, images in made.items():
-        axes[-1].hist(brightness(images), bins, density=True, histtype='stepfilled' if name == 'data' else 'step',
-                      color=COLOURS[name], linewidth=1.8, label=name)
+        axes[-1].hist(brightness(images), bins, density=True, histtype='stepfilled'
+                      if name == 'data' else 'step', color=COLOURS[name], linewidth=1.8, label=name)
     axes[-1].set(xlabel='mean brightness of an image', ylabel='density', xlim=(-1, 1))
     axes[-1].legend(frameon=False, loc='upper right')
     with atomic_write(dest) as file:
@@ -223,22 +238,25 @@ def draw_picture(made: dict[str, np.ndarray], dest: str) -> None:
 
 def table(head: list[str], rows: dict[str, list[str]]) -> str:
     """In Markdown, the names of the rows in the first column."""
-    lines = [['', *head], ['---', *['---:'] * len(head)], *([name, *cells] for name, cells in rows.items())]
+    lines = [['', *head], ['---', *['---:'] * len(head)],
+             *([name, *cells] for name, cells in rows.items())]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
 def cells(numbers: Numbers) -> list[str]:
-    return [*(f'{q:.2f}' for q in numbers.quantiles), f'{numbers.covered:.1%}', f'{numbers.darker:.1%}',
-            f'{numbers.brighter:.1%}', f'{numbers.distance:.3f}']
+    return [*(f'{q:.2f}' for q in numbers.quantiles), f'{numbers.covered:.1%}',
+            f'{numbers.darker:.1%}', f'{numbers.brighter:.1%}', f'{numbers.distance:.3f}']
 
 
-def report(data: Numbers, numbers: dict[Setting, Numbers], images: int, shape: tuple[int, ...], seconds: dict[str, float],
-           machine: str, picture: str) -> str:
-    """The text beside the picture: what was done, and every number. The data are so many `images` of `shape` [C, H, W]."""
+def report(data: Numbers, numbers: dict[Setting, Numbers], images: int, shape: tuple[int, ...],
+           seconds: dict[str, float], machine: str, picture: str) -> str:
+    """The text beside the picture: what was done, and every number. The data are so many `images`
+    of `shape` [C, H, W]."""
     noise = 1 / math.sqrt(math.prod(shape))
     named = {FLAWED: '**flawed**: ', CORRECTED: '**corrected**: '}
     rows = {'data': ['', *cells(data)]} | {
-        f'{named.get(s, "")}{s.denoiser}, {s.schedule} schedule, {s.spacing}': [f'{s.signal:.4f}', *cells(n)]
+        f'{named.get(s, "")}{s.denoiser}, {s.schedule} schedule, {s.spacing}': [f'{s.signal:.4f}',
+                                                                                *cells(n)]
         for s, n in numbers.items()}
     commands = '\n'.join(f'python {line}' for line in seconds)
     return f'''# Brightness, and the noise schedule
@@ -281,13 +299,15 @@ The commands:
 
 
 @click.command()
-@click.option('--run', 'folder', help='Where everything is kept', metavar='DIR', default='out/brightness', show_default=True)
-@click.option('--dest', help='The picture to write; the numbers are written beside it', metavar='PNG',
-              default=os.fspath(Path(__file__).with_suffix('.png')))
+@click.option('--run', 'folder', help='Where everything is kept', metavar='DIR',
+              default='out/brightness', show_default=True)
+@click.option('--dest', help='The picture to write; the numbers are written beside it',
+              metavar='PNG', default=os.fspath(Path(__file__).with_suffix('.png')))
 @click.option('--device', help='As in train.py', metavar='NAME', default='auto', show_default=True)
 @one_line_errors
 def main(folder: str, dest: str, device: str) -> None:
-    """Train with a flawed and a corrected noise schedule, and compare the brightness of what comes out."""
+    """Train with a flawed and a corrected noise schedule, and compare the brightness of what comes
+    out."""
     kept = Kept(Path(folder))
     data = kept.data()
     kept.train(device)

@@ -30,9 +30,10 @@ from torch_utils.random import generator_at
 DIGITS = 'datasets/digits-16x16.zip'
 f64 = torch.float64
 
-data_option = click.option('--data', help='The data set, a zip or a folder', metavar='PATH', default=DIGITS,
+data_option = click.option('--data', help='The data set, a zip or a folder', metavar='PATH',
+                           default=DIGITS, show_default=True)
+seed_option = click.option('--seed', help='Random seed', metavar='INT', type=int, default=0,
                            show_default=True)
-seed_option = click.option('--seed', help='Random seed', metavar='INT', type=int, default=0, show_default=True)
 
 
 def dest_option(name: str) -> Callable[..., Any]:
@@ -56,7 +57,8 @@ FRAMES = [
 
 
 def solution(sigmas: Tensor, quantiles: Tensor) -> Tensor:
-    """Exact trajectories of the two points ±1, s = 1, that pass the quantiles of N(0, σ²) at sigmas[-1]: [Q, S]"""
+    """Exact trajectories of the two points ±1, s = 1, that pass the quantiles of N(0, σ²) at
+    sigmas[-1]: [Q, S]"""
     start = torch.special.ndtri(quantiles) * sigmas[-1]
     return TWO_DIRACS.flow(start.expand(len(sigmas), -1), sigmas[-1], sigmas).T
 
@@ -65,10 +67,12 @@ def solution(sigmas: Tensor, quantiles: Tensor) -> Tensor:
 @dest_option('trajectories')
 @one_line_errors
 def trajectories(dest: str) -> None:
-    """Figure 3: the probability flow of two points, x = ±1, under three choices of σ(t) and s(t)."""
+    """Figure 3: the probability flow of two points, x = ±1, under three choices of σ(t) and
+    s(t)."""
     plt = pyplot()
     figure, axes = plt.subplots(2, 3, figsize=(11, 6.4), layout='constrained')
-    sigmas = torch.cat([torch.linspace(0, 1, 241, dtype=f64), torch.linspace(1, 25, 241, dtype=f64)[1:]])
+    sigmas = torch.cat([torch.linspace(0, 1, 241, dtype=f64),
+                        torch.linspace(1, 25, 241, dtype=f64)[1:]])
     quantiles = (torch.arange(12, dtype=f64) + 0.5) / 12
     paths = solution(sigmas, quantiles)
     for column, (title, schedule, t_name, scaling, heights) in zip(axes.T, FRAMES, strict=True):
@@ -78,11 +82,14 @@ def trajectories(dest: str) -> None:
             shown = sigmas <= sigma_max
             times, scales = schedule.sigma_inv(sigmas[shown]), scaling.s(sigmas[shown])
             ax.set(xlim=(0, float(times[-1])), ylim=(-height, height))
-            ax.pcolormesh(*(array.numpy() for array in density(schedule, scaling, float(times[-1]), height)),
+            ax.pcolormesh(*(array.numpy() for array in density(schedule, scaling, float(times[-1]),
+                                                               height)),
                           cmap='Blues', vmin=0, vmax=1.6, shading='nearest')
-            ax.plot(times.numpy(), (paths[:, shown] * scales).T.numpy(), color='#a33', linewidth=0.9)
-            ax.text(0.97, 0.04, f'σ from 0 to {sigma_max:g}', transform=ax.transAxes, ha='right', fontsize=9,
-                    bbox={'facecolor': 'white', 'edgecolor': 'none', 'alpha': 0.8, 'pad': 2})
+            ax.plot(times.numpy(), (paths[:, shown] * scales).T.numpy(), color='#a33',
+                    linewidth=0.9)
+            ax.text(0.97, 0.04, f'σ from 0 to {sigma_max:g}', transform=ax.transAxes, ha='right',
+                    fontsize=9, bbox={'facecolor': 'white', 'edgecolor': 'none', 'alpha': 0.8,
+                                      'pad': 2})
     for ax in axes[:, 0]:
         ax.set_ylabel('x')
     figure.draw_without_rendering()   # from here on the panels have their final shape
@@ -93,7 +100,8 @@ def trajectories(dest: str) -> None:
     save(figure, dest)
 
 
-def density(schedule: Any, scaling: Any, t_max: float, height: float) -> tuple[Tensor, Tensor, Tensor]:   # noqa: ANN401
+def density(schedule: Any, scaling: Any, t_max: float,
+            height: float) -> tuple[Tensor, Tensor, Tensor]:   # noqa: ANN401
     """t [T], x [X] and p(x; t) [X, T] of the two points, each time relative to its own maximum."""
     # Cell centres: none at t = 0, where the density is two points.
     t = (torch.arange(300, dtype=f64) + 0.5) * t_max / 300
@@ -104,21 +112,25 @@ def density(schedule: Any, scaling: Any, t_max: float, height: float) -> tuple[T
     return t, x, (log_p - log_p.amax(dim=0)).exp()
 
 
-def draw_gradients(ax: Any, schedule: Any, scaling: Any, sigmas: Tensor, paths: Tensor) -> None:   # noqa: ANN401
-    """Arrows of one length along −(1, dx/dt), where Algorithm 1 heads from points of every third path."""
+def draw_gradients(ax: Any, schedule: Any, scaling: Any, sigmas: Tensor,
+                   paths: Tensor) -> None:   # noqa: ANN401
+    """Arrows of one length along −(1, dx/dt), where Algorithm 1 heads from points of every third
+    path."""
     flow = ProbabilityFlow(Conditioned(TWO_DIRACS), schedule, scaling)
     width, height = ax.get_xlim()[1], 2 * ax.get_ylim()[1]
     box = ax.get_position()
     aspect = (box.height * ax.figure.get_figheight()) / (box.width * ax.figure.get_figwidth())
     times = schedule.sigma_inv(sigmas)
-    # The angle on paper is given: an arrow that is to point along data would have a length that varies.
+    # The angle on paper is given: an arrow that is to point along data would have a length that
+    # varies.
     for fraction in (0.25, 0.6, 0.95):
         k = int((times - fraction * width).abs().argmin())
         x = paths[1::3, k] * scaling.s(sigmas[k])
         slope = flow.velocity(x, times[k]) * width / height * aspect   # on paper
         angle = torch.atan2(-slope, torch.tensor(-1.0, dtype=f64)).numpy()
-        ax.quiver(np.full(len(angle), float(times[k])), x.numpy(), np.cos(angle), np.sin(angle), scale=9, width=0.006,
-                  headwidth=4, angles=np.rad2deg(angle), color='black', zorder=3)
+        ax.quiver(np.full(len(angle), float(times[k])), x.numpy(), np.cos(angle), np.sin(angle),
+                  scale=9, width=0.006, headwidth=4, angles=np.rad2deg(angle), color='black',
+                  zorder=3)
 
 
 LEVELS = (0, 0.2, 0.5, 1, 2, 3, 5, 7, 10, 20, 50)
@@ -126,8 +138,8 @@ LEVELS = (0, 0.2, 0.5, 1, 2, 3, 5, 7, 10, 20, 50)
 
 @main.command()
 @data_option
-@click.option('--images', 'count', help='How many images', metavar='INT', type=click.IntRange(min=1), default=3,
-              show_default=True)
+@click.option('--images', 'count', help='How many images', metavar='INT',
+              type=click.IntRange(min=1), default=3, show_default=True)
 @seed_option
 @dest_option('denoiser')
 @one_line_errors
@@ -137,7 +149,8 @@ def denoiser(data: str, count: int, seed: int, dest: str) -> None:
     net = open_data(data)
     generator = generator_at(seed)
     y, noise = draw(net, count, generator)
-    figure, axes = plt.subplots(2 * count, len(LEVELS), figsize=(0.85 * len(LEVELS) + 0.6, 1.74 * count + 0.3),
+    figure, axes = plt.subplots(2 * count, len(LEVELS),
+                                figsize=(0.85 * len(LEVELS) + 0.6, 1.74 * count + 0.3),
                                 squeeze=False, gridspec_kw={'hspace': 0.06, 'wspace': 0.06})
     figure.subplots_adjust(left=0.6 / figure.get_figwidth(), right=0.995, bottom=0.01,
                            top=1 - 0.3 / figure.get_figheight())
@@ -157,7 +170,8 @@ def denoiser(data: str, count: int, seed: int, dest: str) -> None:
 def show_image(ax: Any, image: Tensor) -> None:   # noqa: ANN401
     """One image [C, H, W] in [-1, 1] (clipped), with its pixels as squares and without ticks."""
     pixels = ((image.clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy()
-    ax.imshow(pixels[..., 0] if pixels.shape[-1] == 1 else pixels, cmap='gray', vmin=0, vmax=1, interpolation='nearest')
+    ax.imshow(pixels[..., 0] if pixels.shape[-1] == 1 else pixels, cmap='gray', vmin=0, vmax=1,
+              interpolation='nearest')
     ax.set(xticks=[], yticks=[])
     for spine in ax.spines.values():
         spine.set_visible(False)
@@ -177,11 +191,12 @@ RHOS = (1.0, 2.0, 3.0, 5.0, 7.0)
 @seed_option
 @dest_option('truncation')
 @one_line_errors
-def truncation(data: str, num_steps: int, samples: int, substeps: int, seed: int, dest: str) -> None:
+def truncation(data: str, num_steps: int, samples: int, substeps: int, seed: int,
+               dest: str) -> None:
     """Appendix D.1: the error of a single step, over the noise range, for several ρ of Eq. 5.
 
-    D is the ideal denoiser of the data. Where the noise is too weak to reach from one image to the next, the flow
-    is straight and any step exact: the curves leave the picture.
+    D is the ideal denoiser of the data. Where the noise is too weak to reach from one image to the
+    next, the flow is straight and any step exact: the curves leave the picture.
     """
     plt = pyplot()
     net = open_data(data)
@@ -193,7 +208,8 @@ def truncation(data: str, num_steps: int, samples: int, substeps: int, seed: int
         y, noise = draw(net, samples, generator)
         errors = local_errors(net, y, noise, sigmas, substeps)
         for ax, rmse in zip(axes, errors, strict=True):
-            ax.loglog(sigmas[:-1].numpy(), rmse.numpy(), color=colour, linewidth=1.4, label=f'ρ = {rho:g}')
+            ax.loglog(sigmas[:-1].numpy(), rmse.numpy(), color=colour, linewidth=1.4,
+                      label=f'ρ = {rho:g}')
     for ax, title in zip(axes, ('Euler', 'Heun'), strict=True):
         ax.set(title=title, xlabel='σ at the start of the step', xlim=(0.2, 80), ylim=(1e-6, 1))
         ax.grid(color='0.9', linewidth=0.6)
@@ -205,14 +221,16 @@ def truncation(data: str, num_steps: int, samples: int, substeps: int, seed: int
 @torch.no_grad()
 def local_errors(net: Callable[..., Tensor], y: Tensor, noise: Tensor, sigmas: Tensor,
                  substeps: int) -> tuple[Tensor, Tensor]:
-    """RMSE of single steps between neighbours of `sigmas` [N], from x = y + σ_i n: Euler's and Heun's, [N − 1] each
+    """RMSE of single steps between neighbours of `sigmas` [N], from x = y + σ_i n: Euler's and
+    Heun's, [N − 1] each
 
-    The reference takes `substeps` steps of Euler's method, uniform in t = σ, in place of one. All the steps
-    are taken side by side, as rows of one batch.
+    The reference takes `substeps` steps of Euler's method, uniform in t = σ, in place of one. All
+    the steps are taken side by side, as rows of one batch.
     """
     count = len(sigmas) - 1
     ones = [1] * (y.ndim - 1)
-    start, end = (level.repeat_interleave(len(y)).reshape(-1, *ones) for level in (sigmas[:-1], sigmas[1:]))
+    start, end = (level.repeat_interleave(len(y)).reshape(-1, *ones)
+                  for level in (sigmas[:-1], sigmas[1:]))
     x = y.repeat(count, *ones) + start * noise.repeat(count, *ones)
 
     def slope(x: Tensor, t: Tensor) -> Tensor:
@@ -224,14 +242,15 @@ def local_errors(net: Callable[..., Tensor], y: Tensor, noise: Tensor, sigmas: T
     d = slope(x, start)
     euler = x + h * d
     heun = x + h * (d + slope(euler, end)) / 2
-    euler, heun = ((step - exact).square().reshape(count, -1).mean(dim=1).sqrt() for step in (euler, heun))
+    euler, heun = ((step - exact).square().reshape(count, -1).mean(dim=1).sqrt()
+                   for step in (euler, heun))
     return euler, heun
 
 
 def open_data(path: str) -> IdealDenoiser:
     if path == DIGITS and not os.path.exists(path):
-        raise ValueError(f'{path} is missing: make it with python dataset_tool.py --source=digits --dest={path}, '
-                         'or name another set with --data')
+        raise ValueError(f'{path} is missing: make it with python dataset_tool.py --source=digits '
+                         f'--dest={path}, or name another set with --data')
     return ideal_denoiser(path)
 
 

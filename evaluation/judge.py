@@ -46,12 +46,14 @@ from training.dataset import ImageFolderDataset
 LOSSY = ('.jpg', '.jpeg', '.webp')
 JPEG = 'some images are JPEG or WebP, and compression adds to the distance: use PNG'
 ARRAYS = ('.npz', '.npy')
-MAX_FEATURES = 10_000   # images whose features a reference keeps: as many as published comparisons take
+# images whose features a reference keeps: as many as published comparisons take
+MAX_FEATURES = 10_000
 PRECISIONS = ('float32', 'tf32', 'float64')
 
 
 class FolderImages:
-    """The images of a folder or zip: all of them, or `num` that `seed` chooses, as EDM's program does."""
+    """The images of a folder or zip: all of them, or `num` that `seed` chooses, as EDM's program
+    does."""
 
     def __init__(self, path: str, num: int | None = None, seed: int = 0, workers: int = 0) -> None:
         self.source, self.workers = path, workers
@@ -59,13 +61,15 @@ class FolderImages:
         self.image_shape = list(self.dataset.image_shape)
         self.lossy = any(name.lower().endswith(LOSSY) for name in self.dataset.files.names)
         self.in_subfolders = any('/' in name for name in self.dataset.files.names)
-        self._choice = '' if num is None or len(self.dataset.files.names) <= num else f' {num} of seed {seed}'
+        self._choice = '' if num is None or len(
+            self.dataset.files.names) <= num else f' {num} of seed {seed}'
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def fingerprint(self) -> str:
-        """Of names and contents. Those of a folder are read for it: equal sizes do not make equal images."""
+        """Of names and contents. Those of a folder are read for it: equal sizes do not make equal
+        images."""
         digest = hashlib.sha256(self.dataset.fingerprint().encode())
         if not self.dataset.files.is_zip:   # a zip has the checksums
             for name in self.dataset.files.names:
@@ -74,8 +78,8 @@ class FolderImages:
 
     def batches(self, parts: Sequence[range], device: torch.device) -> Iterator[Tensor]:
         loader = torch.utils.data.DataLoader(
-            _Reader(self.dataset), batch_size=None, sampler=parts, num_workers=self.workers if parts else 0,
-            pin_memory=device.type == 'cuda')
+            _Reader(self.dataset), batch_size=None, sampler=parts, num_workers=self.workers if parts
+            else 0, pin_memory=device.type == 'cuda')
         for item in loader:
             if isinstance(item, str):
                 raise ValueError(item)
@@ -96,7 +100,8 @@ class _Reader(torch.utils.data.Dataset[Any]):
 
 
 class ArrayImages:
-    """The images of an npz or npy file, such as ADM's sample batches; with `num`, those that `seed` chooses."""
+    """The images of an npz or npy file, such as ADM's sample batches; with `num`, those that `seed`
+    chooses."""
     lossy = False
 
     def __init__(self, path: str, num: int | None = None, seed: int = 0) -> None:
@@ -123,13 +128,16 @@ class ArrayImages:
 
 
 class GeneratedImages:
-    """The images that a network generates from seeds, without a file: the pixels that generate.py would write.
+    """The images that a network generates from seeds, without a file: the pixels that generate.py
+    would write.
 
-    `batch` images at a time; classes are cycled over the seeds as generate.py does it (None: drawn from the seed).
+    `batch` images at a time; classes are cycled over the seeds as generate.py does it (None: drawn
+    from the seed).
     """
     lossy = False
 
-    def __init__(self, net: Any, sampling: Sampling, seeds: Sequence[int], *, device: torch.device,  # noqa: ANN401
+    def __init__(self, net: Any, sampling: Sampling, seeds: Sequence[int], *,
+                 device: torch.device,  # noqa: ANN401
                  classes: Sequence[int] | None = None, rng: str | None = None, batch: int = 64,
                  source: str = 'a network') -> None:
         check_classes(classes, net.label_dim)
@@ -143,8 +151,8 @@ class GeneratedImages:
     def fingerprint(self) -> str:
         # Where random numbers are drawn is part of what the images are.
         told = (digest_of(self.net), repr(self.sampling.discretization), self.sampling.num_steps,
-                repr(self.sampling.sampler), _short(self.seeds), None if self.classes is None else list(self.classes),
-                self.rng or self.device.type, self.image_shape)
+                repr(self.sampling.sampler), _short(self.seeds), None if self.classes is None
+                else list(self.classes), self.rng or self.device.type, self.image_shape)
         return hashlib.sha256(repr(told).encode()).hexdigest()
 
     def batches(self, parts: Sequence[range], device: torch.device) -> Iterator[Tensor]:
@@ -153,13 +161,16 @@ class GeneratedImages:
             yield torch.cat([self._generate(piece) for piece in pieces]).to(device)
 
     def _generate(self, positions: range) -> Tensor:
-        classes = None if self.classes is None else [self.classes[i % len(self.classes)] for i in positions]
-        return generate(self.net, self.sampling.sampler, self.sampling.discretization, self.sampling.num_steps,
-                        [self.seeds[i] for i in positions], classes, self.device, self.rng)
+        classes = None if self.classes is None else [self.classes[i % len(self.classes)]
+                                                     for i in positions]
+        return generate(self.net, self.sampling.sampler, self.sampling.discretization,
+                        self.sampling.num_steps, [self.seeds[i] for i in positions], classes,
+                        self.device, self.rng)
 
 
 def digest_of(net: Any) -> str:  # noqa: ANN401 (any denoiser)
-    """Equal for equal networks: of weights, or of the data of an ideal denoiser, and how they are used."""
+    """Equal for equal networks: of weights, or of the data of an ideal denoiser, and how they are
+    used."""
     if isinstance(net, Counting):
         return digest_of(net.net)
     if isinstance(net, Guided):
@@ -175,11 +186,15 @@ def digest_of(net: Any) -> str:  # noqa: ANN401 (any denoiser)
 
 def _short(seeds: Sequence[int]) -> str:
     """Seeds as text that does not grow with their number."""
-    return repr(seeds) if isinstance(seeds, range) else hashlib.sha256(repr(list(seeds)).encode()).hexdigest()
+    return repr(seeds) if isinstance(seeds,
+                                     range) else hashlib.sha256(
+                                         repr(list(seeds)).encode()).hexdigest()
 
 
-def open_images(path: str, num: int | None = None, seed: int = 0, workers: int = 0) -> FolderImages | ArrayImages:
-    """A folder or zip of images, or an npz file of them. ValueError, naming the path, for anything else."""
+def open_images(path: str, num: int | None = None, seed: int = 0,
+                workers: int = 0) -> FolderImages | ArrayImages:
+    """A folder or zip of images, or an npz file of them. ValueError, naming the path, for anything
+    else."""
     if path.lower().endswith(ARRAYS) and not os.path.isdir(path):
         return ArrayImages(path, num, seed)
     return FolderImages(path, num, seed, workers)
@@ -199,8 +214,8 @@ class Result:
 class Judge:
     """A reference, detectors and metrics, loaded once; called with images, it gives their numbers.
 
-    ref        a file of reference statistics of any format (metrics/reference_files.py), an address, or the real
-               images themselves: a folder or a zip
+    ref        a file of reference statistics of any format (metrics/reference_files.py), an
+               address, or the real images themselves: a folder or a zip
     metrics    keys of METRICS
     detector   'inception', 'demo', or a file of Inception weights
     precision  of the detectors: float32, tf32 (CUDA only) or float64
@@ -209,8 +224,8 @@ class Judge:
     """
 
     def __init__(self, ref: str, metrics: Sequence[str] = ('fid',), *, device: torch.device,
-                 detector: str = 'inception', batch: int = 64, workers: int = 0, precision: str = 'float32',
-                 allow_mismatch: bool = False) -> None:
+                 detector: str = 'inception', batch: int = 64, workers: int = 0,
+                 precision: str = 'float32', allow_mismatch: bool = False) -> None:
         self.ref, self.metrics, self.detector = ref, list(metrics), detector
         self.device, self.batch, self.workers = device, batch, workers
         self.precision, self.allow_mismatch = precision, allow_mismatch
@@ -224,12 +239,14 @@ class Judge:
         self._reference: Reference | None = None   # on rank 0 only
 
     def reference(self, state: str | os.PathLike[str] | None = None) -> Reference | None:
-        """The real images' statistics, read or computed at the first call: on rank 0, None on the others.
+        """The real images' statistics, read or computed at the first call: on rank 0, None on the
+        others.
 
         With `state`, a folder, what is computed can be continued.
         """
         if not self._known:
-            holds_images = os.path.isdir(self.ref) or (self.ref.lower().endswith('.zip') and os.path.isfile(self.ref))
+            holds_images = os.path.isdir(self.ref) or (self.ref.lower().endswith('.zip')
+                                                       and os.path.isfile(self.ref))
             self._reference = self._from_images(state) if holds_images else self._from_file(state)
             self._known = True
         return self._reference
@@ -250,48 +267,61 @@ class Judge:
         if found is not None:
             features = {tap: found.features[tap] for tap in wanted if tap in found.features}
         missing = sorted(wanted - set(features)) if found is not None and found.has_images else []
-        missing, has_images = distributed.gather_objects((missing, found is not None and found.has_images))[0]
-        images = ArrayImages(self.ref) if has_images else None   # ADM's files: statistics of all, and 10,000 of them
+        missing, has_images = distributed.gather_objects((missing, found is not None
+                                                          and found.has_images))[0]
+        # ADM's files: statistics of all, and 10,000 of them
+        images = ArrayImages(self.ref) if has_images else None
         if missing and images is not None:
             more = self._measured_reference(images, Wanted(features=frozenset(missing)), state)
             features |= more.features if more is not None else {}
         shape = None if images is None else images.image_shape
-        return None if found is None else Reference(self.ref, found.moments, features, found.notes, shape)
+        return None if found is None else Reference(self.ref, found.moments, features, found.notes,
+                                                    shape)
 
     def _measured_reference(self, images: Images, wanted: Wanted,
                             state: str | os.PathLike[str] | None) -> Reference | None:
         keep = random_choice(len(images), MAX_FEATURES) if wanted.features else None
-        found = measure(images, self._networks(wanted), Wanted(wanted.moments, wanted.features, keep),
-                        device=self.device, batch=self.batch, precision=self.precision, title='reference',
-                        state=None if state is None else os.path.join(state, 'reference'))
+        found = measure(images, self._networks(wanted),
+                        Wanted(wanted.moments, wanted.features, keep), device=self.device,
+                        batch=self.batch, precision=self.precision, title='reference', state=None
+                        if state is None else os.path.join(state, 'reference'))
         if found is None:
             return None
         notes = [f'{self.ref}: {JPEG}'] if getattr(images, 'lossy', False) else []
-        return Reference(self.ref, {tap: found.statistics(tap) for tap in found.moments}, found.features, notes,
-                         images.image_shape)
+        return Reference(self.ref, {tap: found.statistics(tap) for tap in found.moments},
+                         found.features, notes, images.image_shape)
 
     def origin(self) -> str:
-        """Equal for equal references, detectors, metrics and precision: what numbers depend on besides the images.
+        """Equal for equal references, detectors, metrics and precision: what numbers depend on
+        besides the images.
 
-        A reference counts as equal if it says that it is of the same images, or has the same numbers. Collective.
+        A reference counts as equal if it says that it is of the same images, or has the same
+        numbers. Collective.
         """
         if self._origin is None:
             reference, total = self.reference(), hashlib.sha256()
-            detectors = {tap: extractor.digest for tap, extractor in sorted(self.extractors.items())}
-            total.update(repr((detectors, self.metrics, self.precision, self.allow_mismatch)).encode())
+            detectors = {tap: extractor.digest
+                         for tap, extractor in sorted(self.extractors.items())}
+            total.update(repr((detectors, self.metrics, self.precision,
+                               self.allow_mismatch)).encode())
             for tap, stats in sorted(reference.moments.items()) if reference is not None else ():
-                told = (tap, stats.count, stats.data_fingerprint, stats.detector_digest, stats.precision)
+                told = (tap, stats.count, stats.data_fingerprint, stats.detector_digest,
+                        stats.precision)
                 total.update(repr(told).encode())
                 if stats.data_fingerprint is None:
                     total.update(stats.mu.tobytes() + stats.sigma.tobytes())
-            for tap, features in sorted(reference.features.items()) if reference is not None else ():
+            for tap, features in sorted(
+                reference.features.items()) if reference is not None else ():
                 known = reference is not None and tap in reference.moments
-                total.update(f'{tap} {features.shape}'.encode() + (b'' if known else features.tobytes()))
+                total.update(f'{tap} {features.shape}'.encode()
+                             + (b'' if known else features.tobytes()))
             self._origin = distributed.gather_objects(total.hexdigest())[0]
         return self._origin
 
-    def __call__(self, images: Images, state: str | os.PathLike[str] | None = None, title: str = '') -> Result | None:
-        """Judge images: the result on rank 0, None on the others. With `state`, a folder, it can be continued."""
+    def __call__(self, images: Images, state: str | os.PathLike[str] | None = None,
+                 title: str = '') -> Result | None:
+        """Judge images: the result on rank 0, None on the others. With `state`, a folder, it can be
+        continued."""
         reference = self.reference(state)
         notes, error = [], None
         if reference is not None:
@@ -316,21 +346,23 @@ class Judge:
 
     def notes(self, images: Images, reference: Reference) -> list[str]:
         """What makes the numbers doubtful; ValueError for what makes them meaningless."""
-        notes = check(reference, self.metrics, self.main, self.extractors, images.source, images.image_shape,
-                      len(images), self.precision, self.allow_mismatch)
+        notes = check(reference, self.metrics, self.main, self.extractors, images.source,
+                      images.image_shape, len(images), self.precision, self.allow_mismatch)
         if getattr(images, 'lossy', False):
             notes.append(JPEG)
         if 'is' in self.metrics and isinstance(images, FolderImages) and images.in_subfolders:
-            notes.append('the Inception Score is taken over tenths of the images in their order, as by ADM: of images '
-                         'that lie in subfolders by class it comes out too low')
+            notes.append('the Inception Score is taken over tenths of the images in their order, '
+                         'as by ADM: of images that lie in subfolders by class it comes out too low')
         if 'dc' in self.metrics and len(images) > DC_IMAGES:
-            notes.append(f'density and coverage are of {DC_IMAGES} of the {len(images)} images, a random choice')
+            notes.append(f'density and coverage are of {DC_IMAGES} of the {len(images)} images, a '
+                         f'random choice')
         return notes
 
-    def measure(self, images: Images, state: str | os.PathLike[str] | None = None, title: str = '') -> Measured | None:
+    def measure(self, images: Images, state: str | os.PathLike[str] | None = None,
+                title: str = '') -> Measured | None:
         """What the metrics need of the images; collective."""
-        return measure(images, self._networks(self.wanted), self.wanted, device=self.device, batch=self.batch,
-                       precision=self.precision, state=state, title=title)
+        return measure(images, self._networks(self.wanted), self.wanted, device=self.device,
+                       batch=self.batch, precision=self.precision, state=state, title=title)
 
     def judged(self, measured: Measured, reference: Reference, notes: list[str]) -> Result:
         """The numbers of what was measured."""
@@ -339,14 +371,18 @@ class Judge:
         numbers = scores(self.metrics, measured, reference, self.main, self.extractors, self.device)
         about = {
             'images': measured.about['source'], 'num_images': measured.count,
-            'data_fingerprint': measured.about['data_fingerprint'], 'image_shape': measured.about['image_shape'],
-            'ref': self.ref, 'ref_num_images': counts[0] if counts else None,
+            'data_fingerprint': measured.about['data_fingerprint'],
+            'image_shape': measured.about['image_shape'], 'ref': self.ref,
+            'ref_num_images': counts[0] if counts else None,
             'ref_fingerprint': used[0].data_fingerprint if used else None,
-            'ref_features': {tap: len(reference.features[tap]) for tap in sorted(reference.features)},
-            'detectors': {TAPS[tap].detector_id: self.extractors[tap].digest for tap in sorted(self.extractors)},
-            'precision': self.precision, 'versions': measured.about['versions'], 'notes': notes,
+            'ref_features': {tap: len(reference.features[tap])
+                             for tap in sorted(reference.features)},
+            'detectors': {TAPS[tap].detector_id: self.extractors[tap].digest
+                          for tap in sorted(self.extractors)}, 'precision': self.precision,
+            'versions': measured.about['versions'], 'notes': notes,
         }
-        return Result(numbers, measured.count, counts[0] if counts else None, notes, measured, about)
+        return Result(numbers, measured.count, counts[0] if counts else None, notes, measured,
+                      about)
 
     def _networks(self, wanted: Wanted) -> list[FeatureExtractor]:
         """Each network once, however many of its taps are wanted."""
@@ -359,16 +395,20 @@ def main_tap(detector: str) -> str:
 
 def load_extractors(taps: set[str], detector: str, device: torch.device,
                     precision: str = 'float32') -> dict[str, FeatureExtractor]:
-    """The networks of these taps, by tap, each loaded once. ValueError for weights that are not there."""
+    """The networks of these taps, by tap, each loaded once. ValueError for weights that are not
+    there."""
     if precision == 'tf32' and device.type != 'cuda':
-        raise ValueError(f'--precision=tf32 is of CUDA devices, and would have no effect on {device.type}')
+        raise ValueError(f'--precision=tf32 is of CUDA devices, and would have no effect on '
+                         f'{device.type}')
     dtype = torch.float64 if precision == 'float64' else torch.float32
     if dtype == torch.float64 and device.type == 'mps':
         raise ValueError('--precision=float64: this device has no float64; use --device=cpu')
     kinds = {kind_of_extractor(tap) for tap in taps}
     networks: dict[str, Any] = {}
     for kind in sorted(kinds):
-        networks[kind] = load_dinov2(device, dtype) if kind == 'dinov2' else load_detector(detector, device, dtype)
+        networks[kind] = load_dinov2(device, dtype) if kind == 'dinov2' else load_detector(detector,
+                                                                                           device,
+                                                                                           dtype)
     if precision == 'tf32':
         networks = {kind: TF32(network) for kind, network in networks.items()}
     return {tap: networks[kind_of_extractor(tap)] for tap in taps}
@@ -404,7 +444,8 @@ def check_metrics(metrics: Sequence[str]) -> list[str]:
     metrics = [name.strip() for name in metrics]
     for name in metrics:
         if name not in METRICS:
-            raise ValueError(f'--metrics={name} is unknown: it takes {", ".join(METRICS)}, with commas between')
+            raise ValueError(f'--metrics={name} is unknown: it takes {", ".join(METRICS)}, with '
+                             f'commas between')
     if len(set(metrics)) < len(metrics):
         raise ValueError(f'--metrics={",".join(metrics)} names one twice')
     return list(metrics)

@@ -1,13 +1,14 @@
-"""Sweeps and searches over sampler settings: every point is measured once, kept in a table, and reported as papers do.
+"""Sweeps and searches over sampler settings: every point is measured once, kept in a table, and
+reported as papers do.
 
-    points = evaluator.plan(networks('runs/mine'), combinations({'num_steps': [8, 16], 'rho': [3.0, 7.0]}), protocol)
-    with Table('out/sweep', 'sweep.csv') as table:
+    points = evaluator.plan(networks('runs/mine'), combinations({'num_steps': [8, 16], 'rho': [3.0,
+    7.0]}), protocol) with Table('out/sweep', 'sweep.csv') as table:
         measure_points(points, table, evaluator)
         best, cheapest = report(table.rows.values(), 'fid')
 
-A point is a network, sampler options and seeds. Its key is a digest of all that its numbers depend on, so that a
-point that is in the table is not measured again. What decides (`measure_points`, `report`, `search_settings`) knows
-neither networks nor images: it asks a function.
+A point is a network, sampler options and seeds. Its key is a digest of all that its numbers depend
+on, so that a point that is in the table is not measured again. What decides (`measure_points`,
+`report`, `search_settings`) knows neither networks nor images: it asks a function.
 """
 
 import contextlib
@@ -61,7 +62,8 @@ STEPS = ('steps', 'rtol', 'eps_rel')   # settings that move a point along its cu
 # Options
 
 class Several(click.ParamType):
-    """Values of one type with commas between -> a list of them; a type that is a list itself has one value."""
+    """Values of one type with commas between -> a list of them; a type that is a list itself has
+    one value."""
 
     def __init__(self, kind: click.ParamType) -> None:
         self.kind, self.name = kind, kind.name
@@ -69,7 +71,8 @@ class Several(click.ParamType):
     def get_metavar(self, *args: Any, **kwargs: Any) -> str | None:  # noqa: ANN401 (click's own)
         return self.kind.get_metavar(*args, **kwargs)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> Any:  # noqa: ANN401
         if not isinstance(value, str):
             return value
         parts = [value] if isinstance(self.kind, FloatList) else value.split(',')
@@ -79,11 +82,13 @@ class Several(click.ParamType):
 def _with_options(command: Callable[..., Any]) -> list[Any]:
     """Give a command the options of sampler and guidance: those, the last one first."""
     before = len(getattr(command, '__click_params__', []))
-    return getattr(sampler_options(guidance_options(command)), '__click_params__')[before:]  # noqa: B009 (click's own)
+    return getattr(sampler_options(guidance_options(command)),
+                   '__click_params__')[before:]  # noqa: B009 (click's own)
 
 
 def swept_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of sampler and guidance, each a list of values; of --sigmas, a list itself, there is one."""
+    """The options of sampler and guidance, each a list of values; of --sigmas, a list itself, there
+    is one."""
     for option in _with_options(command):
         option.type = Several(option.type)
     return command
@@ -98,7 +103,8 @@ def searched_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-NUMBERS = tuple(field.name for field in dataclasses.fields(Churn))   # S_churn, S_min, S_max, S_noise
+# S_churn, S_min, S_max, S_noise
+NUMBERS = tuple(field.name for field in dataclasses.fields(Churn))
 FLAGS = {option.name: option.opts[0].removeprefix('--')              # num_steps: steps
          for option in reversed(_with_options(lambda: None))}
 
@@ -116,11 +122,13 @@ def text(value: Any) -> str:  # noqa: ANN401 (any option's value)
 
 def spelled(options: Mapping[str, Any]) -> str:
     """Options of sampler and guidance as a command line has them."""
-    return ' '.join(f'--{FLAGS[name]}={text(options[name])}' for name in FLAGS if options.get(name) is not None)
+    return ' '.join(f'--{FLAGS[name]}={text(options[name])}' for name in FLAGS
+                    if options.get(name) is not None)
 
 
 def combinations(options: Mapping[str, Sequence[Any] | None]) -> list[dict[str, Any]]:
-    """The Cartesian product of the values given, in the order of the options; the last one changes fastest."""
+    """The Cartesian product of the values given, in the order of the options; the last one changes
+    fastest."""
     given = {name: values for name, values in options.items() if values is not None}
     return [dict(zip(given, values, strict=True)) for values in itertools.product(*given.values())]
 
@@ -136,13 +144,16 @@ class Network:
     @property
     def settings(self) -> Row:
         kimg = re.fullmatch(r'network-snapshot-(\d+)\.pkl', Path(self.path).name)
-        return {'network': self.path, 'weights': self.weights or '', 'kimg': str(int(kimg[1])) if kimg else ''}
+        return {'network': self.path, 'weights': self.weights or '', 'kimg': str(int(kimg[1]))
+                if kimg else ''}
 
 
 def networks(specs: str, weights: str | None = None) -> list[Network]:
-    """Names with commas between -> networks; the folder of a run stands for all its snapshots, the oldest first.
+    """Names with commas between -> networks; the folder of a run stands for all its snapshots, the
+    oldest first.
 
-    `weights`: names with commas between, tried with each. ValueError for a folder without snapshots.
+    `weights`: names with commas between, tried with each. ValueError for a folder without
+    snapshots.
     """
     paths: list[str] = []
     for spec in specs.split(','):
@@ -154,11 +165,13 @@ def networks(specs: str, weights: str | None = None) -> list[Network]:
             raise ValueError(f'--network={spec} is a folder without network-snapshot-*.pkl: '
                              'name the folder of a run, or a file')
         paths += map(str, snapshots)
-    return [Network(path, name) for path in paths for name in (weights.split(',') if weights else [None])]
+    return [Network(path, name) for path in paths
+            for name in (weights.split(',') if weights else [None])]
 
 
 def averages(run_dir: str, widths: Sequence[float], folder: Path) -> list[Network]:
-    """Power-function averages of a run at its last snapshot, put together and written to `folder`; on all ranks."""
+    """Power-function averages of a run at its last snapshot, put together and written to `folder`;
+    on all ranks."""
     made = []
     for width in widths:
         path = folder / f'power-{width:g}.pkl'
@@ -214,10 +227,12 @@ SETTINGS = ('network', 'weights', 'kimg', *FLAGS.values())
 
 
 class Table:
-    """Points by their keys, in a CSV file that is complete at any time, in a folder that one command uses at once.
+    """Points by their keys, in a CSV file that is complete at any time, in a folder that one
+    command uses at once.
 
-    Every addition writes the file anew and removes what the point had saved on its way: there is never the state
-    of more than one point. Collective: rank 0 reads and writes, all ranks know the lines.
+    Every addition writes the file anew and removes what the point had saved on its way: there is
+    never the state of more than one point. Collective: rank 0 reads and writes, all ranks know the
+    lines.
     """
 
     def __init__(self, folder: str | os.PathLike[str], name: str) -> None:
@@ -256,8 +271,10 @@ class Table:
 
     def _read(self) -> dict[str, Row]:
         try:
-            lines = list(csv.DictReader(io.StringIO(self.path.read_text(encoding='utf-8'), newline=''), strict=True))
-            rows = {line['point']: {name: cell for name, cell in line.items() if cell} for line in lines}
+            lines = list(csv.DictReader(io.StringIO(self.path.read_text(encoding='utf-8'),
+                                                    newline=''), strict=True))
+            rows = {line['point']: {name: cell for name, cell in line.items() if cell}
+                    for line in lines}
             if any(None in row or not {'nfe', 'error'} & row.keys() for row in rows.values()):
                 raise KeyError('columns')
         except (KeyError, UnicodeDecodeError, csv.Error):
@@ -277,7 +294,8 @@ class Table:
 
 
 def on_rank_0(function: Callable[[], T]) -> T:
-    """What a function gives on rank 0, on every rank; what it raises there, as ValueError on every rank."""
+    """What a function gives on rank 0, on every rank; what it raises there, as ValueError on every
+    rank."""
     found, error = None, None
     if distributed.get_rank() == 0:
         try:
@@ -290,11 +308,13 @@ def on_rank_0(function: Callable[[], T]) -> T:
     return distributed.gather_objects(found)[0]
 
 
-def measure_points(points: Sequence[Point], table: Table, evaluate: Callable[[Point, Path], Row]) -> list[Row]:
+def measure_points(points: Sequence[Point], table: Table,
+                   evaluate: Callable[[Point, Path], Row]) -> list[Row]:
     """Measure the points that are not in the table; the lines of all of them.
 
-    `evaluate(point, state)` gives the further columns of a point's line, and may save progress in the folder
-    `state`. A point that it refuses gets a line that says why, and is tried again by the next command.
+    `evaluate(point, state)` gives the further columns of a point's line, and may save progress in
+    the folder `state`. A point that it refuses gets a line that says why, and is tried again by the
+    next command.
     """
     several = len({point.network for point in points}) > 1
     for i, point in enumerate(points):
@@ -341,10 +361,11 @@ AXES = {'nfe': 'NFE, evaluations of the network for an image', 'kimg': 'Training
 
 
 def report(rows: Iterable[Row], metric: str) -> tuple[Row, Row]:
-    """The reporting rule of Tables 3 and 4: the lowest value, and the lowest NFE whose value is within 3 % of it.
+    """The reporting rule of Tables 3 and 4: the lowest value, and the lowest NFE whose value is
+    within 3 % of it.
 
-    Of numbers of which more is better, the highest takes the place of the lowest. Of equals the first line counts.
-    ValueError where there is no line with that number.
+    Of numbers of which more is better, the highest takes the place of the lowest. Of equals the
+    first line counts. ValueError where there is no line with that number.
     """
     measured = usable(rows, metric)
     if not measured:
@@ -374,20 +395,25 @@ def _sign(metric: str) -> int:
 
 
 def curves(rows: Sequence[Row], x: str = 'nfe') -> dict[str, list[Row]]:
-    """Points by all of their settings that vary, but for those that move a point along the axis `x`."""
-    rows = [{**row, 'network': os.path.dirname(row['network'])} for row in rows] if x == 'kimg' else list(rows)
+    """Points by all of their settings that vary, but for those that move a point along the axis
+    `x`."""
+    rows = [{**row, 'network': os.path.dirname(row['network'])}
+            for row in rows] if x == 'kimg' else list(rows)
     along = {*STEPS, 'kimg'} if x == 'nfe' else {x, 'kimg'}
-    varied = [name for name in SETTINGS if name not in along and len({row.get(name) for row in rows}) > 1]
+    varied = [name for name in SETTINGS if name not in along
+              and len({row.get(name) for row in rows}) > 1]
     shared = os.path.commonprefix([row['network'] for row in rows]).rfind('/') + 1
     found: dict[str, list[Row]] = {}
     for row in rows:
         cells = {**row, 'network': row['network'][shared:]}
-        found.setdefault(' '.join(f'{name}={cells[name]}' for name in varied if name in cells), []).append(row)
+        found.setdefault(' '.join(f'{name}={cells[name]}' for name in varied if name in cells),
+                         []).append(row)
     return {label: sorted(part, key=lambda row: float(row[x])) for label, part in found.items()}
 
 
 def axis_of(rows: Sequence[Row]) -> str:
-    """What a picture is drawn against: NFE where the steps vary, else the first of training and settings that does."""
+    """What a picture is drawn against: NFE where the steps vary, else the first of training and
+    settings that does."""
     for name in (*STEPS, 'kimg', *FLAGS.values()):
         values = {row.get(name, '') for row in rows}
         if len(values) > 1 and all(map(_is_number, values)):
@@ -403,7 +429,8 @@ def _is_number(cell: str) -> bool:
 
 
 def draw(rows: Iterable[Row], metric: str, path: str | os.PathLike[str], label: str) -> None:
-    """A picture of the numbers against the evaluations: a curve for each combination of the other settings.
+    """A picture of the numbers against the evaluations: a curve for each combination of the other
+    settings.
 
     The best point is filled, the cheapest within 3 % of it ringed; the line is 3 % above the best.
     """
@@ -411,7 +438,8 @@ def draw(rows: Iterable[Row], metric: str, path: str | os.PathLike[str], label: 
     best, cheapest = report(rows, metric)
     x = axis_of(rows)
     by_label = curves(rows, x)
-    shown = sorted(by_label, key=lambda name: min(loss(row, metric) for row in by_label[name]))[:CURVES]
+    shown = sorted(by_label, key=lambda name: min(loss(row, metric)
+                                                  for row in by_label[name]))[:CURVES]
     plt = pyplot()
     beside = len(by_label) > 4
     figure, axes = plt.subplots(figsize=(10.5 if beside else 7.5, 4.8), layout='constrained')
@@ -421,10 +449,13 @@ def draw(rows: Iterable[Row], metric: str, path: str | os.PathLike[str], label: 
             axes.plot(at, values, color='#cccccc', linewidth=0.8, zorder=1)
             continue
         order = list(filter(shown.__contains__, by_label)).index(name)
-        axes.plot(at, values, color=plt.cm.tab10(order % 10), linestyle='-' if order < 10 else '--', marker='.',
-                  linewidth=1.2, label=name or None, zorder=2)
-    axes.axhline(_sign(metric) * _limit(best, metric), color='#888888', linewidth=0.8, linestyle=':', zorder=0)
-    for row, size, face, what in ((best, 6, 'black', 'best'), (cheapest, 11, 'none', 'fewest evaluations within 3 %')):
+        axes.plot(at, values, color=plt.cm.tab10(order % 10), linestyle='-' if order < 10 else '--',
+                  marker='.', linewidth=1.2, label=name or None, zorder=2)
+    axes.axhline(_sign(metric) * _limit(best, metric), color='#888888', linewidth=0.8,
+                 linestyle=':', zorder=0)
+    for row, size, face, what in ((best, 6, 'black', 'best'), (cheapest, 11, 'none', 'fewest '
+                                                                                     'evaluations '
+                                                                                     'within 3 %')):
         axes.plot(float(row[x]), float(row[metric]), 'o', markersize=size, markerfacecolor=face,
                   markeredgecolor='black', linestyle='none', zorder=3,
                   label=f'{what}: {float(row[metric]):.4g} at NFE {row["nfe"]}')
@@ -433,13 +464,15 @@ def draw(rows: Iterable[Row], metric: str, path: str | os.PathLike[str], label: 
     axes.set_xlabel(AXES.get(x, x))
     axes.set_ylabel(label)
     axes.grid(linewidth=0.3)
-    axes.legend(fontsize=8, **({'loc': 'center left', 'bbox_to_anchor': (1.01, 0.5)} if beside else {}))
+    axes.legend(fontsize=8, **({'loc': 'center left', 'bbox_to_anchor': (1.01, 0.5)} if beside
+                               else {}))
     with atomic_write(path) as file:
         figure.savefig(file, format='png', dpi=150, metadata={'Software': None})
     plt.close(figure)
 
 
-def _scale(set_scale: Callable[..., None], axis: Any, values: Sequence[float], plt: Any) -> None:  # noqa: ANN401 (matplotlib's)
+def _scale(set_scale: Callable[..., None], axis: Any, values: Sequence[float],
+           plt: Any) -> None:  # noqa: ANN401 (matplotlib's)
     """Logarithmic where values are positive and far apart, with plain numbers beside it."""
     if values[0] <= 0 or values[-1] < 4 * values[0]:
         return
@@ -457,11 +490,14 @@ def write_report(folder: Path, rows: Sequence[Row], metric: str, label: str) -> 
     best, cheapest = report(rows, metric)
     write_json(folder / 'report.json', {
         'metric': metric, 'best': best, 'fewest evaluations within 3 %': cheapest,
-        'curves': [{'curve': name, 'best': a, 'fewest evaluations within 3 %': b} for name, (a, b) in reports.items()],
+        'curves': [{'curve': name, 'best': a, 'fewest evaluations within 3 %': b}
+                   for name, (a, b) in reports.items()],
         'refused': [row for row in rows if 'error' in row]})
-    lines = [f'{float(a[metric]):8.4g} {b["nfe"]:>6}  {name}' for name, (a, b) in reports.items() if len(reports) > 1]
+    lines = [f'{float(a[metric]):8.4g} {b["nfe"]:>6}  {name}' for name, (a, b) in reports.items()
+             if len(reports) > 1]
     if lines:
-        lines.insert(0, f'{metric:>8} {"NFE":>6}  (best value; fewest evaluations within 3 % of it)')
+        lines.insert(0,
+                     f'{metric:>8} {"NFE":>6}  (best value; fewest evaluations within 3 % of it)')
     for what, row in (('Best', best), ('Fewest evaluations within 3 % of it', cheapest)):
         lines.append(f'{what}: {float(row[metric]):g} at NFE {row["nfe"]}, {described(row)}')
     return lines
@@ -486,7 +522,8 @@ def write_json(path: str | os.PathLike[str], told: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Grids:
-    """The values tried for each number of Algorithm 2, rising: those of Table 5, its ellipses read as 1, 2, 5, 10."""
+    """The values tried for each number of Algorithm 2, rising: those of Table 5, its ellipses read
+    as 1, 2, 5, 10."""
     S_churn: tuple[float, ...] = tuple(10.0 * i for i in range(11))
     S_min: tuple[float, ...] = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
     S_max: tuple[float, ...] = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 80.0)
@@ -504,18 +541,21 @@ class Grids:
         return [churn for churn in itertools.starmap(Churn, product) if churn.S_min <= churn.S_max]
 
 
-def search_settings(grids: Grids, evaluate: Callable[[Churn], float], same: Callable[[Churn], Hashable],
-                    rounds: int = 2) -> list[Churn]:
-    """The settings tried, the best first: in rounds through the four numbers, or, with rounds = 0, all combinations.
+def search_settings(grids: Grids, evaluate: Callable[[Churn], float],
+                    same: Callable[[Churn], Hashable], rounds: int = 2) -> list[Churn]:
+    """The settings tried, the best first: in rounds through the four numbers, or, with rounds = 0,
+    all combinations.
 
-    The paper searched its grid (Appendix E.2), which has 11,253 combinations, without saying in which order. A round
-    takes one number after the other, as the paper lists them, tries all its values with the best of the others, and
-    keeps the best. It begins where Table 4 does: noise at all levels, and S_noise at its lowest. The last round is the
-    one that changes nothing. The deterministic sampler is tried like the others, but the search goes on from the best
-    stochastic one: with S_churn = 0 the other numbers mean nothing.
+    The paper searched its grid (Appendix E.2), which has 11,253 combinations, without saying in
+    which order. A round takes one number after the other, as the paper lists them, tries all its
+    values with the best of the others, and keeps the best. It begins where Table 4 does: noise at
+    all levels, and S_noise at its lowest. The last round is the one that changes nothing. The
+    deterministic sampler is tried like the others, but the search goes on from the best stochastic
+    one: with S_churn = 0 the other numbers mean nothing.
 
-    `evaluate` gives what should be low; inf: it cannot be had. Settings for which `same` gives equal things draw the
-    same images, and are evaluated once. Of equally good ones the first tried comes first.
+    `evaluate` gives what should be low; inf: it cannot be had. Settings for which `same` gives
+    equal things draw the same images, and are evaluated once. Of equally good ones the first tried
+    comes first.
     """
     tried: dict[Hashable, tuple[Churn, float]] = {}
 
@@ -549,7 +589,8 @@ def numbers_of(churn: Churn) -> dict[str, float]:
 
 
 def effect_of(churn: Churn, sigmas: Sequence[float]) -> Hashable:
-    """γ_i at the noise levels σ_0 … σ_N, and S_noise if any is not 0: where these are equal, so are the images."""
+    """γ_i at the noise levels σ_0 … σ_N, and S_noise if any is not 0: where these are equal, so are
+    the images."""
     gammas = tuple(churn.gamma(sigma, len(sigmas) - 1) for sigma in sigmas[:-1])
     return gammas, churn.S_noise if any(gammas) else None
 
@@ -557,10 +598,12 @@ def effect_of(churn: Churn, sigmas: Sequence[float]) -> Hashable:
 # Networks and images
 
 class Evaluator:
-    """Draws the images of points and judges them; networks are opened one after the other. Collective."""
+    """Draws the images of points and judges them; networks are opened one after the other.
+    Collective."""
 
     def __init__(self, judge: Judge, *, device: torch.device, classes: Sequence[int] | None = None,
-                 rng: str | None = None, batch: int = 64, opening: Mapping[str, Any] | None = None) -> None:
+                 rng: str | None = None, batch: int = 64,
+                 opening: Mapping[str, Any] | None = None) -> None:
         """`opening`: further arguments of open_network, for all networks."""
         self.judge, self.device, self.batch = judge, device, batch
         self.classes, self.rng, self.opening = classes, rng, dict(opening or {})
@@ -574,7 +617,8 @@ class Evaluator:
         if options.get('guidance') in (None, 1):
             guide = None   # not asked
         wanted = [(network.path, network.weights), *([(guide, None)] if guide is not None else [])]
-        self._opened = {key: net for key, net in self._opened.items() if key in wanted}   # no more than needed
+        # no more than needed
+        self._opened = {key: net for key, net in self._opened.items() if key in wanted}
         for key in wanted:
             if key not in self._opened:
                 opening = self.opening if key == wanted[0] or is_diffusers(key[0]) else {}
@@ -592,8 +636,9 @@ class Evaluator:
         return drawing
 
     def images(self, drawing: Drawing, network: Network, seeds: range) -> GeneratedImages:
-        return GeneratedImages(drawing.net, drawing.sampling, seeds, device=self.device, classes=self.classes,
-                               rng=self.rng, batch=self.batch, source=network.path)
+        return GeneratedImages(drawing.net, drawing.sampling, seeds, device=self.device,
+                               classes=self.classes, rng=self.rng, batch=self.batch,
+                               source=network.path)
 
     def plan(self, networks: Iterable[Network], options: Sequence[Mapping[str, Any]],
              protocol: Protocol) -> list[Point]:
@@ -609,18 +654,21 @@ class Evaluator:
         """ValueError for a network that cannot be read, and for classes that it does not have."""
         given = {name: options[name] for name in FLAGS if options.get(name) is not None}
         try:
-            drawn = self.images(self.drawing(network, given), network, protocol.seeds(0)).fingerprint()
+            drawn = self.images(self.drawing(network, given), network,
+                                protocol.seeds(0)).fingerprint()
         except RefusedError:
             drawn = f'{digest_of(self.opened(network, given)[0])} {spelled(given)}'
         told = repr((drawn, protocol, self.classes, self.judge.origin()))
         return Point(network, given, protocol, hashlib.sha256(told.encode()).hexdigest()[:16])
 
     def __call__(self, point: Point, state: Path) -> Row:
-        """NFE, numbers and seconds; of several blocks the best numbers, as papers report them, mean and deviation."""
+        """NFE, numbers and seconds; of several blocks the best numbers, as papers report them, mean
+        and deviation."""
         started = time.monotonic()
         drawing = self.drawing(point.network, point.options)
         nfe = self._evaluations(point, drawing)
-        scores = [self._scores(self.images(drawing, point.network, seeds), state / f'seeds-{seeds[0]}-{seeds[-1]}')
+        scores = [self._scores(self.images(drawing, point.network, seeds),
+                               state / f'seeds-{seeds[0]}-{seeds[-1]}')
                   for seeds in map(point.protocol.seeds, range(point.protocol.blocks))]
         return {'nfe': text(nfe), **summary(scores), 'seconds': f'{time.monotonic() - started:.1f}'}
 
@@ -639,28 +687,33 @@ class Evaluator:
         return on_rank_0(judged)
 
     def effect(self, network: Network, options: Mapping[str, Any]) -> Callable[[Churn], Hashable]:
-        """`effect_of` at the noise levels of these options. ValueError for a sampler without S_churn."""
+        """`effect_of` at the noise levels of these options. ValueError for a sampler without
+        S_churn."""
         drawing = self.drawing(network, options)
         sampling = drawing.sampling
         if not hasattr(sampling.sampler, 'churn'):
-            raise ValueError(f'{spelled(options) or "the sampler of this network"} has no S_churn to search for: '
-                             'use --sampler=table1 or angle')
+            raise ValueError(f'{spelled(options) or "the sampler of this network"} has no S_churn '
+                             f'to search for: use --sampler=table1 or angle')
         if isinstance(getattr(sampling.sampler, 'solver', None), MULTISTEP):
-            raise ValueError(f'{spelled(options)}: a multistep solver cannot take fresh noise between its steps, so '
-                             'there is no S_churn to search for; use euler or heun')
-        sigmas = Conditioned(drawing.net).levels(sampling.discretization, sampling.num_steps).tolist()
+            raise ValueError(f'{spelled(options)}: a multistep solver cannot take fresh noise '
+                             f'between its steps, so there is no S_churn to search for; use euler '
+                             f'or heun')
+        sigmas = Conditioned(drawing.net).levels(sampling.discretization,
+                                                 sampling.num_steps).tolist()
         return lambda churn: effect_of(churn, sigmas)
 
     def _evaluations(self, point: Point, drawing: Drawing) -> float:
-        """NFE of an image: of the first, or, where it depends on the image, of the first ones on average."""
+        """NFE of an image: of the first, or, where it depends on the image, of the first ones on
+        average."""
         sampling = drawing.sampling
-        count = min(PROBED, point.protocol.num) if isinstance(sampling.sampler, tuple(ADAPTIVE.values())) else 1
+        count = min(PROBED, point.protocol.num) if isinstance(sampling.sampler,
+                                                              tuple(ADAPTIVE.values())) else 1
         seeds = point.protocol.seeds(0)[:count]
         classes = self.classes and [self.classes[i % len(self.classes)] for i in range(count)]
         error = None
         try:
-            generate(drawing.net, sampling.sampler, sampling.discretization, sampling.num_steps, seeds, classes,
-                     self.device, self.rng)
+            generate(drawing.net, sampling.sampler, sampling.discretization, sampling.num_steps,
+                     seeds, classes, self.device, self.rng)
         except (ValueError, FloatingPointError) as failure:
             error = str(failure)
         try:
@@ -677,7 +730,8 @@ class Evaluator:
 
 
 def summary(scores: Sequence[Mapping[str, float]]) -> Row:
-    """All numbers of the block that is best by the first; of several blocks also the means and standard deviations."""
+    """All numbers of the block that is best by the first; of several blocks also the means and
+    standard deviations."""
     first = next(iter(scores[0]))
     best = min(scores, key=lambda score: _sign(first) * score[first])
     found: Row = {}
@@ -685,5 +739,6 @@ def summary(scores: Sequence[Mapping[str, float]]) -> Row:
         values = np.array([score[name] for score in scores])
         found[name] = repr(float(best[name]))
         if len(values) > 1:
-            found |= {f'{name}_mean': repr(float(values.mean())), f'{name}_deviation': repr(float(values.std(ddof=1)))}
+            found |= {f'{name}_mean': repr(float(values.mean())),
+                      f'{name}_deviation': repr(float(values.std(ddof=1)))}
     return found

@@ -1,4 +1,5 @@
-"""Judging while training: the averaged network at intervals, and which of its snapshots is the best so far."""
+"""Judging while training: the averaged network at intervals, and which of its snapshots is the best
+so far."""
 
 import contextlib
 import hashlib
@@ -24,15 +25,17 @@ from training.stats_file import nimg_of, read_statistics
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Judging while training: the averaged network's images of seeds 0 ... num - 1 against real ones.
+    """Judging while training: the averaged network's images of seeds 0 ... num - 1 against real
+    ones.
 
     interval_nimg   how often, in images of training; the end is judged too
-    ref, metrics, detector, allow_mismatch   those of Judge; the first metric chooses the best snapshot
+    ref, metrics, detector, allow_mismatch   those of Judge; the first metric chooses the best
+    snapshot
     num_steps       of the deterministic sampler
     batch           images at a time, per device
 
-    Raises ValueError for a metric that is unknown, and for a first one of which more is better. None of
-    it is part of what a run is: a continuing command may add it or change it.
+    Raises ValueError for a metric that is unknown, and for a first one of which more is better.
+    None of it is part of what a run is: a continuing command may add it or change it.
     """
     interval_nimg: int
     ref: str
@@ -47,28 +50,33 @@ class EvalConfig:
         first, *_ = check_metrics(self.metrics)
         distances = [name for name in METRICS if not higher_is_better(METRICS[name].names[0])]
         if first not in distances:
-            raise ValueError(f'--metrics={",".join(self.metrics)}: the first chooses the best snapshot, by its lowest '
-                             f'number; put one of {", ".join(distances)} before {first}')
+            raise ValueError(f'--metrics={",".join(self.metrics)}: the first chooses the best '
+                             f'snapshot, by its lowest number; put one of {", ".join(distances)} '
+                             f'before {first}')
 
     @property
     def names(self) -> list[str]:
         """What the numbers are called."""
-        return [name for metric in self.metrics for name in names_of(metric, main_tap(self.detector))]
+        return [name for metric in self.metrics
+                for name in names_of(metric, main_tap(self.detector))]
 
 
 class Evaluation:
-    """Judges networks as `config` says: reference and detectors are loaded once, for networks like `net`.
+    """Judges networks as `config` says: reference and detectors are loaded once, for networks like
+    `net`.
 
-    Collective: every rank makes one and calls it. Raises ValueError, on all ranks, for what does not fit.
+    Collective: every rank makes one and calls it. Raises ValueError, on all ranks, for what does
+    not fit.
     """
 
     def __init__(self, config: EvalConfig, net: Denoiser, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.sampling = resolve_sampler({'num_steps': config.num_steps}, net.sigma_min, net.sigma_max, net.native_steps)
+        self.sampling = resolve_sampler({'num_steps': config.num_steps}, net.sigma_min,
+                                        net.sigma_max, net.native_steps)
         error = None
         with without_a_trace(device):
-            self.judge = Judge(config.ref, config.metrics, device=device, detector=config.detector, batch=config.batch,
-                               allow_mismatch=config.allow_mismatch)
+            self.judge = Judge(config.ref, config.metrics, device=device, detector=config.detector,
+                               batch=config.batch, allow_mismatch=config.allow_mismatch)
             reference = self.judge.reference()
             try:
                 if reference is not None:
@@ -84,24 +92,28 @@ class Evaluation:
         """Whether the line of `nimg` in stats.jsonl is there, but without these numbers."""
         lines = [line for line in read_statistics(run_dir / 'stats.jsonl') if nimg_of(line) == nimg]
         return any(line.get('evaluation') != self.protocol
-                   or any(f'Metrics/{name}' not in line for name in self.config.names) for line in lines)
+                   or any(f'Metrics/{name}' not in line for name in self.config.names)
+                   for line in lines)
 
     def is_due(self, state: TrainState, config: TrainConfig, run_dir: Path) -> bool:
         """Whether the averaged network of now is to be judged, and has not been; collective."""
         at_end = state.nimg >= config.total_nimg
-        if state.nimg == 0 or not (at_end or due(state.nimg, config.batch_size, self.config.interval_nimg)):
+        if state.nimg == 0 or not (at_end or due(state.nimg, config.batch_size,
+                                                 self.config.interval_nimg)):
             return False
         missing = distributed.get_rank() == 0 and self.is_missing(run_dir, state.nimg)
         return bool(distributed.gather_objects(missing)[0])
 
     def __call__(self, net: Denoiser, run_dir: Path, stopping: Callable[[], bool]) -> Result | None:
-        """The numbers on rank 0, None on the others; `stopping` is asked before each batch of images.
+        """The numbers on rank 0, None on the others; `stopping` is asked before each batch of
+        images.
 
-        Progress is kept in a hidden folder of the run until there are numbers. Raises ValueError, on all
-        ranks, for images that are not finite, and where any rank is to stop.
+        Progress is kept in a hidden folder of the run until there are numbers. Raises ValueError,
+        on all ranks, for images that are not finite, and where any rank is to stop.
         """
         images = self._images(net, stopping)
-        identity = hashlib.sha256(repr((images.fingerprint(), self.config)).encode()).hexdigest()[:16]
+        identity = hashlib.sha256(repr((images.fingerprint(),
+                                        self.config)).encode()).hexdigest()[:16]
         folder = run_dir / f'.evaluation-{identity}'
         if distributed.get_rank() == 0:
             for other in set(run_dir.glob('.evaluation-*')) - {folder}:   # of what is not continued
@@ -112,14 +124,16 @@ class Evaluation:
         return result
 
     def _images(self, net: Denoiser, stopping: Callable[[], bool]) -> '_Interruptible':
-        return _Interruptible(stopping, net, self.sampling, range(self.config.num), device=self.device,
-                              batch=self.config.batch, source='the averaged network')
+        return _Interruptible(stopping, net, self.sampling, range(self.config.num),
+                              device=self.device, batch=self.config.batch, source='the averaged '
+                                                                                  'network')
 
 
 class _Interruptible(GeneratedImages):
     """Generated images that end with a ValueError as soon as `stopping` says yes."""
 
-    def __init__(self, stopping: Callable[[], bool], *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(self, stopping: Callable[[], bool], *args: Any,
+                 **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **kwargs)
         self.stopping = stopping
 
@@ -132,30 +146,37 @@ class _Interruptible(GeneratedImages):
 
 @contextlib.contextmanager
 def without_a_trace(device: torch.device) -> Iterator[None]:
-    """What the block draws, and how cuDNN and autograd are set in it, leaves no trace in the training around it."""
+    """What the block draws, and how cuDNN and autograd are set in it, leaves no trace in the
+    training around it."""
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic
     cudnn.benchmark, cudnn.deterministic = False, True
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []), torch.no_grad():
+        with torch.random.fork_rng(devices=[device] if device.type == 'cuda'
+                                   else []), torch.no_grad():
             yield
     finally:
         cudnn.benchmark, cudnn.deterministic = before
 
 
 def choose_best(run_dir: Path, metric: str, protocol: dict[str, Any]) -> Path | None:
-    """The snapshot of the lowest `metric`, of those that were judged alike and are there; best.json tells of it."""
+    """The snapshot of the lowest `metric`, of those that were judged alike and are there; best.json
+    tells of it."""
     judged = {}
     for line in read_statistics(run_dir / 'stats.jsonl'):
         if line.get('evaluation') == protocol:
-            judged[file_of(run_dir, SNAPSHOT, nimg_of(line))] = line   # a later one of the same name replaced it
-    numbers = {path: line.get(f'Metrics/{metric}', {}).get('mean') for path, line in judged.items() if path.exists()}
-    best = min((path for path in numbers if numbers[path] is not None), key=lambda path: numbers[path], default=None)
+            # a later one of the same name replaced it
+            judged[file_of(run_dir, SNAPSHOT, nimg_of(line))] = line
+    numbers = {path: line.get(f'Metrics/{metric}', {}).get('mean') for path, line in judged.items()
+               if path.exists()}
+    best = min((path for path in numbers if numbers[path] is not None),
+               key=lambda path: numbers[path], default=None)
     if best is None:
         write_best(run_dir, None)
         return None
     line = judged[best]
-    scores = {name.removeprefix('Metrics/'): line[name]['mean'] for name in line if name.startswith('Metrics/')}
-    write_best(run_dir, {'snapshot': best.name, 'kimg': nimg_of(line) / 1000, 'metric': metric, 'scores': scores,
-                         'evaluation': protocol})
+    scores = {name.removeprefix('Metrics/'): line[name]['mean'] for name in line
+              if name.startswith('Metrics/')}
+    write_best(run_dir, {'snapshot': best.name, 'kimg': nimg_of(line) / 1000, 'metric': metric,
+                         'scores': scores, 'evaluation': protocol})
     return best

@@ -1,8 +1,9 @@
-"""Samplers that choose their own steps: of the noise levels given, only the highest and the lowest count.
+"""Samplers that choose their own steps: of the noise levels given, only the highest and the lowest
+count.
 
 Each image has its own time, its own step and its own error, so that it comes out the same in any
-batch. Images that have arrived are no longer evaluated. The host waits for the device once per step,
-to learn which images these are.
+batch. Images that have arrived are no longer evaluated. The host waits for the device once per
+step, to learn which images these are.
 """
 
 import copy
@@ -21,7 +22,8 @@ from limpid.solvers import ProbabilityFlow
 
 
 class PerImage(Conditioned):
-    """`denoise` at noise levels [B, 1, 1, 1], or at one, [1, 1, 1, 1], of the images `rows` of its batch."""
+    """`denoise` at noise levels [B, 1, 1, 1], or at one, [1, 1, 1, 1], of the images `rows` of its
+    batch."""
 
     def __init__(self, denoise: Conditioned, rows: Tensor | None = None) -> None:
         labels = denoise.class_labels
@@ -36,7 +38,8 @@ class PerImage(Conditioned):
 
 
 class Journey:
-    """Which images of a batch are still on their way, what the others have brought, and what it took."""
+    """Which images of a batch are still on their way, what the others have brought, and what it
+    took."""
 
     def __init__(self, batch_size: int) -> None:
         self.travelling = list(range(batch_size))   # rows of the batch
@@ -48,7 +51,8 @@ class Journey:
             self.evaluations[row] += evaluations
 
     def arrive(self, there: list[bool], results: tuple[Tensor, ...]) -> Tensor:
-        """Keep `results` of the travelling images that are there; returns the indices of the others among them."""
+        """Keep `results` of the travelling images that are there; returns the indices of the others
+        among them."""
         device, batch_size = results[0].device, len(self.evaluations)
         if not self.results:
             self.results = tuple(v.new_empty([batch_size, *v.shape[1:]]) for v in results)
@@ -65,14 +69,14 @@ def reached(end: float, t: Tensor, stuck: Tensor, solver: str) -> list[bool]:
     """Which images are at the end, on the host; ValueError where one can go no further."""
     status = torch.where(t > end, 1 + stuck.to(torch.int8), 0).flatten().tolist()
     if 2 in status:
-        raise ValueError(f'{solver}: an image needs steps below the rounding of its time; the denoiser is not '
-                         'finite there, or the tolerance is too small')
+        raise ValueError(f'{solver}: an image needs steps below the rounding of its time; the '
+                         f'denoiser is not finite there, or the tolerance is too small')
     return [state == 0 for state in status]
 
 
 def power(x: Tensor, exponent: float) -> Tensor:
-    """x ** exponent for x >= 0. `torch.pow` rounds the last few elements otherwise than the rest, so that an
-    image would depend on its place in the batch."""
+    """x ** exponent for x >= 0. `torch.pow` rounds the last few elements otherwise than the rest,
+    so that an image would depend on its place in the batch."""
     return (exponent * x.log()).exp()
 
 
@@ -84,9 +88,11 @@ STAGES = (
     (44 / 45, -56 / 15, 32 / 9),
     (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
     (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),   # fifth order: where the next step starts
+    # fifth order: where the next step starts
+    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
 )
-ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)   # less the fourth order
+# less the fourth order
+ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
 
 def combine(weights: tuple[float, ...], stages: list[Tensor]) -> Tensor:
@@ -100,16 +106,18 @@ def combine(weights: tuple[float, ...], stages: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class RK45:
-    """The probability flow (Eq. 4) by the Runge–Kutta pair 5(4) of Dormand & Prince, then an Euler step to 0
+    """The probability flow (Eq. 4) by the Runge–Kutta pair 5(4) of Dormand & Prince, then an Euler
+    step to 0
 
-    A step is accepted where RMS(error / (atol + rtol max(|x_i|, |x_{i+1}|))) < 1. The first step and the
-    next one are chosen by Hairer, Nørsett & Wanner 1993, Section II.4, with the constants of SciPy's
-    solve_ivp, so that one image takes the steps that solve_ivp would take. (The dashed curves of
-    Figure 2.) NFE: 2 + 6 per step, rejected ones included; the Euler step reuses the last velocity.
-    Time steps: any; only the highest and the lowest noise level count, and N has no effect.
+    A step is accepted where RMS(error / (atol + rtol max(|x_i|, |x_{i+1}|))) < 1. The first step
+    and the next one are chosen by Hairer, Nørsett & Wanner 1993, Section II.4, with the constants
+    of SciPy's solve_ivp, so that one image takes the steps that solve_ivp would take. (The dashed
+    curves of Figure 2.) NFE: 2 + 6 per step, rejected ones included; the Euler step reuses the last
+    velocity. Time steps: any; only the highest and the lowest noise level count, and N has no
+    effect.
 
-    original  the whole batch is one system with one step and one error, as in previous work: an image then
-              depends on the images beside it
+    original  the whole batch is one system with one step and one error, as in previous work: an
+              image then depends on the images beside it
     """
     rtol: float = 1e-5
     atol: float = 1e-5
@@ -132,8 +140,10 @@ class RK45:
             nfe[:] = evaluations
         return x - end * velocity
 
-    def integrate(self, denoise: Conditioned, x: Tensor, start: float, end: float) -> tuple[Tensor, Tensor, list[int]]:
-        """x at time `start` -> (x, dx/dt) at the earlier `end` > 0, and the evaluations of each image."""
+    def integrate(self, denoise: Conditioned, x: Tensor, start: float,
+                  end: float) -> tuple[Tensor, Tensor, list[int]]:
+        """x at time `start` -> (x, dx/dt) at the earlier `end` > 0, and the evaluations of each
+        image."""
         flow, journey = self.flow(denoise), Journey(len(x))
         t = x.new_full([1 if self.original else len(x), 1, 1, 1], start)
         f = flow.velocity(x, t)
@@ -153,7 +163,8 @@ class RK45:
             smallest = 10 * torch.finfo(t.dtype).eps * t
             stuck = ~accepted & ~(h >= smallest)
             h = torch.where(accepted, h.maximum(smallest), h)
-            x, f, t = (torch.where(accepted, new, old) for new, old in ((x_next, x), (f_next, f), (t_next, t)))
+            x, f, t = (torch.where(accepted, new, old)
+                       for new, old in ((x_next, x), (f_next, f), (t_next, t)))
             rejected = ~accepted
             there = reached(end, t, stuck, f'RK45 with rtol={self.rtol:g}, atol={self.atol:g}')
             if self.original:
@@ -169,7 +180,8 @@ class RK45:
         return ProbabilityFlow(PerImage(denoise, rows), self.schedule, self.scaling)
 
     def norm(self, v: Tensor) -> Tensor:
-        """The root of the mean square of each image, [B, 1, 1, 1], or of the batch, [1, 1, 1, 1]."""
+        """The root of the mean square of each image, [B, 1, 1, 1], or of the batch, [1, 1, 1,
+        1]."""
         mean_square = sum_squares(v) / v[0].numel()
         return (mean_square.mean(dim=0, keepdim=True) if self.original else mean_square).sqrt()
 
@@ -184,8 +196,10 @@ class RK45:
         scale = self.atol + self.rtol * x.abs().maximum(x_stage.abs())
         return x_stage, stages[-1], self.norm(h * combine(ERROR, stages) / scale)
 
-    def first_step(self, flow: ProbabilityFlow, x: Tensor, f: Tensor, t: Tensor, end: float) -> Tensor:
-        """h > 0 of the first step, of about the size at which Euler's error is a hundredth of the tolerance."""
+    def first_step(self, flow: ProbabilityFlow, x: Tensor, f: Tensor, t: Tensor,
+                   end: float) -> Tensor:
+        """h > 0 of the first step, of about the size at which Euler's error is a hundredth of the
+        tolerance."""
         whole = t - end
         scale = self.atol + self.rtol * x.abs()
         d0, d1 = self.norm(x / scale), self.norm(f / scale)
@@ -197,7 +211,8 @@ class RK45:
 
 
 class _LogSchedule:
-    """σ(t) = exp t: Song's VE schedule σ_min (σ_max/σ_min)^t, but for the unit and the origin of time."""
+    """σ(t) = exp t: Song's VE schedule σ_min (σ_max/σ_min)^t, but for the unit and the origin of
+    time."""
 
     def sigma(self, t: Tensor) -> Tensor:
         return t.exp()
@@ -211,15 +226,18 @@ class _LogSchedule:
 
 @dataclass(frozen=True)
 class AdaptiveSDE:
-    """The reverse SDE of VP or VE by pairs of Euler–Maruyama steps, each image with steps of its own
+    """The reverse SDE of VP or VE by pairs of Euler–Maruyama steps, each image with steps of its
+    own
 
-    x̃ = x + K_1,  K_1 = −h a(x, t) + √h g(t) z;  K_2 = −h a(x̃, t − h) + √h g(t − h) z;  x <- x + (K_1 + K_2)/2
-    is accepted where Q = RMS((K_2 − K_1)/2 / max(eps_abs, eps_rel max(|x̃|, |x̃ of the step before|))) <= 1;
-    then h <- min(t − t_end, theta h Q^−exponent). At the lowest noise level x is denoised. (Jolicoeur-Martineau
-    et al. 2021, Algorithm 1; a and g are drift and diffusion of GeneralSDE with β = σ̇/σ.) NFE: 2 per step
-    that was tried, and 1. Time steps: any; only the highest and the lowest noise level count.
+    x̃ = x + K_1,  K_1 = −h a(x, t) + √h g(t) z;  K_2 = −h a(x̃, t − h) + √h g(t − h) z;  x <- x +
+    (K_1 + K_2)/2 is accepted where Q = RMS((K_2 − K_1)/2 / max(eps_abs, eps_rel max(|x̃|, |x̃ of
+    the step before|))) <= 1; then h <- min(t − t_end, theta h Q^−exponent). At the lowest noise
+    level x is denoised. (Jolicoeur-Martineau et al. 2021, Algorithm 1; a and g are drift and
+    diffusion of GeneralSDE with β = σ̇/σ.) NFE: 2 per step that was tried, and 1. Time steps: any;
+    only the highest and the lowest noise level count.
 
-    sde      'vp', in the scaled frame from N(0, I), or 've', in which σ falls geometrically with time
+    sde      'vp', in the scaled frame from N(0, I), or 've', in which σ falls geometrically with
+             time
     eps_abs  2/256 is one level of 8 bits
     h_init   the first step, as a fraction of the whole time
     """
@@ -239,7 +257,8 @@ class AdaptiveSDE:
     def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor, randn_like: RandnLike,
                  nfe: list[int] | None = None) -> Tensor:
         """As every sampler; `nfe` is filled with the number of evaluations of each image."""
-        sde = GeneralSDE(vp_through(sigmas), VPScaling()) if self.sde == 'vp' else GeneralSDE(_LogSchedule())
+        sde = GeneralSDE(vp_through(sigmas),
+                         VPScaling()) if self.sde == 'vp' else GeneralSDE(_LogSchedule())
         journey = Journey(len(noise))
         x = noise if self.sde == 'vp' else noise * sigmas[0]
         if sigmas[0] > sigmas[-2]:
@@ -265,12 +284,14 @@ class AdaptiveSDE:
             k1 = h.sqrt() * sde.diffusion(t) * z - h * sde.drift(part, x, t)
             k2 = h.sqrt() * sde.diffusion(t_next) * z - h * sde.drift(part, x + k1, t_next)
             journey.count(2)
-            tolerance = (self.eps_rel * (x + k1).abs().maximum(x_tilde.abs())).clamp(min=self.eps_abs)
+            tolerance = (self.eps_rel
+                         * (x + k1).abs().maximum(x_tilde.abs())).clamp(min=self.eps_abs)
             Q = (sum_squares((k2 - k1) / 2 / tolerance) / x[0].numel()).sqrt()
             accepted = Q <= 1
             x_tilde = torch.where(accepted, x + k1, x_tilde)
             x, t = torch.where(accepted, x + (k1 + k2) / 2, x), torch.where(accepted, t_next, t)
-            h = self.theta * h * power(Q, -self.exponent)   # what is beyond the end is cut off above
+            # what is beyond the end is cut off above
+            h = self.theta * h * power(Q, -self.exponent)
             there = reached(end, t, ~(h >= smallest), f'AdaptiveSDE with eps_rel={self.eps_rel:g}')
             if any(there):
                 left = journey.arrive(there, (x,))

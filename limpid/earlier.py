@@ -1,8 +1,8 @@
 """The samplers of previous work that the paper compares with (Figures 2 and 4, Tables 3 and 4).
 
-All of them ask for D, so that each works with every network. `original=True` keeps what the paper calls oversights
-of the published programs. Ancestral and DDIM work in the unit variable z = x/√(σ² + d²) of the network's own d
-(diffusion/unit.py), and so can start at σ = ∞, where z = ε.
+All of them ask for D, so that each works with every network. `original=True` keeps what the paper
+calls oversights of the published programs. Ancestral and DDIM work in the unit variable z = x/√(σ²
++ d²) of the network's own d (diffusion/unit.py), and so can start at σ = ∞, where z = ε.
 """
 
 import math
@@ -23,8 +23,8 @@ from limpid.unit import Level, change_of_scale
 def image_sum(x: Tensor) -> Tensor:
     """Σ x over each image: [B, ...] -> [B, 1, 1, 1]
 
-    Summed by halves, in elementwise additions: a reduction kernel may choose its order of summation by
-    the size of the batch, and an image must not depend on its batch.
+    Summed by halves, in elementwise additions: a reduction kernel may choose its order of summation
+    by the size of the batch, and an image must not depend on its batch.
     """
     x = x.flatten(1)
     while x.shape[1] > 1:
@@ -48,7 +48,8 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> None:
 def vp_through(sigmas: Tensor) -> VPSchedule:
     """The VP schedule with σ(1) = σ_0 and σ(0.001) = σ_{N−1}, or that of Song where there is none.
 
-    Any VP schedule solves the same SDE in another time: what matters is that it has the given levels.
+    Any VP schedule solves the same SDE in another time: what matters is that it has the given
+    levels.
     """
     try:
         return VPSchedule.through(float(sigmas[-2]), float(sigmas[0]))
@@ -58,28 +59,32 @@ def vp_through(sigmas: Tensor) -> VPSchedule:
 
 @dataclass(frozen=True)
 class EulerMaruyama:
-    """x_{i+1} = x_i + h β(t_i) (x_i/2 + score) + √(h β(t_i)) ξ,  score = (s D(x_i/s; σ) − x_i)/(s² σ²)
+    """x_{i+1} = x_i + h β(t_i) (x_i/2 + score) + √(h β(t_i)) ξ,  score = (s D(x_i/s; σ) − x_i)/(s²
+    σ²)
 
-    The sampler of the VP SDE, in the scaled frame: s = 1/√(1 + σ²), x_0 ~ N(0, I). The last step adds
-    no noise. (Song et al. 2021; Figure 4a; Appendix C.1.) NFE: N. Time steps: VPSteps, or any other.
+    The sampler of the VP SDE, in the scaled frame: s = 1/√(1 + σ²), x_0 ~ N(0, I). The last step
+    adds no noise. (Song et al. 2021; Figure 4a; Appendix C.1.) NFE: N. Time steps: VPSteps, or any
+    other.
 
     schedule       None: the VP schedule through the noise range of the steps
     deterministic  half the score and no noise: the flow by Euler's method (Figure 2a)
-    original       h = 1/N at every step, although the t_i are spaced by (1 − ε_s)/(N − 1) and the last
-                   step, to 0, is shorter. Needs time steps that are uniform in t: VPSteps.
+    original       h = 1/N at every step, although the t_i are spaced by (1 − ε_s)/(N − 1) and the
+                   last step, to 0, is shorter. Needs time steps that are uniform in t: VPSteps.
     """
     schedule: VPSchedule | None = None
     deterministic: bool = False
     original: bool = False
 
-    def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor, randn_like: RandnLike) -> Tensor:
+    def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor,
+                 randn_like: RandnLike) -> Tensor:
         schedule, scaling = self.schedule or vp_through(sigmas), VPScaling()
         num_steps = len(sigmas) - 1
         times = times_of(schedule, sigmas)
         steps = times[:-1] - times[1:]
         if self.original:
             if num_steps > 2 and not torch.allclose(steps[:-1], steps[0], rtol=1e-6, atol=0):
-                raise ValueError('original: steps of 1/N need time steps that are uniform in t; use the vp time steps')
+                raise ValueError('original: steps of 1/N need time steps that are uniform in t; '
+                                 'use the vp time steps')
             steps = torch.full_like(steps, 1 / num_steps)
         x = noise
         for i, (t, h, sigma) in enumerate(zip(times[:-1], steps, sigmas[:-1], strict=True)):
@@ -106,14 +111,15 @@ class PredictorCorrector:
       ancestral           x <- s_b [D + (b/a)² (x/s_a − D)] + w ξ,  w = b √(1 − (b/a)²) for VE and
                           w = √((a² − b²)/(1 + a²)) for VP
       probability-flow    reverse-diffusion with half the score and no noise
-    The last predictor adds no noise. (Song et al. 2021; Figure 4b; Appendix C.2.) With corrector='none',
-    probability-flow is the original deterministic sampler of Figure 2b: Euler's method with σ = √t.
-    NFE: N (1 + corrector_steps), or N without a corrector. Time steps: VESteps, or any other.
+    The last predictor adds no noise. (Song et al. 2021; Figure 4b; Appendix C.2.) With
+    corrector='none', probability-flow is the original deterministic sampler of Figure 2b: Euler's
+    method with σ = √t. NFE: N (1 + corrector_steps), or N without a corrector. Time steps: VESteps,
+    or any other.
 
     snr       called r in the paper
     scaling   none is the VE SDE, vp the VP SDE
-    original  ‖z‖ and ‖g‖ are averaged over the batch. Otherwise each image has its own, so that it does
-              not depend on the images beside it.
+    original  ‖z‖ and ‖g‖ are averaged over the batch. Otherwise each image has its own, so that it
+              does not depend on the images beside it.
     """
     snr: float = 0.16
     predictor: str = 'reverse-diffusion'
@@ -130,7 +136,8 @@ class PredictorCorrector:
         if self.corrector_steps < 0:
             raise ValueError(f'corrector_steps must be 0 or more, not {self.corrector_steps}')
 
-    def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor, randn_like: RandnLike) -> Tensor:
+    def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor,
+                 randn_like: RandnLike) -> Tensor:
         x = noise * (sigmas[0] * self.scaling.s(sigmas[0]))
         for a, b in pairwise(sigmas):
             if self.corrector != 'none':
@@ -161,7 +168,8 @@ class PredictorCorrector:
         q = (b / a) ** 2
         towards = (1 - q) * (D - x / s_a)   # (a² − b²) times the score of x/s
         if self.predictor == 'ancestral':
-            vp = isinstance(self.scaling, VPScaling)   # √β of that step for VP, √β̃ for VE, as in Song's programs
+            # √β of that step for VP, √β̃ for VE, as in Song's programs
+            vp = isinstance(self.scaling, VPScaling)
             std = ((a**2 - b**2) / (1 + a**2)).sqrt() if vp else s_b * b * (1 - q).sqrt()
             return s_b * (x / s_a + towards), std
         share = 0.5 if self.predictor == 'probability-flow' else 1.0
@@ -169,7 +177,8 @@ class PredictorCorrector:
 
 
 def posterior_variances(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(q, ln w_lo², ln w_hi²) of an ancestral step from noise level a ≤ ∞ down to b > 0, unscaled frame.
+    """(q, ln w_lo², ln w_hi²) of an ancestral step from noise level a ≤ ∞ down to b > 0, unscaled
+    frame.
 
     q = b²/a²;  w_lo² = b² (1 − q) is iDDPM's β̃;  w_hi² = (a² − b²)(1 + b²)/(1 + a²) is its β.
     """
@@ -180,17 +189,20 @@ def posterior_variances(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def denoise_with_variance(denoise: Conditioned, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """(D, F_var) of a network with variance channels, in the precision of x; sigma [] on the CPU."""
+    """(D, F_var) of a network with variance channels, in the precision of x; sigma [] on the
+    CPU."""
     if math.isinf(sigma):
-        raise ValueError("variance='learned' cannot start at sigma = inf; use variance='small' or 'large' "
+        raise ValueError("variance='learned' cannot start at sigma = inf; use variance='small' or "
+                         "'large' "
                          '(--variance=small)')
     try:
-        D, F_var = denoise.net(x, denoise.beside(sigma, x), denoise.class_labels, return_variance=True)
+        D, F_var = denoise.net(x, denoise.beside(sigma, x), denoise.class_labels,
+                               return_variance=True)
     except (TypeError, ValueError) as error:
         if 'return_variance' not in str(error):
             raise
-        raise ValueError("variance='learned' needs a network with variance channels (iDDPM), which this one is not; "
-                         "use variance='small' or 'large' (--variance=small)") from error
+        raise ValueError("variance='learned' needs a network with variance channels (iDDPM), which "
+                         "this one is not; use variance='small' or 'large' (--variance=small)") from error
     return D.to(x.dtype), F_var.to(x.dtype)
 
 
@@ -199,12 +211,14 @@ VARIANCES = ('learned', 'small', 'large')
 
 @dataclass(frozen=True)
 class Ancestral:
-    """z′ = a′ (1 − r) D/d + (a/a′) (b′/b)² z + (a′/d) w ξ,  r = (σ′/σ)²,  from σ = σ_i to σ′ = σ_{i+1};  z_N = D/d
+    """z′ = a′ (1 − r) D/d + (a/a′) (b′/b)² z + (a′/d) w ξ,  r = (σ′/σ)²,  from σ = σ_i to σ′ =
+    σ_{i+1};  z_N = D/d
 
-    In the unscaled frame x′ = D + r (x − D) + w ξ. The reverse Markov chain of DDPM and iDDPM (Ho et al. 2020;
-    Nichol & Dhariwal 2021; Figure 4c; Lin et al. 2023, Eq. 20), as any noise levels allow it. x_0 ~ N(0, (1 + σ_0²) I),
-    the N(0, I) of the VP frame. A level that repeats is passed over. NFE: N. Time steps: IDDPMSteps, DiscreteSteps, or
-    any other. (The ancestral predictor of Song et al. 2021 is 'small' for VE and 'large' for VP.)
+    In the unscaled frame x′ = D + r (x − D) + w ξ. The reverse Markov chain of DDPM and iDDPM (Ho
+    et al. 2020; Nichol & Dhariwal 2021; Figure 4c; Lin et al. 2023, Eq. 20), as any noise levels
+    allow it. x_0 ~ N(0, (1 + σ_0²) I), the N(0, I) of the VP frame. A level that repeats is passed
+    over. NFE: N. Time steps: IDDPMSteps, DiscreteSteps, or any other. (The ancestral predictor of
+    Song et al. 2021 is 'small' for VE and 'large' for VP.)
 
     variance  ln w² = ν ln w_hi² + (1 − ν) ln w_lo² (see posterior_variances); 'small' is ν = 0,
               'large' ν = 1, and 'learned' is ν = (F_var + 1)/2 from the network's variance channels
@@ -217,7 +231,8 @@ class Ancestral:
     def __post_init__(self) -> None:
         one_of('variance', self.variance, VARIANCES)
 
-    def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor, randn_like: RandnLike) -> Tensor:
+    def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor,
+                 randn_like: RandnLike) -> Tensor:
         d = denoise.unit_scale
         z = noise * change_of_scale(sigmas[0], 1.0, d)
         for sigma, sigma_next in pairwise(sigmas):
@@ -242,11 +257,13 @@ class Ancestral:
 
 @dataclass(frozen=True)
 class DDIM:
-    """z′ = a′ D/d + √(b′² − w²) e + w ξ,  e = (z − a D/d)/b,  w = η b′ √(1 − (σ′/σ)²),  from σ = σ_i to σ′ = σ_{i+1}
+    """z′ = a′ D/d + √(b′² − w²) e + w ξ,  e = (z − a D/d)/b,  w = η b′ √(1 − (σ′/σ)²),  from σ =
+    σ_i to σ′ = σ_{i+1}
 
-    (Song, Meng & Ermon 2021, Eq. 12 and 16; Lin et al. 2023, Eq. 21 and 22.) x_0 ~ N(0, σ_0² I). η = 0 is Euler's
-    method in σ, a rotation of (z, v) by the difference of angles, and draws no noise; η = 1 is Ancestral with the
-    small variance. NFE: N. Time steps: IDDPMSteps, DiscreteSteps, or any other.
+    (Song, Meng & Ermon 2021, Eq. 12 and 16; Lin et al. 2023, Eq. 21 and 22.) x_0 ~ N(0, σ_0² I). η
+    = 0 is Euler's method in σ, a rotation of (z, v) by the difference of angles, and draws no
+    noise; η = 1 is Ancestral with the small variance. NFE: N. Time steps: IDDPMSteps,
+    DiscreteSteps, or any other.
 
     eta   η in [0, 1]
     clip  D is clipped to [−1, 1], and e computed from the clipped D
@@ -259,7 +276,8 @@ class DDIM:
         if not 0 <= self.eta <= 1:
             raise ValueError(f'eta must be from 0 to 1, not {self.eta:g}')
 
-    def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor, randn_like: RandnLike) -> Tensor:
+    def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor,
+                 randn_like: RandnLike) -> Tensor:
         d = denoise.unit_scale
         z = noise * Level.of_sigma(sigmas[0], d).b
         for sigma, sigma_next in pairwise(sigmas):

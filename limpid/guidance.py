@@ -1,12 +1,13 @@
 """Guidance: a denoiser made of two, which every sampler takes for one.
 
-    net = guided(net, Guidance(weight=3.0))                     # classifier-free: the same network without its labels
+    net = guided(net, Guidance(weight=3.0))                     # classifier-free: the same network
+    without its labels
     net = guided(net, Guidance(weight=2.0), guide=smaller_net)  # autoguidance: a worse network
     images = sample(net, noise, class_labels)
 
-Eq. 13 is affine, with weights that add up to 1: guiding D, v or ε gives the same. The rescaling of Eq. 15 and 16
-is not, and acts in a space that can be chosen. (Ho & Salimans 2022; Karras et al. 2024; Lin et al. 2023,
-Section 3.4.)
+Eq. 13 is affine, with weights that add up to 1: guiding D, v or ε gives the same. The rescaling of
+Eq. 15 and 16 is not, and acts in a space that can be chosen. (Ho & Salimans 2022; Karras et al.
+2024; Lin et al. 2023, Section 3.4.)
 """
 
 import math
@@ -20,19 +21,21 @@ from limpid.earlier import image_sum, one_of, sum_squares
 from limpid.unit import Level, change_of_scale
 
 SPACES = ('v', 'x0', 'eps')
-GUIDED_BELOW = 'With --guidance-interval=0,HI the guide is asked up to HI only'   # where it supports no more
+# where it supports no more
+GUIDED_BELOW = 'With --guidance-interval=0,HI the guide is asked up to HI only'
 
 
 @dataclass(frozen=True)
 class Guidance:
     """How strongly a denoiser is led away from its reference, and where.
 
-    weight    w in D_ref + w (D_pos − D_ref)        (Eq. 13); 1 is no guidance, 0 the reference alone
-    rescale   φ in [0, 1]: how far each image's standard deviation goes back to that of D_pos, in `space`
-              (Eq. 16); the paper uses 0.7 with w = 7.5
+    weight    w in D_ref + w (D_pos − D_ref)        (Eq. 13); 1 is no guidance, 0 the reference
+              alone
+    rescale   φ in [0, 1]: how far each image's standard deviation goes back to that of D_pos, in
+              `space` (Eq. 16); the paper uses 0.7 with w = 7.5
     space     'v', what the paper's networks predict, 'x0', the denoised image, or 'eps', the noise
-    interval  the lowest and the highest noise level with guidance, both included; outside, D = D_pos without
-              a second evaluation
+    interval  the lowest and the highest noise level with guidance, both included; outside, D =
+              D_pos without a second evaluation
     """
     weight: float = 1.0
     rescale: float = 0.0
@@ -47,15 +50,17 @@ class Guidance:
         one_of('the space of the rescaling', self.space, SPACES)
         lowest, highest = self.interval
         if not 0 <= lowest <= highest:
-            raise ValueError('the interval of guidance must be two noise levels, the lowest and the highest, '
-                             f'not {lowest:g}, {highest:g}')
+            raise ValueError('the interval of guidance must be two noise levels, the lowest and '
+                             f'the highest, not {lowest:g}, {highest:g}')
 
     def acts_at(self, sigma: Tensor) -> Tensor | bool:
-        """Whether σ lies in the interval: for all images at once, if that is known without waiting for a GPU."""
+        """Whether σ lies in the interval: for all images at once, if that is known without waiting
+        for a GPU."""
         lowest, highest = self.interval
         if (lowest, highest) == (0, math.inf):
             return True
-        # A level that is one of the limits counts as inside, although sigma may have gone to t and back.
+        # A level that is one of the limits counts as inside, although sigma may have gone to t and
+        # back.
         inside = (lowest * (1 - 1e-9) <= sigma) & (sigma <= highest * (1 + 1e-9))
         if sigma.device.type == 'cpu' and inside.all() == inside.any():
             return bool(inside.all())
@@ -65,9 +70,10 @@ class Guidance:
 def guided(net: Any, guidance: Guidance, guide: Any = None) -> Any:  # noqa: ANN401 (denoisers)
     """`net` led away from a reference; `net` itself where there is nothing to do (w = 1).
 
-    Without `guide` the reference is `net` with its labels zeroed: one call with twice the images. With it
-    (autoguidance), `guide` with the same labels, or with none if it is unconditional. Raises ValueError for
-    an unconditional network without a guide, and for a guide of other images or classes.
+    Without `guide` the reference is `net` with its labels zeroed: one call with twice the images.
+    With it (autoguidance), `guide` with the same labels, or with none if it is unconditional.
+    Raises ValueError for an unconditional network without a guide, and for a guide of other images
+    or classes.
     """
     return net if guidance.weight == 1 else Guided(net, guidance, guide)
 
@@ -76,33 +82,42 @@ class Guided:
     """D = D_ref + w (D_pos − D_ref), rescaled, for D_pos = net(x, σ, labels)        (Eq. 13 to 16)
 
     Called like the network, and has its attributes. `unit=True` (x is the unit variable) and
-    `return_variance=True` (F_var is that of D_pos) are understood if the network understands them. With a guide,
-    sigma_min and sigma_max are what both support, and unit_scale is absent if the guide has none.
+    `return_variance=True` (F_var is that of D_pos) are understood if the network understands them.
+    With a guide, sigma_min and sigma_max are what both support, and unit_scale is absent if the
+    guide has none.
     """
-    sigma_from_cpu = True   # a single σ may come on the CPU: then the interval costs neither waiting nor evaluations
+    # a single σ may come on the CPU: then the interval costs neither waiting nor evaluations
+    sigma_from_cpu = True
 
-    def __init__(self, net: Any, guidance: Guidance, guide: Any = None) -> None:  # noqa: ANN401 (denoisers)
+    def __init__(self, net: Any, guidance: Guidance,
+                 guide: Any = None) -> None:  # noqa: ANN401 (denoisers)
         self.net, self.guidance, self.guide = net, guidance, guide
         if guide is not None:
             _check_guide(net, guide)
             lowest, highest = guidance.interval   # outside, the guide is not asked
-            guide_min, guide_max = getattr(guide, 'sigma_min', 0.0), getattr(guide, 'sigma_max', math.inf)
-            self.sigma_min = max(getattr(net, 'sigma_min', 0.0), guide_min if lowest < guide_min else 0.0)
-            self.sigma_max = min(getattr(net, 'sigma_max', math.inf), guide_max if highest > guide_max else math.inf)
+            guide_min, guide_max = getattr(guide, 'sigma_min',
+                                           0.0), getattr(guide, 'sigma_max', math.inf)
+            self.sigma_min = max(getattr(net, 'sigma_min', 0.0), guide_min if lowest < guide_min
+                                 else 0.0)
+            self.sigma_max = min(getattr(net, 'sigma_max', math.inf), guide_max
+                                 if highest > guide_max else math.inf)
             reason = getattr(guide, 'no_infinity', '')
             if highest == math.inf and reason and not getattr(net, 'no_infinity', ''):
                 self.no_infinity = f'the guide: {reason}. {GUIDED_BELOW}'
         elif getattr(net, 'label_dim', None) == 0:
-            raise ValueError('guidance needs a class-conditional network, trained with --label-dropout, or a '
-                             '--guide-network; this network is unconditional')
+            raise ValueError('guidance needs a class-conditional network, trained with '
+                             '--label-dropout, or a --guide-network; this network is unconditional')
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        if name == 'unit_scale' and self.guide is not None and not hasattr(self.guide, 'unit_scale'):
+        if name == 'unit_scale' and self.guide is not None and not hasattr(self.guide,
+                                                                           'unit_scale'):
             raise AttributeError('the guide does not understand the unit variable')
         return getattr(self.net, name)
 
-    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None, **conditions: Any) -> Any:  # noqa: ANN401
-        """x [B, C, H, W]; sigma [] on the CPU or beside x, [B] or [B, 1, 1, 1]; labels [B or 1, label_dim]."""
+    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None,
+                 **conditions: Any) -> Any:  # noqa: ANN401
+        """x [B, C, H, W]; sigma [] on the CPU or beside x, [B] or [B, 1, 1, 1]; labels [B or 1,
+        label_dim]."""
         acts = self.guidance.acts_at(sigma)
         if sigma.device != x.device:   # filled in by a kernel: a copy would wait for the device
             sigma = torch.full([], float(sigma), dtype=x.dtype, device=x.device)
@@ -132,14 +147,17 @@ class Guided:
         D_pos, D_ref = D.chunk(2)
         return D_pos, D_ref, [other[:len(x)] for other in more]
 
-    def _ask_guide(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None, conditions: dict[str, Any]) -> Tensor:
+    def _ask_guide(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None,
+                   conditions: dict[str, Any]) -> Tensor:
         if conditions.get('unit', False):
             x = x * change_of_scale(_column(sigma, x), self.net.unit_scale, self.guide.unit_scale)
         labels = None if getattr(self.guide, 'label_dim', None) == 0 else class_labels
-        return self.guide(x, sigma, labels, **{k: v for k, v in conditions.items() if k != 'return_variance'})
+        return self.guide(x, sigma, labels, **{k: v for k, v in conditions.items()
+                                               if k != 'return_variance'})
 
     def _anchor(self, x: Tensor, sigma: Tensor, unit: bool) -> Tensor | float:
-        """m for which D − m is, but for a factor of each σ, v = (a z − D/d)/b, x0 = D or ε = (x − D)/σ.
+        """m for which D − m is, but for a factor of each σ, v = (a z − D/d)/b, x0 = D or ε = (x −
+        D)/σ.
 
         That is c_skip x with c_skip = d²/(σ² + d²) = a², 0 and x. With `unit`, x is z = a x/d.
         """
@@ -155,8 +173,8 @@ class Guided:
 def rescaled(D: Tensor, D_pos: Tensor, anchor: Tensor | float, phi: float) -> Tensor:
     """v <- φ v std(v_pos)/std(v) + (1 − φ) v  for v = D − anchor        (Eq. 14 to 16)
 
-    The standard deviation is that of each image. Where v does not vary, or is not finite (ε at σ = ∞, which is the
-    input itself), there is nothing to rescale: D stays.
+    The standard deviation is that of each image. Where v does not vary, or is not finite (ε at σ =
+    ∞, which is the input itself), there is nothing to rescale: D stays.
     """
     v = D - anchor
     spread, spread_pos = _spread(torch.cat([v, D_pos - anchor])).chunk(2)
@@ -166,7 +184,8 @@ def rescaled(D: Tensor, D_pos: Tensor, anchor: Tensor | float, phi: float) -> Te
 
 
 def _spread(v: Tensor) -> Tensor:
-    """√Σ (v − mean)² of each image, the standard deviation but for √(n − 1): [B, ...] -> [B, 1, 1, 1]"""
+    """√Σ (v − mean)² of each image, the standard deviation but for √(n − 1): [B, ...] -> [B, 1, 1,
+    1]"""
     return sum_squares(v - image_sum(v) / v[0].numel()).sqrt()
 
 
@@ -176,7 +195,8 @@ def _column(values: Tensor, x: Tensor) -> Tensor:
 
 
 def _twice(value: Any) -> Any:  # noqa: ANN401 (any condition)
-    """What is given for each image, for two copies of the batch; what is given once for all, as it is."""
+    """What is given for each image, for two copies of the batch; what is given once for all, as it
+    is."""
     per_image = isinstance(value, Tensor) and value.ndim > 0 and len(value) > 1
     return torch.cat([value, value]) if per_image else value
 

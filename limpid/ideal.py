@@ -1,10 +1,12 @@
 """Denoisers whose answers are known exactly: of data sets (Eq. 57), Gaussians and mixtures.
 
     net = IdealDenoiser(images)                        # images [N, C, H, W] in [-1, 1]
-    images = sample(net, torch.randn(4, 1, 16, 16))    # draws from that set: what a perfect network would do
+    images = sample(net, torch.randn(4, 1, 16, 16))    # draws from that set: what a perfect network
+    would do
 
-They are called like networks, net(x, sigma, class_labels), with sigma [] or [B]. They compute in float64
-and answer in the precision of x. With unit=True, x is the unit variable x/√(σ² + 1), and σ may be ∞.
+They are called like networks, net(x, sigma, class_labels), with sigma [] or [B]. They compute in
+float64 and answer in the precision of x. With unit=True, x is the unit variable x/√(σ² + 1), and σ
+may be ∞.
 """
 
 import math
@@ -17,23 +19,25 @@ from torch import Tensor
 ROWS = 32        # images that are compared with the data in one matrix product
 COLUMNS = 1024   # at most so many images of the data take part in it,
 BLOCK = 2**20    # of about so many elements together
-KEPT = 2**24     # a set of up to so many elements is kept in float64; larger ones are converted block by block
+# a set of up to so many elements is kept in float64; larger ones are converted block by block
+KEPT = 2**24
 
 f64 = torch.float64
 INFINITE = 1e100   # a σ that float64 cannot tell from ∞ here, but can compute with
 
 
 class IdealDenoiser:
-    """D(x; σ) = Σ_i p_i y_i,  p = softmax_i(−‖x − y_i‖² / 2σ²): the optimum of denoising for a data set   (Eq. 57)
+    """D(x; σ) = Σ_i p_i y_i,  p = softmax_i(−‖x − y_i‖² / 2σ²): the optimum of denoising for a data
+    set   (Eq. 57)
 
     images   [N, C, H, W], floating point, usually in [-1, 1], on the device where the work is done.
-    labels   one-hot [N, L], or None. Then `class_labels` of a call restrict the data to that class; a row
-             of zeros, like no labels at all, stands for the whole set.
+    labels   one-hot [N, L], or None. Then `class_labels` of a call restrict the data to that class;
+             a row of zeros, like no labels at all, stands for the whole set.
 
-    Both limits are exact: at σ = 0 D is the nearest image (the mean of several at the same distance), at
-    σ = ∞ the mean of all. D is differentiable in x. An image's result does not depend on its batch, not in
-    the last bit: it always takes part in matrix products of the same shape. Raises ValueError for shapes that
-    do not fit, and for a class without images.
+    Both limits are exact: at σ = 0 D is the nearest image (the mean of several at the same
+    distance), at σ = ∞ the mean of all. D is differentiable in x. An image's result does not depend
+    on its batch, not in the last bit: it always takes part in matrix products of the same shape.
+    Raises ValueError for shapes that do not fit, and for a class without images.
     """
     sigma_min = 0.0
     sigma_max = math.inf
@@ -44,7 +48,8 @@ class IdealDenoiser:
             raise ValueError('the images must be floating point [N, C, H, W] with N > 0, '
                              f'not {images.dtype} {list(images.shape)}')
         if labels is not None and not _is_one_hot(labels, len(images)):
-            raise ValueError(f'the labels must be one-hot [{len(images)}, L]; these {list(labels.shape)} are not')
+            raise ValueError(f'the labels must be one-hot [{len(images)}, L]; these '
+                             f'{list(labels.shape)} are not')
         self.images = images
         self.labels = None if labels is None else labels.to(images.device, f64)
         self.img_channels, self.img_resolution = images.shape[1], images.shape[-1]
@@ -52,11 +57,14 @@ class IdealDenoiser:
         self._block = min(max(BLOCK // images[0].numel(), 1), COLUMNS)
         # A common offset of all images would only cost digits in the products: it is taken off.
         blocks = (images[i:i + self._block].to(f64) for i in self._starts())
-        self.mean = torch.stack([block.sum(dim=0).flatten() for block in blocks]).sum(dim=0) / len(images)
+        self.mean = torch.stack([block.sum(dim=0).flatten()
+                                 for block in blocks]).sum(dim=0) / len(images)
         self._kept = [self._prepare(i) for i in self._starts()] if images.numel() <= KEPT else None
 
-    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None, unit: bool = False) -> Tensor:
-        """x [B, C, H, W], sigma [] or [B], class_labels one-hot [B or 1, L] or None -> D [B, C, H, W]"""
+    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None,
+                 unit: bool = False) -> Tensor:
+        """x [B, C, H, W], sigma [] or [B], class_labels one-hot [B or 1, L] or None -> D [B, C, H,
+        W]"""
         if unit:
             return self(_unscaled(x, sigma), sigma, class_labels).to(_like(x))
         _, total, weighted = self._sums(*self._rows(x, sigma), self._classes(class_labels, len(x)))
@@ -64,13 +72,15 @@ class IdealDenoiser:
         return D.reshape(x.shape).to(_like(x))
 
     def log_prob(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """ln p(x; σ), [B] float64 in nats, of the data with noise of σ > 0 (of the class, where one is given)."""
+        """ln p(x; σ), [B] float64 in nats, of the data with noise of σ > 0 (of the class, where one
+        is given)."""
         x, sigma = self._rows(x, sigma)
         classes = self._classes(class_labels, len(x))
         best, total, _ = self._sums(x, sigma, classes)
         count = len(self.images) if classes is None else self._counts(classes)
         nearest = (best - per_image_sum(x**2) / 2) / sigma**2
-        return nearest + (total[:, 0] / count).log() - x.shape[1] / 2 * (2 * math.pi * sigma**2).log()
+        return nearest + (total[:, 0] / count).log() - x.shape[1] / 2 * (2 * math.pi
+                                                                         * sigma**2).log()
 
     def score(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """∇_x ln p(x; σ) = (D(x; σ) − x)/σ²        (Eq. 3)"""
@@ -79,9 +89,10 @@ class IdealDenoiser:
     def _rows(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """x without the mean, [B, n], and σ, [B]: float64, beside the data."""
         if x.shape[1:] != self.images.shape[1:]:
-            raise ValueError(f'images of shape {list(x.shape[1:])} given to the ideal denoiser of images of shape '
-                             f'{list(self.images.shape[1:])}')
-        sigma = torch.as_tensor(sigma, dtype=f64, device=self.images.device).reshape(-1).expand(len(x))
+            raise ValueError(f'images of shape {list(x.shape[1:])} given to the ideal denoiser of '
+                             f'images of shape {list(self.images.shape[1:])}')
+        sigma = torch.as_tensor(sigma, dtype=f64,
+                                device=self.images.device).reshape(-1).expand(len(x))
         rows = x.to(self.images.device, f64).flatten(1)
         return torch.where(sigma.isinf()[:, None], 0, rows - self.mean), sigma
 
@@ -90,11 +101,13 @@ class IdealDenoiser:
         if class_labels is None or not self.label_dim:
             return None
         if list(class_labels.shape) not in ([batch, self.label_dim], [1, self.label_dim]):
-            raise ValueError(f'class_labels must be [{batch}, {self.label_dim}], not {list(class_labels.shape)}')
+            raise ValueError(f'class_labels must be [{batch}, {self.label_dim}], not '
+                             f'{list(class_labels.shape)}')
         classes = class_labels.to(self.images.device, f64).expand(batch, -1)
         classes = torch.where(classes.any(dim=1, keepdim=True), classes, 1)
         if not self._counts(classes).all():
-            raise ValueError(f'a class was asked for of which the {len(self.images)} images hold none')
+            raise ValueError(f'a class was asked for of which the {len(self.images)} images hold '
+                             f'none')
         return classes
 
     def _counts(self, classes: Tensor) -> Tensor:
@@ -105,11 +118,14 @@ class IdealDenoiser:
         return range(0, len(self.images), self._block)
 
     def _prepare(self, start: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Images without the mean [K, n], half of their squared norms [K] and their labels [K, L]: float64."""
+        """Images without the mean [K, n], half of their squared norms [K] and their labels [K, L]:
+        float64."""
         y = self.images[start:start + self._block].to(f64).flatten(1) - self.mean
-        return y, (y**2).sum(dim=1) / 2, None if self.labels is None else self.labels[start:start + self._block]
+        return y, (y**2).sum(dim=1) / 2, None if self.labels is None else self.labels[start:start
+                                                                                      + self._block]
 
-    def _sums(self, x: Tensor, sigma: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _sums(self, x: Tensor, sigma: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor,
+                                                                               Tensor]:
         """best = max_i a_i [B],  Σ_i w_i [B, 1],  Σ_i w_i y_i [B, n],  w_i = exp((a_i − best)/σ²)
 
         with a_i = ⟨x, y_i⟩ − ‖y_i‖²/2, which differs from −‖x − y_i‖²/2 by what all i share.
@@ -123,9 +139,12 @@ class IdealDenoiser:
         state = [_nothing(x[i:i + ROWS]) for i in blocks]
         for y, half_norms, labels in self._kept or map(self._prepare, self._starts()):
             for j, i in enumerate(blocks):
-                allowed = None if classes is None or labels is None else classes[i:i + ROWS] @ labels.T > 0
-                state[j] = _add(state[j], x[i:i + ROWS], sigma[i:i + ROWS, None], y, half_norms, allowed)
-        best, total, weighted = (torch.cat(parts)[:len(x) - padding] for parts in zip(*state, strict=True))
+                allowed = None if classes is None or labels is None else classes[i:i
+                                                                                 + ROWS] @ labels.T > 0
+                state[j] = _add(state[j], x[i:i + ROWS], sigma[i:i + ROWS, None], y, half_norms,
+                                allowed)
+        best, total, weighted = (torch.cat(parts)[:len(x) - padding]
+                                 for parts in zip(*state, strict=True))
         return best[:, 0], total, weighted
 
 
@@ -136,12 +155,15 @@ def _nothing(x: Tensor) -> Sums:
     return x.new_full([len(x), 1], -1e300), x.new_zeros([len(x), 1]), torch.zeros_like(x)
 
 
-def _add(sums: Sums, x: Tensor, sigma: Tensor, y: Tensor, half_norms: Tensor, allowed: Tensor | None) -> Sums:
-    """The sums with the images y [K, n] added: earlier weights shrink where a nearer image turns up."""
+def _add(sums: Sums, x: Tensor, sigma: Tensor, y: Tensor, half_norms: Tensor,
+         allowed: Tensor | None) -> Sums:
+    """The sums with the images y [K, n] added: earlier weights shrink where a nearer image turns
+    up."""
     best, total, weighted = sums
     a = x @ y.T - half_norms
     masked = a if allowed is None else a.masked_fill(~allowed, -math.inf)
-    new_best = torch.maximum(best, masked.amax(dim=1, keepdim=True)).detach()   # D does not depend on it
+    # D does not depend on it
+    new_best = torch.maximum(best, masked.amax(dim=1, keepdim=True)).detach()
     tie = 1e-12 * (half_norms.max() + x.detach().abs().amax(dim=1, keepdim=True) ** 2 * x.shape[1])
     w = _weight((a - new_best).clamp(max=0), sigma, tie)
     if allowed is not None:
@@ -160,12 +182,14 @@ def _weight(distance: Tensor, sigma: Tensor, tie: Tensor) -> Tensor:
 
 def _is_one_hot(labels: Tensor, count: int) -> bool:
     return (labels.ndim == 2 and len(labels) == count and labels.shape[1] > 0
-            and bool(((labels == 0) | (labels == 1)).all()) and bool((labels.sum(dim=1) == 1).all()))
+            and bool(((labels == 0) | (labels == 1)).all())
+            and bool((labels.sum(dim=1) == 1).all()))
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Data N(μ, c²) in every element; μ and c are numbers, or tensors that broadcast to [B, C, H, W].
+    """Data N(μ, c²) in every element; μ and c are numbers, or tensors that broadcast to [B, C, H,
+    W].
 
     With μ = c = 0, log_prob is the density of pure noise.
     """
@@ -173,8 +197,10 @@ class Gaussian:
     mu: Tensor | float = 0.0
     c: Tensor | float = 0.5
 
-    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None, unit: bool = False) -> Tensor:
-        """D = (c² x + σ² μ)/(c² + σ²), in a form that holds for σ from 0 to ∞ (not for c = σ = 0)"""
+    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None,
+                 unit: bool = False) -> Tensor:
+        """D = (c² x + σ² μ)/(c² + σ²), in a form that holds for σ from 0 to ∞ (not for c = σ =
+        0)"""
         if unit:
             return self(_unscaled(x, sigma), sigma).to(_like(x))
         mu, c = self._parameters(x)
@@ -182,7 +208,8 @@ class Gaussian:
         return (mu + torch.where(share == 0, 0, share * (x.to(f64) - mu))).to(_like(x))
 
     def flow(self, x: Tensor, sigma_from: Tensor | float, sigma_to: Tensor | float) -> Tensor:
-        """x(σ′) = μ + (x(σ) − μ) √((c² + σ′²)/(c² + σ²)): where the probability flow (s = 1) carries x."""
+        """x(σ′) = μ + (x(σ) − μ) √((c² + σ′²)/(c² + σ²)): where the probability flow (s = 1)
+        carries x."""
         mu, c = self._parameters(x)
         ratio = torch.hypot(c, _beside(x, sigma_to)) / torch.hypot(c, _beside(x, sigma_from))
         return (mu + (x.to(f64) - mu) * ratio).to(_like(x))
@@ -191,7 +218,8 @@ class Gaussian:
         """ln N(x; μ, c² + σ²), [B] float64 in nats."""
         mu, c = self._parameters(x)
         std = torch.hypot(c, _beside(x, sigma))
-        return per_image_sum(-((x.to(f64) - mu) / std) ** 2 / 2 - std.log() - math.log(2 * math.pi) / 2)
+        return per_image_sum(-((x.to(f64) - mu) / std) ** 2 / 2 - std.log() - math.log(2 * math.pi)
+                             / 2)
 
     def _parameters(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mu, c = (torch.as_tensor(value, dtype=f64, device=x.device) for value in (self.mu, self.c))
@@ -202,8 +230,9 @@ class Gaussian:
 class Mixture:
     """Data Σ_k w_k N(μ_k, c_k² I).
 
-    weights [K], of any sum; means [K]: every element is drawn on its own from a mixture of numbers, or
-    [K, C, H, W]: a whole image belongs to one component; stds [K], where 0 makes a point (a Dirac).
+    weights [K], of any sum; means [K]: every element is drawn on its own from a mixture of numbers,
+    or [K, C, H, W]: a whole image belongs to one component; stds [K], where 0 makes a point (a
+    Dirac).
     """
     unit_scale: ClassVar[float] = 1.0
     weights: Tensor
@@ -213,13 +242,16 @@ class Mixture:
     def __post_init__(self) -> None:
         count = len(self.weights)
         if self.weights.ndim != 1 or self.stds.shape != (count,) or len(self.means) != count:
-            raise ValueError(f'weights [K], means [K] or [K, C, H, W] and stds [K] must agree in K; they are '
-                             f'{list(self.weights.shape)}, {list(self.means.shape)} and {list(self.stds.shape)}')
+            raise ValueError(f'weights [K], means [K] or [K, C, H, W] and stds [K] must agree in '
+                             f'K; they are {list(self.weights.shape)}, {list(self.means.shape)} '
+                             f'and {list(self.stds.shape)}')
 
-    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None, unit: bool = False) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None,
+                 unit: bool = False) -> Tensor:
         """D = Σ_k p_k (c_k² x + σ² μ_k)/(c_k² + σ²),  p_k ∝ w_k N(x; μ_k, (c_k² + σ²) I);  σ > 0"""
         if unit:
-            return self(_unscaled(x, sigma), torch.as_tensor(sigma).to(f64).clamp(max=INFINITE)).to(_like(x))
+            return self(_unscaled(x, sigma),
+                        torch.as_tensor(sigma).to(f64).clamp(max=INFINITE)).to(_like(x))
         rows, variances, means, logits = self._components(x, sigma)
         p = logits.softmax(dim=1)
         share = self._of(x, self.stds) ** 2 / variances   # c_k²/(c_k² + σ²): [R, K]
@@ -234,14 +266,15 @@ class Mixture:
     def flow(self, x: Tensor, sigma_from: Tensor | float, sigma_to: Tensor | float) -> Tensor:
         """Where the probability flow (s = 1) carries x: it keeps quantiles, F(x′; σ′) = F(x; σ).
 
-        For means [K] only. F = Σ_k w_k Φ((x − μ_k)/√(c_k² + σ²)) is inverted by bisection: x′ lies between
-        the places to which the components, each alone, would carry x. Above the median the upper tail
-        takes the place of F, so that no digits are lost to 1 − F.
+        For means [K] only. F = Σ_k w_k Φ((x − μ_k)/√(c_k² + σ²)) is inverted by bisection: x′ lies
+        between the places to which the components, each alone, would carry x. Above the median the
+        upper tail takes the place of F, so that no digits are lost to 1 − F.
         """
         if self.means.ndim != 1:
             raise ValueError('the flow is known for mixtures of numbers, means [K], only')
         rows, means = x.to(f64).unsqueeze(-1), self._of(x, self.means)
-        old, new = (torch.hypot(self._of(x, self.stds), _beside(x, sigma).unsqueeze(-1)).clamp(min=1e-300)
+        old, new = (torch.hypot(self._of(x, self.stds),
+                                _beside(x, sigma).unsqueeze(-1)).clamp(min=1e-300)
                     for sigma in (sigma_from, sigma_to))
         log_w = (self._of(x, self.weights) / self._of(x, self.weights).sum()).log()
 
@@ -250,7 +283,8 @@ class Mixture:
             return (log_w + torch.special.log_ndtr(z)).logsumexp(dim=-1)
 
         plus = torch.ones_like(rows[..., 0])
-        sign = torch.where(log_tail(plus, rows, old) < -math.log(2), plus, -plus)   # which tail is the small one
+        # which tail is the small one
+        sign = torch.where(log_tail(plus, rows, old) < -math.log(2), plus, -plus)
         target = log_tail(sign, rows, old)
         alone = means + (rows - means) * (new / old)
         low, high = alone.amin(dim=-1), alone.amax(dim=-1)
@@ -260,9 +294,13 @@ class Mixture:
             low, high = torch.where(too_low, middle, low), torch.where(too_low, high, middle)
         return ((low + high) / 2).to(_like(x))
 
-    def _components(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x as rows [R, d] of what is drawn at once, c² + σ² [R, K], μ [K, d], ln w_k N(x; …) [R, K]."""
-        means = self._of(x, self.means).flatten(1) if self.means.ndim > 1 else self._of(x, self.means)[:, None]
+    def _components(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor, Tensor,
+                                                                     Tensor]:
+        """x as rows [R, d] of what is drawn at once, c² + σ² [R, K], μ [K, d], ln w_k N(x; …) [R,
+        K]."""
+        means = self._of(x, self.means).flatten(1) if self.means.ndim > 1 else self._of(x,
+                                                                                        self.means)[
+                                                                                            :, None]
         d = means.shape[1]
         rows = x.to(f64).reshape(-1, d)
         sigma = _beside(x, sigma).expand(len(x), *[1] * (x.ndim - 1)).reshape(-1)
@@ -270,7 +308,9 @@ class Mixture:
         variances = self._of(x, self.stds) ** 2 + sigma**2
         squares = (rows[:, None] - means).square().sum(dim=2)
         weights = self._of(x, self.weights)
-        logits = (weights / weights.sum()).log() - d / 2 * (2 * math.pi * variances).log() - squares / (2 * variances)
+        logits = (weights / weights.sum()).log() - d / 2 * (2 * math.pi
+                                                            * variances).log() - squares / (2
+                                                                                            * variances)
         return rows, variances, means, logits
 
     @staticmethod
@@ -279,13 +319,15 @@ class Mixture:
 
 
 def per_image_sum(x: Tensor) -> Tensor:
-    """[B, ...] -> [B], each image summed by itself: reductions of whole batches may round as the batch goes."""
+    """[B, ...] -> [B], each image summed by itself: reductions of whole batches may round as the
+    batch goes."""
     return torch.stack([row.sum() for row in x])
 
 
 def _unscaled(z: Tensor, sigma: Tensor | float) -> Tensor:
     """x = z √(σ² + 1), in float64."""
-    return z.to(f64) * torch.hypot(_beside(z, sigma), torch.ones([], dtype=f64, device=z.device)).clamp(max=INFINITE)
+    return z.to(f64) * torch.hypot(_beside(z, sigma),
+                                   torch.ones([], dtype=f64, device=z.device)).clamp(max=INFINITE)
 
 
 def _beside(x: Tensor, sigma: Tensor | float) -> Tensor:

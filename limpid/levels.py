@@ -1,10 +1,11 @@
-"""Noise schedules of T discrete timesteps, zero terminal SNR, and which of the timesteps a sampler visits.
+"""Noise schedules of T discrete timesteps, zero terminal SNR, and which of the timesteps a sampler
+visits.
 
     x_t = √ᾱ_t y + √(1 − ᾱ_t) ε,   ᾱ_t = Π_{s ≤ t} (1 − β_s),   t = 1, …, T
 
-(Ho et al. 2020; Lin et al. 2023, Eq. 1 to 5.) Tables are [T] float64 on the CPU, so that timestep t is at index
-t − 1, which is also what networks are told. Lin et al. 2023 is "Common Diffusion Noise Schedules and Sample Steps
-are Flawed".
+(Ho et al. 2020; Lin et al. 2023, Eq. 1 to 5.) Tables are [T] float64 on the CPU, so that timestep t
+is at index t − 1, which is also what networks are told. Lin et al. 2023 is "Common Diffusion Noise
+Schedules and Sample Steps are Flawed".
 """
 
 import functools
@@ -17,7 +18,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class IDDPMLevels:
-    """u_M = 0,  u_{j−1} = √((u_j² + 1) / max(ᾱ_{j−1}/ᾱ_j, C_1) − 1),  ᾱ_j = sin²(½π j / (M (C_2 + 1)))
+    """u_M = 0,  u_{j−1} = √((u_j² + 1) / max(ᾱ_{j−1}/ᾱ_j, C_1) − 1),  ᾱ_j = sin²(½π j / (M (C_2 +
+    1)))
 
     The noise levels that iDDPM was trained for, falling in j (Table 1). iDDPM's own timestep of
     level j is M − 1 − j.
@@ -41,7 +43,8 @@ def _iddpm_levels(levels: IDDPMLevels) -> Tensor:
     for j in range(levels.M, 0, -1):
         ratio = max(levels.alpha_bar(j - 1) / levels.alpha_bar(j), levels.C_1)
         u.append(math.sqrt((u[-1] ** 2 + 1) / ratio - 1))
-    return torch.tensor(u[::-1], dtype=torch.float64, device='cpu')   # kept, whatever the default device is now
+    # kept, whatever the default device is now
+    return torch.tensor(u[::-1], dtype=torch.float64, device='cpu')
 
 
 class DiscreteSchedule:
@@ -65,7 +68,8 @@ class DiscreteSchedule:
     @property
     def betas(self) -> Tensor:
         """β_t = 1 − ᾱ_t/ᾱ_{t−1},  ᾱ_0 = 1"""
-        return -torch.expm1(self.log_alpha_bar.diff(prepend=torch.zeros_like(self.log_alpha_bar[:1])))
+        return -torch.expm1(self.log_alpha_bar.diff(prepend=torch.zeros_like(
+            self.log_alpha_bar[:1])))
 
     @property
     def sigma(self) -> Tensor:
@@ -86,36 +90,41 @@ def _kept(schedule: DiscreteSchedule) -> Tensor:
 
 @dataclass(frozen=True)
 class LinearBetas(DiscreteSchedule):
-    """β_t = first (1 − i) + last i,  i = (t − 1)/(T − 1): DDPM's        (Lin et al. 2023, Table 1, "Linear")"""
+    """β_t = first (1 − i) + last i,  i = (t − 1)/(T − 1): DDPM's        (Lin et al. 2023, Table 1,
+    "Linear")"""
     first: float = 1e-4
     last: float = 0.02
     T: int = 1000
     zero_terminal_snr: bool = False
 
     def table(self) -> Tensor:
-        return accumulated(torch.linspace(self.first, self.last, _count(self.T), dtype=torch.float64),
+        return accumulated(torch.linspace(self.first, self.last, _count(self.T),
+                                          dtype=torch.float64),
                            self.zero_terminal_snr)
 
 
 @dataclass(frozen=True)
 class ScaledLinearBetas(DiscreteSchedule):
-    """β_t = (√first (1 − i) + √last i)²,  i = (t − 1)/(T − 1)   (Lin et al. 2023, Table 1, "Stable Diffusion")"""
+    """β_t = (√first (1 − i) + √last i)²,  i = (t − 1)/(T − 1)   (Lin et al. 2023, Table 1, "Stable
+    Diffusion")"""
     first: float = 0.00085
     last: float = 0.012
     T: int = 1000
     zero_terminal_snr: bool = False
 
     def table(self) -> Tensor:
-        roots = torch.linspace(math.sqrt(self.first), math.sqrt(self.last), _count(self.T), dtype=torch.float64)
+        roots = torch.linspace(math.sqrt(self.first), math.sqrt(self.last), _count(self.T),
+                               dtype=torch.float64)
         return accumulated(roots**2, self.zero_terminal_snr)
 
 
 @dataclass(frozen=True)
 class CosineBetas(DiscreteSchedule):
-    """β_t = min(1 − ᾱ_t/ᾱ_{t−1}, max_beta),  ᾱ_t = f(t)/f(0),  f(t) = cos²(½π (t/T + offset)/(1 + offset))
+    """β_t = min(1 − ᾱ_t/ᾱ_{t−1}, max_beta),  ᾱ_t = f(t)/f(0),  f(t) = cos²(½π (t/T + offset)/(1 +
+    offset))
 
-    (Nichol & Dhariwal 2021; Lin et al. 2023, Table 1, "Cosine".) These are the noise levels u_j of iDDPM,
-    σ_t = u_{T−t}. Zero terminal SNR is the same without max_beta: f(T) = 0 of itself.
+    (Nichol & Dhariwal 2021; Lin et al. 2023, Table 1, "Cosine".) These are the noise levels u_j of
+    iDDPM, σ_t = u_{T−t}. Zero terminal SNR is the same without max_beta: f(T) = 0 of itself.
     """
     max_beta: float = 0.999
     offset: float = 0.008
@@ -123,8 +132,10 @@ class CosineBetas(DiscreteSchedule):
     zero_terminal_snr: bool = False
 
     def table(self) -> Tensor:
-        levels = IDDPMLevels(M=_count(self.T), C_2=self.offset)   # counted from the other end: no cos(½π)
-        f = torch.tensor([levels.alpha_bar(self.T - t) for t in range(self.T + 1)], dtype=torch.float64)
+        # counted from the other end: no cos(½π)
+        levels = IDDPMLevels(M=_count(self.T), C_2=self.offset)
+        f = torch.tensor([levels.alpha_bar(self.T - t) for t in range(self.T + 1)],
+                         dtype=torch.float64)
         if self.zero_terminal_snr:
             return (f[1:] / f[0]).log()
         return accumulated((1 - f[1:] / f[:-1]).clamp(max=self.max_beta))
@@ -161,13 +172,13 @@ def accumulated(betas: Tensor, zero_terminal_snr: bool = False) -> Tensor:
 def rescaled_to_zero_terminal_snr(log_alpha_bar: Tensor) -> Tensor:
     """ln ᾱ of √ᾱ_t <- (√ᾱ_t − √ᾱ_T) √ᾱ_1/(√ᾱ_1 − √ᾱ_T)        (Lin et al. 2023, Algorithm 1)
 
-    ᾱ_1 stays and ᾱ_T becomes 0, both exactly. Raises ValueError for a schedule of one timestep, and for one that
-    does not fall. Works on 1 − √ᾱ, which loses no digits where there is little noise.
+    ᾱ_1 stays and ᾱ_T becomes 0, both exactly. Raises ValueError for a schedule of one timestep, and
+    for one that does not fall. Works on 1 − √ᾱ, which loses no digits where there is little noise.
     """
     root = (log_alpha_bar / 2).exp()
     if len(root) < 2 or not root[-1] < root[0]:
-        raise ValueError('zero terminal SNR keeps the first timestep and takes all signal from the last: it needs a '
-                         'schedule of two timesteps or more, which falls')
+        raise ValueError('zero terminal SNR keeps the first timestep and takes all signal from the '
+                         'last: it needs a schedule of two timesteps or more, which falls')
     lost = -torch.expm1(log_alpha_bar / 2)   # 1 − √ᾱ
     lost = (root[0] * lost - root[-1] * lost[0]) / (root[0] - root[-1])
     rescaled = 2 * torch.log1p(-lost.clamp(max=1))
@@ -178,21 +189,25 @@ def rescaled_to_zero_terminal_snr(log_alpha_bar: Tensor) -> Tensor:
 SPACINGS = ('trailing', 'linspace', 'leading')
 
 
-def timesteps(num_steps: int, T: int = 1000, spacing: str = 'trailing', half_even: bool = False) -> list[int]:
+def timesteps(num_steps: int, T: int = 1000, spacing: str = 'trailing',
+              half_even: bool = False) -> list[int]:
     """S = num_steps of the timesteps 1 to T, rising        (Lin et al. 2023, Table 2)
 
-        trailing   k T/S,  k = 1, …, S                        with the last timestep, as it should be
+        trailing   k T/S,  k = 1, …, S                        with the last timestep, as it should
+                   be
         linspace   1 + k (T − 1)/(S − 1),  k = 0, …, S − 1    with the first and the last
-        leading    1 + k ⌊T/S⌋,  k = 0, …, S − 1              without the last: the flaw of DDIM and PNDM programs
+        leading    1 + k ⌊T/S⌋,  k = 0, …, S − 1              without the last: the flaw of DDIM and
+                   PNDM programs
 
-    Computed in integers, so that there are always S of them; halves are rounded up. half_even is for comparisons with
-    diffusers: to the even neighbour, as NumPy does (of the index t − 1 for linspace). A single step of linspace is T.
-    Raises ValueError for S outside 1 to T.
+    Computed in integers, so that there are always S of them; halves are rounded up. half_even is
+    for comparisons with diffusers: to the even neighbour, as NumPy does (of the index t − 1 for
+    linspace). A single step of linspace is T. Raises ValueError for S outside 1 to T.
     """
     if spacing not in SPACINGS:
         raise ValueError(f'spacing must be one of {", ".join(SPACINGS)}, not {spacing!r}')
     if not 1 <= num_steps <= T:
-        raise ValueError(f'{num_steps} steps are more than the {T} timesteps there are' if num_steps > T else
+        raise ValueError(f'{num_steps} steps are more than the {T} timesteps there are'
+                         if num_steps > T else
                          f'the number of steps must be at least 1, not {num_steps}')
     if spacing == 'leading':
         return [1 + k * (T // num_steps) for k in range(num_steps)]
@@ -207,5 +222,7 @@ def _rounded(p: int, q: int, half_even: bool) -> int:
     return rounded - 1 if half_even and rest == 0 and rounded % 2 else rounded
 
 
-# The names by which the commands know them. The SCHEDULES of diffusion/schedules.py are functions of a continuous time.
-DISCRETE_SCHEDULES = {'ddpm-linear': LinearBetas, 'scaled-linear': ScaledLinearBetas, 'cosine': CosineBetas}
+# The names by which the commands know them. The SCHEDULES of diffusion/schedules.py are functions
+# of a continuous time.
+DISCRETE_SCHEDULES = {'ddpm-linear': LinearBetas, 'scaled-linear': ScaledLinearBetas,
+                      'cosine': CosineBetas}

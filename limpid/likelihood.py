@@ -19,21 +19,25 @@ class Prior(Protocol):
         ...
 
 
-def log_likelihood(denoise: Conditioned, images: Tensor, sigmas: Tensor, probes: Tensor, prior: Prior = Gaussian(0.0, 0.0),
-                   sigma_data: float = 0.5, progress: Callable[[int, int], None] | None = None) -> Tensor:
+def log_likelihood(denoise: Conditioned, images: Tensor, sigmas: Tensor, probes: Tensor,
+                   prior: Prior = Gaussian(0.0, 0.0), sigma_data: float = 0.5,
+                   progress: Callable[[int, int], None] | None = None) -> Tensor:
     """ln p(images; σ_min) under the probability flow of a network, in nats: [B] float64
 
-        ln p(x(σ_min); σ_min) = ln p(x(σ_max); σ_max) + ∫ (n − tr ∂D/∂x) dln σ        from dx/dln σ = x − D
+        ln p(x(σ_min); σ_min) = ln p(x(σ_max); σ_max) + ∫ (n − tr ∂D/∂x) dln σ        from dx/dln σ
+        = x − D
 
-    (the instantaneous change of variables; n = C H W). It is the density of images with noise of σ_min, the
-    lowest of `sigmas`, about them; in the frame of a scaling s subtract n ln s.
+    (the instantaneous change of variables; n = C H W). It is the density of images with noise of
+    σ_min, the lowest of `sigmas`, about them; in the frame of a scaling s subtract n ln s.
 
     images      [B, C, H, W] in [-1, 1]; 8-bit images should go through `dequantize` first.
-    sigmas      noise levels, falling; a 0 at the end is left out. Between two levels lies one Runge–Kutta step of
-                fourth order: 4 (N − 1) evaluations, each with one backward pass per probe. The error is
-                O(N^−4); to know it, double N. (N(μ, 0.5²) on EDM's steps with N = 33: 1e-6 and less.)
-    probes      [P, B, C, H, W] of independent ±1 (`rademacher`), kept along the path: the trace is estimated by
-                the mean of vᵀ(∂D/∂x)v (Hutchinson), without bias, and exactly where ∂D/∂x is diagonal.
+    sigmas      noise levels, falling; a 0 at the end is left out. Between two levels lies one
+                Runge–Kutta step of fourth order: 4 (N − 1) evaluations, each with one backward pass
+                per probe. The error is O(N^−4); to know it, double N. (N(μ, 0.5²) on EDM's steps
+                with N = 33: 1e-6 and less.)
+    probes      [P, B, C, H, W] of independent ±1 (`rademacher`), kept along the path: the trace is
+                estimated by the mean of vᵀ(∂D/∂x)v (Hutchinson), without bias, and exactly where
+                ∂D/∂x is diagonal.
     prior       whose `log_prob(x, sigma)` is ln p(x; σ_max): N(0, σ_max²) unless given.
     sigma_data  enters only in the frame where the equation is solved, z = x/√(σ² + σ_data²) over
                 φ = atan(σ/σ_data), in which neither end of the noise range is stiff.
@@ -58,13 +62,15 @@ def log_likelihood(denoise: Conditioned, images: Tensor, sigmas: Tensor, probes:
             progress(i + 1, len(phis) - 1)
     n = images[0].numel()
     radius_min, radius_max = (math.hypot(float(level), d) for level in (levels[0], levels[-1]))
-    at_the_top = prior.log_prob((z * radius_max).cpu(), levels[-1]).to(area)   # float64 on any device
+    # float64 on any device
+    at_the_top = prior.log_prob((z * radius_max).cpu(), levels[-1]).to(area)
     return at_the_top + n * math.log(radius_max / radius_min) + area
 
 
 def _velocity_and_divergence(denoise: Conditioned, z: Tensor, phi: Tensor, d: float,
                              probes: Tensor) -> tuple[Tensor, Tensor]:
-    """dz/dφ = (a z − D/d)/b  and its divergence  (a n − tr(∂D/∂x)/a)/b,  a = cos φ, b = sin φ, x = z d/a"""
+    """dz/dφ = (a z − D/d)/b  and its divergence  (a n − tr(∂D/∂x)/a)/b,  a = cos φ, b = sin φ, x =
+    z d/a"""
     a, b = phi.cos(), phi.sin()
     with torch.enable_grad():
         x = (z * (d / a)).detach().requires_grad_()
@@ -88,22 +94,25 @@ def _runge_kutta(slope: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], z: Te
 
 
 def rademacher(images: Tensor, generator: StackedGenerator, count: int = 1) -> Tensor:
-    """`count` probes of independent ±1 for each image, from its own generator: [count, B, C, H, W] float32"""
+    """`count` probes of independent ±1 for each image, from its own generator: [count, B, C, H, W]
+    float32"""
     draws = [generator.randint(2, list(images.shape)) for _ in range(count)]
     return torch.stack(draws).to(torch.float32) * 2 - 1
 
 
 def dequantize(images: Tensor, generator: StackedGenerator) -> Tensor:
-    """uint8 k [B, C, H, W] -> (k + u)/127.5 − 1 in float64, u ~ U(−½, ½): a density where there were 256 levels"""
+    """uint8 k [B, C, H, W] -> (k + u)/127.5 − 1 in float64, u ~ U(−½, ½): a density where there
+    were 256 levels"""
     if images.dtype != torch.uint8:
         raise ValueError(f'the images to dequantize must be uint8, not {images.dtype}')
-    return (working_precision(images) + working_precision(generator.rand(list(images.shape))) - 0.5) / 127.5 - 1
+    return (working_precision(images) + working_precision(generator.rand(list(images.shape)))
+            - 0.5) / 127.5 - 1
 
 
 def bits_per_dim(log_p: Tensor, num_elements: int) -> Tensor:
     """−log_2 p / n + log_2 127.5: nats of dequantised images in [-1, 1] -> bits per 8-bit value
 
-    `num_elements` is n = C H W; there are 127.5 levels to a unit. A mean over draws of the dequantisation
-    is an upper bound on the code length of the 8-bit image.
+    `num_elements` is n = C H W; there are 127.5 levels to a unit. A mean over draws of the
+    dequantisation is an upper bound on the code length of the 8-bit image.
     """
     return -log_p / (num_elements * math.log(2)) + math.log2(127.5)

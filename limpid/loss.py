@@ -2,8 +2,8 @@
 
     E_{σ, y, n} [ λ(σ) ‖D(y + n; σ) − y‖² ],   n ~ N(0, σ² I)        (Eq. 2, Section 5)
 
-A noise distribution is its quantile function u -> σ, so that uniform, stratified or antithetic u can
-be used with any of them. A weighting is any function of σ. Either goes with any preconditioner.
+A noise distribution is its quantile function u -> σ, so that uniform, stratified or antithetic u
+can be used with any of them. A weighting is any function of σ. Either goes with any preconditioner.
 """
 
 import math
@@ -23,7 +23,8 @@ from limpid.unit import Level
 
 class NoiseDistribution(Protocol):
     def quantile(self, u: Tensor) -> Tensor:
-        """u ~ U(0, 1), float64 -> σ ~ p_train. Its two ends are the range the network is trained for."""
+        """u ~ U(0, 1), float64 -> σ ~ p_train. Its two ends are the range the network is trained
+        for."""
         ...
 
 
@@ -43,7 +44,8 @@ class LogUniform:
     schedule: VESchedule = VESchedule()
 
     def quantile(self, u: Tensor) -> Tensor:
-        return self.schedule.sigma_min * torch.pow(self.schedule.sigma_max / self.schedule.sigma_min, u)
+        return self.schedule.sigma_min * torch.pow(self.schedule.sigma_max
+                                                   / self.schedule.sigma_min, u)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class UniformLevel:
 
 @dataclass(frozen=True)
 class UniformTimestep:
-    """σ = σ_t,  t ~ U{1, T}, the last with σ = ∞ where the schedule has zero terminal SNR  (Lin et al. 2023)"""
+    """σ = σ_t,  t ~ U{1, T}, the last with σ = ∞ where the schedule has zero terminal SNR  (Lin et
+    al. 2023)"""
     schedule: DiscreteSchedule = ScaledLinearBetas()
 
     def quantile(self, u: Tensor) -> Tensor:
@@ -106,7 +109,8 @@ class InverseCOut:
 
 
 # The noise distribution and the weighting of each column; a weighting is made for a preconditioner.
-NOISE_DISTRIBUTIONS: dict[str, Any] = {'vp': UniformTime, 've': LogUniform, 'iddpm': UniformLevel, 'edm': LogNormal,
+NOISE_DISTRIBUTIONS: dict[str, Any] = {'vp': UniformTime, 've': LogUniform, 'iddpm': UniformLevel,
+                                       'edm': LogNormal,
                                         'timestep': UniformTimestep}
 WEIGHTINGS: dict[str, Callable[[Preconditioner], Weighting]] = {
     'inverse-variance': lambda precond: InverseVariance(),
@@ -127,7 +131,8 @@ class DenoisingLoss:
 
     def __call__(self, net: Callable[..., Tensor], y: Tensor, u: Tensor, noise: Tensor,
                  class_labels: Tensor | None = None, **conditions: Any) -> Tensor:  # noqa: ANN401
-        """y, noise [B, C, H, W]; u [B] in (0, 1), float64 on the CPU -> [B, C, H, W], to be summed over C, H, W."""
+        """y, noise [B, C, H, W]; u [B] in (0, 1), float64 on the CPU -> [B, C, H, W], to be summed
+        over C, H, W."""
         sigma = _beside(y, self.noise_distribution.quantile(u)).reshape(-1, 1, 1, 1)
         denoised = net(y + sigma * noise, sigma, class_labels, **conditions)
         return self.weighting(sigma) * (denoised - y) ** 2
@@ -135,12 +140,14 @@ class DenoisingLoss:
 
 @dataclass(frozen=True)
 class VelocityLoss:
-    """λ_t (v̂ − v)², elementwise,  v = a ε − b y/d,  v̂ = (a z − D/d)/b        (Lin et al. 2023, Eq. 11 and 12)
+    """λ_t (v̂ − v)², elementwise,  v = a ε − b y/d,  v̂ = (a z − D/d)/b
+    (Lin et al. 2023, Eq. 11 and 12)
 
-    with the unit variable z = a y/d + b ε (diffusion/unit.py), d = sigma_data, in which σ = ∞ can be trained too.
-    As everywhere, `weighting` is λ(σ), of (D − y)², in which form it is computed: D − y = −d b (v̂ − v), hence
-    λ_t = λ(σ) d² b². InverseCOut of V is λ_t = 1, the loss of the paper; InverseVariance is λ_t = a², the loss in ε.
-    Needs a network that takes the unit variable of this d; ValueError for another.
+    with the unit variable z = a y/d + b ε (diffusion/unit.py), d = sigma_data, in which σ = ∞ can
+    be trained too. As everywhere, `weighting` is λ(σ), of (D − y)², in which form it is computed: D
+    − y = −d b (v̂ − v), hence λ_t = λ(σ) d² b². InverseCOut of V is λ_t = 1, the loss of the paper;
+    InverseVariance is λ_t = a², the loss in ε. Needs a network that takes the unit variable of this
+    d; ValueError for another.
     """
     noise_distribution: NoiseDistribution
     weighting: Weighting = InverseCOut(V())
@@ -148,14 +155,18 @@ class VelocityLoss:
 
     def __call__(self, net: Callable[..., Tensor], y: Tensor, u: Tensor, noise: Tensor,
                  class_labels: Tensor | None = None, **conditions: Any) -> Tensor:  # noqa: ANN401
-        """y, noise [B, C, H, W]; u [B] in (0, 1), float64 on the CPU -> [B, C, H, W], to be summed over C, H, W."""
+        """y, noise [B, C, H, W]; u [B] in (0, 1), float64 on the CPU -> [B, C, H, W], to be summed
+        over C, H, W."""
         d, scale = self.sigma_data, getattr(getattr(net, 'module', net), 'unit_scale', None)
         if scale != d:
-            offered = 'no unit variable' if scale is None else f'the unit variable of sigma_data={scale:g}'
-            raise ValueError(f'the loss in v is for a network with sigma_data={d:g}; this one takes {offered}')
+            offered = ('no unit variable' if scale is None else f'the unit variable of '
+                                                                f'sigma_data={scale:g}')
+            raise ValueError(f'the loss in v is for a network with sigma_data={d:g}; this one '
+                             f'takes {offered}')
         sigma = _beside(y, self.noise_distribution.quantile(u)).reshape(-1, 1, 1, 1)
         level = Level.of_sigma(sigma, d)
-        denoised = net(level.a / d * y + level.b * noise, sigma, class_labels, unit=True, **conditions)
+        denoised = net(level.a / d * y + level.b * noise, sigma, class_labels, unit=True,
+                       **conditions)
         return self.weighting(sigma) * (denoised - y) ** 2
 
 
@@ -164,8 +175,8 @@ class HybridLoss:
     """L_simple + weight · L_vlb: iDDPM's loss with learned variance        (Table 1, "+ L_vlb")
 
     L_simple is the denoising loss with λ = 1/σ², that is (ε − F)². L_vlb is the variational bound's
-    term of the level, in bits per element: it trains the variance channels only, since the mean in it
-    is detached. `weight` is 1 when λ_vlb = 0.001 of iDDPM is multiplied by its T = 1000 steps.
+    term of the level, in bits per element: it trains the variance channels only, since the mean in
+    it is detached. `weight` is 1 when λ_vlb = 0.001 of iDDPM is multiplied by its T = 1000 steps.
     Needs a network that can return its variance channels (iDDPMPrecond), and levels u_j.
     """
     noise_distribution: UniformLevel = UniformLevel()
@@ -179,17 +190,20 @@ class HybridLoss:
         sigma = self.noise_distribution.quantile(u)
         j = (levels.u[:-1] - sigma.reshape(-1, 1)).abs().argmin(dim=1)
         sigma = _beside(y, sigma).reshape(-1, 1, 1, 1)
-        denoised, F_var = net(y + sigma * noise, sigma, class_labels, return_variance=True, **conditions)
+        denoised, F_var = net(y + sigma * noise, sigma, class_labels, return_variance=True,
+                              **conditions)
         vlb = variational_bound(levels, j, y, denoised.detach(), F_var)
         return self.weighting(sigma) * (denoised - y) ** 2 + self.weight * vlb
 
 
-def variational_bound(levels: IDDPMLevels, j: Tensor, y: Tensor, denoised: Tensor, F_var: Tensor) -> Tensor:
-    """The term of level u_j in the variational bound, in bits, elementwise [B, C, H, W]; j [B] on the CPU.
+def variational_bound(levels: IDDPMLevels, j: Tensor, y: Tensor, denoised: Tensor,
+                      F_var: Tensor) -> Tensor:
+    """The term of level u_j in the variational bound, in bits, elementwise [B, C, H, W]; j [B] on
+    the CPU.
 
-    For j < M − 1, KL(q(x_{j+1} | x_j, y) ‖ p(x_{j+1} | x_j)) with the mean through `denoised` and the
-    log-variance ν ln w_hi² + (1 − ν) ln w_lo², ν = (F_var + 1)/2. For the last level, −log₂ of the
-    probability of the 8-bit value y.
+    For j < M − 1, KL(q(x_{j+1} | x_j, y) ‖ p(x_{j+1} | x_j)) with the mean through `denoised` and
+    the log-variance ν ln w_hi² + (1 − ν) ln w_lo², ν = (F_var + 1)/2. For the last level, −log₂ of
+    the probability of the 8-bit value y.
     """
     u, last = levels.u, levels.M - 1
 
@@ -201,9 +215,11 @@ def variational_bound(levels: IDDPMLevels, j: Tensor, y: Tensor, denoised: Tenso
     k = j.clamp(max=last - 1)   # the last level has no successor; its KL is replaced below
     q, log_lo, log_hi = map(column, posterior_variances(u[k], u[k + 1]))
     log_w = nu * log_hi + (1 - nu) * log_lo
-    kl = 0.5 * (-1 + log_w - log_lo + (log_lo - log_w).exp() + (1 - q) ** 2 * error**2 * (-log_w).exp()) / math.log(2)
+    kl = 0.5 * (-1 + log_w - log_lo + (log_lo - log_w).exp() + (1 - q) ** 2 * error**2
+                * (-log_w).exp()) / math.log(2)
 
-    # The last level, where y itself is the variable: ln β_0 and ln β̃_1, whose frame is x/√(1 + σ²).
+    # The last level, where y itself is the variable: ln β_0 and ln β̃_1, whose frame is x/√(1 +
+    # σ²).
     log_beta_0 = float(2 * u[last].log() - (u[last] ** 2).log1p())
     log_beta_1 = float(posterior_variances(u[last - 1], u[last])[1] - (u[last] ** 2).log1p())
     inverse_std = (-0.5 * (nu * log_beta_0 + (1 - nu) * log_beta_1)).exp()

@@ -29,22 +29,26 @@ class Preconditioner(Protocol):
     def c_noise(self, sigma: Tensor) -> Tensor: ...
 
     def nearest(self, sigma: Tensor) -> Tensor:
-        """The noise level that the network will take sigma for: the identity unless levels are discrete."""
+        """The noise level that the network will take sigma for: the identity unless levels are
+        discrete."""
         ...
 
 
 def check_finite(sigma: Tensor | float, no_infinity: str) -> None:
-    """ValueError for σ = ∞ where `no_infinity` says why a network cannot work there; '' where it can."""
+    """ValueError for σ = ∞ where `no_infinity` says why a network cannot work there; '' where it
+    can."""
     if not no_infinity:
         return
     sigma = torch.as_tensor(sigma)
-    if sigma.device.type == 'cpu' and bool(sigma.isinf().any()):   # to look at others would be to wait for them
+    # to look at others would be to wait for them
+    if sigma.device.type == 'cpu' and bool(sigma.isinf().any()):
         raise ValueError(f'this network cannot work at sigma = inf: {no_infinity}')
 
 
 class NoisePrediction:
     """1,  −σ,  1/√(σ² + 1): F predicts the noise that was added, from x/√(σ² + 1)"""
-    no_infinity: ClassVar[str] = 'it predicts the noise, which tells nothing of the image where there is only noise'
+    no_infinity: ClassVar[
+        str] = 'it predicts the noise, which tells nothing of the image where there is only noise'
 
     def c_skip(self, sigma: Tensor) -> Tensor:
         return torch.ones_like(sigma)
@@ -110,8 +114,10 @@ class IDDPM(NoisePrediction):
     def index(self, sigma: Tensor) -> Tensor:
         """argmin_j |u_j − σ| over 0 ≤ j < M, int64, in the shape of sigma."""
         u = self.u(sigma)[:self.levels.M]
-        dtype = torch.promote_types(u.dtype, sigma.dtype)   # float32 levels meet float64 times in float64
-        return (sigma.to(dtype).reshape(-1, 1) - u.to(dtype)).abs().argmin(dim=1).reshape(sigma.shape)
+        # float32 levels meet float64 times in float64
+        dtype = torch.promote_types(u.dtype, sigma.dtype)
+        return (sigma.to(dtype).reshape(-1,
+                                        1) - u.to(dtype)).abs().argmin(dim=1).reshape(sigma.shape)
 
     def nearest(self, sigma: Tensor) -> Tensor:
         rounded = self.u(sigma)[self.index(sigma)].to(sigma.dtype)
@@ -124,7 +130,8 @@ class EDM:
 
     In float32 for σ up to 1.8e19, whose square is the last that is finite; V has no such limit.
     """
-    no_infinity: ClassVar[str] = ('its c_noise, ln(sigma)/4, is infinite there; the v preconditioning with the same '
+    no_infinity: ClassVar[str] = ('its c_noise, ln(sigma)/4, is infinite there; the v '
+                                  'preconditioning with the same '
                                      'sigma_data is the same network with a finite c_noise')
     sigma_data: float = 0.5
 
@@ -149,17 +156,18 @@ NOISE_LABELS = ('timestep', 'angle', 'log')
 
 @dataclass(frozen=True)
 class V:
-    """a²,  −b σ_data,  a/σ_data,  noise_label:  D = σ_data (a z − b F), where F predicts v = a ε − b y/σ_data
+    """a²,  −b σ_data,  a/σ_data,  noise_label:  D = σ_data (a z − b F), where F predicts v = a ε −
+    b y/σ_data
 
-    with a, b and z of the unit variable (diffusion/unit.py), d = σ_data; with σ_data = 1 it is Lin et al. 2023,
-    Eq. 11 and 19. With EDM's σ_data it is EDM's preconditioning, F being of the other sign, and so works for
-    images of any σ; but all of it is finite at σ = ∞.
+    with a, b and z of the unit variable (diffusion/unit.py), d = σ_data; with σ_data = 1 it is Lin
+    et al. 2023, Eq. 11 and 19. With EDM's σ_data it is EDM's preconditioning, F being of the other
+    sign, and so works for images of any σ; but all of it is finite at σ = ∞.
 
-    noise_label  what F is told: 'timestep', the index t − 1 of the nearest level of `schedule` (nearest in φ);
-                 'angle', (2/π) φ in [0, 1]; or 'log', ¼ ln min(σ, cap)
+    noise_label  what F is told: 'timestep', the index t − 1 of the nearest level of `schedule`
+                 (nearest in φ); 'angle', (2/π) φ in [0, 1]; or 'log', ¼ ln min(σ, cap)
     schedule     the timesteps for which the network was trained, if these were discrete
-    cap          of 'log'; None: twice the highest finite level of `schedule`, so that it tells all levels apart, or
-                 without one 4096, which is ᾱ = 2⁻²⁴
+    cap          of 'log'; None: twice the highest finite level of `schedule`, so that it tells all
+                 levels apart, or without one 4096, which is ᾱ = 2⁻²⁴
     """
     no_infinity: ClassVar[str] = ''
     sigma_data: float = 1.0
@@ -169,7 +177,8 @@ class V:
 
     def __post_init__(self) -> None:
         if self.noise_label not in NOISE_LABELS:
-            raise ValueError(f'noise_label must be one of {", ".join(NOISE_LABELS)}, not {self.noise_label!r}')
+            raise ValueError(f'noise_label must be one of {", ".join(NOISE_LABELS)}, not '
+                             f'{self.noise_label!r}')
         if self.noise_label == 'timestep' and self.schedule is None:
             raise ValueError("noise_label='timestep' needs a schedule of discrete timesteps")
         if self.cap is None:   # stored as the number that it is
@@ -201,9 +210,11 @@ class V:
         return sigma.clamp(max=self.cap).log() / 4
 
     def index(self, sigma: Tensor) -> Tensor:
-        """The index t − 1 of the nearest timestep, int64, in the shape of sigma; a level of ∞ is only for σ = ∞."""
+        """The index t − 1 of the nearest timestep, int64, in the shape of sigma; a level of ∞ is
+        only for σ = ∞."""
         assert self.schedule is not None
-        return torch.bucketize(sigma.contiguous(), _borders(self.schedule, sigma.device, sigma.dtype))
+        return torch.bucketize(sigma.contiguous(), _borders(self.schedule, sigma.device,
+                                                            sigma.dtype))
 
     def nearest(self, sigma: Tensor) -> Tensor:
         if self.noise_label != 'timestep' or self.schedule is None:
@@ -214,7 +225,8 @@ class V:
 
 @functools.lru_cache(maxsize=16)
 def _borders(schedule: DiscreteSchedule, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The σ at which the nearest timestep changes, halfway in φ = atan σ: [T − 1], kept on the device."""
+    """The σ at which the nearest timestep changes, halfway in φ = atan σ: [T − 1], kept on the
+    device."""
     phi = Level.of_sigma(schedule.sigma).phi
     borders = ((phi[1:] + phi[:-1]) / 2).tan().to(dtype)
     if math.isinf(schedule.sigma[-1]):   # however high a finite σ is, there is signal left
@@ -223,12 +235,14 @@ def _borders(schedule: DiscreteSchedule, device: torch.device, dtype: torch.dtyp
 
 
 def unit_scale(c: Preconditioner) -> float:
-    """d of the unit variable in which a preconditioned network is asked: σ_data where there is one, else 1."""
+    """d of the unit variable in which a preconditioned network is asked: σ_data where there is one,
+    else 1."""
     return float(getattr(c, 'sigma_data', 1.0))
 
 
 def unit_coefficients(c: Preconditioner, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """c_skip h, c_out and c_in h,  h = √(σ² + d²):  D = (c_skip h) z + c_out F((c_in h) z; c_noise), where x = h z"""
+    """c_skip h, c_out and c_in h,  h = √(σ² + d²):  D = (c_skip h) z + c_out F((c_in h) z;
+    c_noise), where x = h z"""
     d = unit_scale(c)
     if hasattr(c, 'sigma_data'):
         return d * Level.of_sigma(sigma, d).a, c.c_out(sigma), torch.ones_like(sigma)

@@ -3,9 +3,9 @@
     images = sample(D, torch.randn(4, 3, 32, 32))
 
 Times are 0-d float64 tensors on the CPU and images are float64 on their device, so that no
-comparison of two times ever waits for a GPU. (Apple's MPS has no float64: images are float32 there.)
-Noise levels fall and end in 0. They may start at ∞ for samplers that work in the unit variable (diffusion/unit.py):
-those with `from_infinity`.
+comparison of two times ever waits for a GPU. (Apple's MPS has no float64: images are float32
+there.) Noise levels fall and end in 0. They may start at ∞ for samplers that work in the unit
+variable (diffusion/unit.py): those with `from_infinity`.
 """
 
 import math
@@ -28,8 +28,10 @@ RandnLike = Callable[[Tensor], Tensor]
 class Sampler(Protocol):
     """Its attribute `from_infinity` is optional: absent, the noise levels must be finite."""
 
-    def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor, randn_like: RandnLike) -> Tensor:
-        """noise [B, C, H, W] of unit variance -> images, through the noise levels `sigmas` [N + 1]."""
+    def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor,
+                 randn_like: RandnLike) -> Tensor:
+        """noise [B, C, H, W] of unit variance -> images, through the noise levels `sigmas` [N +
+        1]."""
         ...
 
 
@@ -52,11 +54,14 @@ class Churn:
         return min(self.S_churn / num_steps, math.sqrt(2) - 1) if inside else 0.0
 
     def raised(self, denoise: Conditioned, sigmas: Tensor) -> Tensor:
-        """σ̂_i = (1 + γ_i) σ_i for the noise levels [N + 1], as the network takes them        (Algorithm 2, line 5)"""
+        """σ̂_i = (1 + γ_i) σ_i for the noise levels [N + 1], as the network takes them
+        (Algorithm 2, line 5)"""
         if self.S_churn == 0:
             return sigmas
-        gammas = torch.tensor([self.gamma(sigma, len(sigmas) - 1) for sigma in sigmas.tolist()], dtype=sigmas.dtype)
-        return denoise.nearest(sigmas * (1 + gammas))   # all at once: a network's levels are on its device
+        gammas = torch.tensor([self.gamma(sigma, len(sigmas) - 1) for sigma in sigmas.tolist()],
+                              dtype=sigmas.dtype)
+        # all at once: a network's levels are on its device
+        return denoise.nearest(sigmas * (1 + gammas))
 
 
 def times_of(schedule: Schedule, sigmas: Tensor) -> Tensor:
@@ -79,10 +84,11 @@ class FlowSampler:
     scaling: Scaling = NoScaling()
     churn: Churn = Churn()
 
-    def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor, randn_like: RandnLike) -> Tensor:
+    def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor,
+                 randn_like: RandnLike) -> Tensor:
         if self.churn.S_churn > 0 and isinstance(self.solver, MULTISTEP):
-            raise ValueError(f'S_churn={self.churn.S_churn:g}: a multistep solver cannot take fresh noise between '
-                             'its steps; use euler or heun')
+            raise ValueError(f'S_churn={self.churn.S_churn:g}: a multistep solver cannot take '
+                             f'fresh noise between its steps; use euler or heun')
         flow = ProbabilityFlow(denoise, self.schedule, self.scaling)
         times = times_of(self.schedule, sigmas)
         sigma_hats = self.churn.raised(denoise, sigmas)
@@ -90,11 +96,13 @@ class FlowSampler:
         def perturb(i: int, x: Tensor) -> tuple[Tensor, Tensor]:
             if self.churn.S_churn == 0:
                 return x, times[i]
-            xi = randn_like(x)   # drawn at every step, so that later steps do not depend on S_min and S_max
+            # drawn at every step, so that later steps do not depend on S_min and S_max
+            xi = randn_like(x)
             sigma, sigma_hat = sigmas[i], sigma_hats[i]
             if sigma_hat <= sigma:
                 return x, times[i]
-            return flow.add_noise(x, sigma, sigma_hat, self.churn.S_noise * xi), self.schedule.sigma_inv(sigma_hat)
+            return flow.add_noise(x, sigma, sigma_hat,
+                                  self.churn.S_noise * xi), self.schedule.sigma_inv(sigma_hat)
 
         return self.solver(flow, flow.start(noise, sigmas[0]), times, perturb)
 
@@ -104,14 +112,17 @@ RULES = ('heun', 'rotation')
 
 @dataclass(frozen=True)
 class Angle:
-    """dz/dφ = v = (a z − D/d)/b: the probability flow of the unit variable z over the angle φ = atan(σ/d)
+    """dz/dφ = v = (a z − D/d)/b: the probability flow of the unit variable z over the angle φ =
+    atan(σ/d)
 
-    Finite from φ = π/2, σ = ∞, where no second-order method in σ can start. It is Algorithm 1 for σ = d tan t and
-    s = cos(t)/d, with the network's d. Both rules are of second order, with h = φ_{i+1} − φ_i and v′ at z′:
+    Finite from φ = π/2, σ = ∞, where no second-order method in σ can start. It is Algorithm 1 for σ
+    = d tan t and s = cos(t)/d, with the network's d. Both rules are of second order, with h =
+    φ_{i+1} − φ_i and v′ at z′:
       heun       z′ = z + h v,                z_{i+1} = z + h (v + v′)/2
       rotation   z′ = cos(h) z + sin(h) v,    z_{i+1} = z + tan(h/2) (v + v′)
-    The second is exact where D and the noise stay the same, and its predictor is DDIM. The last step is a rotation
-    alone, to D. x_0 ~ N(0, σ_0² I). NFE: 2N − 1. Noise is added before each step as in Algorithm 2, not at σ = ∞.
+    The second is exact where D and the noise stay the same, and its predictor is DDIM. The last
+    step is a rotation alone, to D. x_0 ~ N(0, σ_0² I). NFE: 2N − 1. Noise is added before each step
+    as in Algorithm 2, not at σ = ∞.
     """
     from_infinity: ClassVar[bool] = True
     rule: str = 'heun'
@@ -121,10 +132,12 @@ class Angle:
         if self.rule not in RULES:
             raise ValueError(f'rule must be one of {", ".join(RULES)}, not {self.rule!r}')
 
-    def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor, randn_like: RandnLike) -> Tensor:
+    def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor,
+                 randn_like: RandnLike) -> Tensor:
         d = denoise.unit_scale
         z = noise * Level.of_sigma(sigmas[0], d).b
-        for sigma, sigma_hat, sigma_next in zip(sigmas, self.churn.raised(denoise, sigmas), sigmas[1:], strict=False):
+        for sigma, sigma_hat, sigma_next in zip(sigmas, self.churn.raised(denoise, sigmas),
+                                                sigmas[1:], strict=False):
             if self.churn.S_churn > 0:
                 xi = randn_like(z)   # drawn at every step, as FlowSampler does
                 if sigma_hat > sigma:
@@ -141,11 +154,14 @@ class Angle:
             z = z + (h / 2 if self.rule == 'heun' else (h / 2).tan()) * (v + v_next)
         return d * z
 
-    def add_noise(self, z: Tensor, sigma: Tensor, sigma_hat: Tensor, d: float, noise: Tensor) -> Tensor:
+    def add_noise(self, z: Tensor, sigma: Tensor, sigma_hat: Tensor, d: float,
+                  noise: Tensor) -> Tensor:
         """ẑ = (â/a) z + √(b̂² − (b â/a)²) S_noise ξ: up from a finite σ to the noisier σ̂."""
         level, raised = Level.of_sigma(sigma, d), Level.of_sigma(sigma_hat, d)
         share = raised.a / level.a
-        return share * z + (raised.b**2 - (share * level.b) ** 2).clamp(min=0).sqrt() * (self.churn.S_noise * noise)
+        return share * z + (raised.b**2
+                            - (share * level.b) ** 2).clamp(min=0).sqrt() * (self.churn.S_noise
+                                                                             * noise)
 
 
 def working_precision(noise: Tensor) -> Tensor:
@@ -188,9 +204,9 @@ def check_start(sampler: Sampler, sigma_max: float) -> None:
     if math.isinf(sigma_max) and not getattr(sampler, 'from_infinity', False):
         kind = type(getattr(sampler, 'solver', sampler))
         name = next((name for name, solver in SOLVERS.items() if solver is kind), kind.__name__)
-        raise ValueError(f'{name} cannot start at sigma = inf, where x is infinite: use time steps that start at a '
-                         'finite noise level, such as with --sigma_max=80, or, in generate.py and fid.py, '
-                         '--sampler=ddim, ancestral or angle')
+        raise ValueError(f'{name} cannot start at sigma = inf, where x is infinite: use time steps '
+                         f'that start at a finite noise level, such as with --sigma_max=80, or, in '
+                         f'generate.py and fid.py, --sampler=ddim, ancestral or angle')
 
 
 @torch.no_grad()

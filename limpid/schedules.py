@@ -1,4 +1,5 @@
-"""The rows "Schedule" and "Scaling" of Table 1: the noise level σ(t), and the scale s of the signal.
+"""The rows "Schedule" and "Scaling" of Table 1: the noise level σ(t), and the scale s of the
+signal.
 
 A scaling is a function of σ rather than of t, so that it goes with any schedule:
 s(t) means s(σ(t)), and ṡ/s = dlog_s(σ) σ̇.
@@ -37,15 +38,17 @@ class VPSchedule:
     def through(cls, sigma_min: float, sigma_max: float, epsilon_s: float = 1e-3) -> 'VPSchedule':
         """The schedule with σ(ε_s) = sigma_min and σ(1) = sigma_max.
 
-        Two equations for the two constants; ValueError where β(t) would have to fall with t. With the
-        range of the defaults, [0.010486, 152.167], they come out as 19.9 and 0.1. For low sigma_min,
-        β_min may come out negative: then σ(t) exists for t ≥ ε_s only, and t = 0 stands for σ = 0.
+        Two equations for the two constants; ValueError where β(t) would have to fall with t. With
+        the range of the defaults, [0.010486, 152.167], they come out as 19.9 and 0.1. For low
+        sigma_min, β_min may come out negative: then σ(t) exists for t ≥ ε_s only, and t = 0 stands
+        for σ = 0.
         """
         low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
         if low >= epsilon_s * high:
             limit = math.sqrt(math.expm1(epsilon_s * high))
-            raise ValueError(f'no VP schedule goes from sigma({epsilon_s:g}) = {sigma_min:g} to sigma(1) = '
-                             f'{sigma_max:g}: with this sigma_max, sigma_min must be below {limit:.4g}')
+            raise ValueError(f'no VP schedule goes from sigma({epsilon_s:g}) = {sigma_min:g} to '
+                             f'sigma(1) = {sigma_max:g}: with this sigma_max, sigma_min must be '
+                             f'below {limit:.4g}')
         beta_d = 2 * (low / epsilon_s - high) / (epsilon_s - 1)
         return cls(beta_d=beta_d, beta_min=high - beta_d / 2)
 
@@ -113,7 +116,8 @@ class Scaling(Protocol):
 
 @dataclass(frozen=True)
 class VPScaling:
-    """s = 1/√(1 + σ²), which is 1/√exp(½ β_d t² + β_min t) whatever the constants are.        (Table 1)"""
+    """s = 1/√(1 + σ²), which is 1/√exp(½ β_d t² + β_min t) whatever the constants are.
+    (Table 1)"""
 
     def s(self, sigma: Tensor) -> Tensor:
         return (1 + sigma**2).rsqrt()

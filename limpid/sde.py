@@ -1,7 +1,9 @@
-"""The stochastic differential equations behind the probability flow, for any schedule and any scaling (Eq. 6).
+"""The stochastic differential equations behind the probability flow, for any schedule and any
+scaling (Eq. 6).
 
 One family has the marginals p_t for every rate β(t) at which noise is replaced: β = 0 is the
-probability flow, β = σ̇/σ is the SDE of Song et al. 2021, in which the score leaves the forward drift.
+probability flow, β = σ̇/σ is the SDE of Song et al. 2021, in which the score leaves the forward
+drift.
 """
 
 import math
@@ -23,7 +25,8 @@ class GeneralSDE:
     Eq. 6 with a scaling and with the score through D (Eq. 3), solved by Euler–Maruyama at any time
     steps: weak order 1. The last step adds no noise. NFE: N.
 
-    beta       the rate: a multiple of σ̇/σ, so that 0 is Euler's method for the flow and 1 is Song's SDE
+    beta       the rate: a multiple of σ̇/σ, so that 0 is Euler's method for the flow and 1 is
+               Song's SDE
     constant   beta is the rate itself, per unit of t, instead
     S_min, S_max
                fresh noise only at noise levels within; β = 0 outside
@@ -37,12 +40,16 @@ class GeneralSDE:
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta < math.inf:
-            raise ValueError(f'beta is the rate of fresh noise and must be 0 or more, not {self.beta:g}')
+            raise ValueError(f'beta is the rate of fresh noise and must be 0 or more, not '
+                             f'{self.beta:g}')
 
     def rate(self, t: Tensor) -> Tensor:
         """β(t)"""
         sigma = self.schedule.sigma(t)
-        rate = torch.full_like(t, self.beta) if self.constant else self.beta * (self.schedule.sigma_dot(t) / sigma)
+        rate = torch.full_like(t,
+                               self.beta) if self.constant else self.beta * (
+                                   self.schedule.sigma_dot(
+                                   t) / sigma)
         # A level that is one of the limits counts as inside, although sigma went to t and back.
         inside = (self.S_min * (1 - 1e-9) <= sigma) & (sigma <= self.S_max * (1 + 1e-9))
         return torch.where(inside, rate, 0.0)
@@ -59,19 +66,23 @@ class GeneralSDE:
         sigma = self.schedule.sigma(t)
         return self.scaling.s(sigma) * sigma * (2 * self.rate(t)).sqrt()
 
-    def step(self, denoise: Conditioned, x: Tensor, t: Tensor, t_next: Tensor, noise: Tensor | None) -> Tensor:
-        """Euler–Maruyama from t to t_next, which may be later (forward) or earlier; None adds no noise."""
+    def step(self, denoise: Conditioned, x: Tensor, t: Tensor, t_next: Tensor,
+             noise: Tensor | None) -> Tensor:
+        """Euler–Maruyama from t to t_next, which may be later (forward) or earlier; None adds no
+        noise."""
         dt = t_next - t
         x_mean = x + dt * self.drift(denoise, x, t, forward=bool(dt > 0))
         return x_mean if noise is None else x_mean + self.diffusion(t) * dt.abs().sqrt() * noise
 
-    def forward(self, denoise: Conditioned, x: Tensor, times: Tensor, randn_like: RandnLike) -> Tensor:
+    def forward(self, denoise: Conditioned, x: Tensor, times: Tensor,
+                randn_like: RandnLike) -> Tensor:
         """From images to noise: x at times[0] > 0 -> x at times[-1], through rising times."""
         for t, t_next in pairwise(times):
             x = self.step(denoise, x, t, t_next, randn_like(x))
         return x
 
-    def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor, randn_like: RandnLike) -> Tensor:
+    def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor,
+                 randn_like: RandnLike) -> Tensor:
         times = times_of(self.schedule, sigmas)
         x = noise * (sigmas[0] * self.scaling.s(sigmas[0]))
         for i, (t, t_next) in enumerate(pairwise(times)):

@@ -24,12 +24,14 @@ class StackedGenerator:
                  source: torch.device | str | None = None) -> None:
         self.device = torch.device(device)
         self.source = torch.device(source if source is not None else device)
-        self.generators = [torch.Generator(self.source).manual_seed(int(seed) % 2**32) for seed in seeds]
+        self.generators = [torch.Generator(self.source).manual_seed(int(seed) % 2**32)
+                           for seed in seeds]
 
     def randn(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Normal numbers of `shape`, whose first dimension is the number of seeds."""
         self._check(shape)
-        draws = [torch.randn(list(shape[1:]), generator=g, dtype=dtype, device=self.source) for g in self.generators]
+        draws = [torch.randn(list(shape[1:]), generator=g, dtype=dtype, device=self.source)
+                 for g in self.generators]
         return torch.stack(draws).to(self.device)
 
     def randn_like(self, x: Tensor) -> Tensor:
@@ -38,13 +40,15 @@ class StackedGenerator:
     def rand(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Uniform numbers in [0, 1) of `shape`, whose first dimension is the number of seeds."""
         self._check(shape)
-        draws = [torch.rand(list(shape[1:]), generator=g, dtype=dtype, device=self.source) for g in self.generators]
+        draws = [torch.rand(list(shape[1:]), generator=g, dtype=dtype, device=self.source)
+                 for g in self.generators]
         return torch.stack(draws).to(self.device)
 
     def randint(self, high: int, shape: Sequence[int]) -> Tensor:
         """Integers in [0, high) of `shape`, whose first dimension is the number of seeds."""
         self._check(shape)
-        draws = [torch.randint(high, list(shape[1:]), generator=g, device=self.source) for g in self.generators]
+        draws = [torch.randint(high, list(shape[1:]), generator=g, device=self.source)
+                 for g in self.generators]
         return torch.stack(draws).to(self.device)
 
     def _check(self, shape: Sequence[int]) -> None:
@@ -52,12 +56,14 @@ class StackedGenerator:
             raise ValueError(f'{shape[0]} rows asked of {len(self.generators)} generators')
 
 
-def latents_and_labels(net: Any, seeds: Sequence[int], classes: Sequence[int] | None,  # noqa: ANN401 (a Denoiser)
+def latents_and_labels(net: Any, seeds: Sequence[int],
+                       classes: Sequence[int] | None,  # noqa: ANN401 (a Denoiser)
                        generator: StackedGenerator) -> tuple[Tensor, Tensor | None]:
-    """The first draws of each seed's generator: the latent, then, of conditional networks, the class.
+    """The first draws of each seed's generator: the latent, then, of conditional networks, the
+    class.
 
-    Returns noise [B, C, H, W] float32 and one-hot labels [B, label_dim], or None. `classes` gives the
-    class of each seed; the random class is drawn all the same, so that it changes nothing else.
+    Returns noise [B, C, H, W] float32 and one-hot labels [B, label_dim], or None. `classes` gives
+    the class of each seed; the random class is drawn all the same, so that it changes nothing else.
     """
     noise = generator.randn([len(seeds), net.img_channels, net.img_resolution, net.img_resolution])
     if not net.label_dim:
@@ -67,20 +73,23 @@ def latents_and_labels(net: Any, seeds: Sequence[int], classes: Sequence[int] | 
     return noise, torch.nn.functional.one_hot(chosen, net.label_dim).to(torch.float32)
 
 
-def generate(net: Any, sampler: Sampler, discretization: Discretization, num_steps: int, seeds: Sequence[int],  # noqa: ANN401
+def generate(net: Any, sampler: Sampler, discretization: Discretization, num_steps: int,
+             seeds: Sequence[int],  # noqa: ANN401
              classes: Sequence[int] | None, device: torch.device, rng: str | None = None) -> Tensor:
     """uint8 images [B, C, H, W] of these seeds, on `device`.
 
-    rng='cpu' draws all random numbers on the CPU, so that every device starts from the same ones. Raises
-    FloatingPointError when the images are not finite.
+    rng='cpu' draws all random numbers on the CPU, so that every device starts from the same ones.
+    Raises FloatingPointError when the images are not finite.
     """
     generator = StackedGenerator(seeds, device, source=rng)
     noise, labels = latents_and_labels(net, seeds, classes, generator)
     denoise = Conditioned(net, labels)
-    images = run(sampler, denoise, noise, denoise.levels(discretization, num_steps), generator.randn_like)
+    images = run(sampler, denoise, noise, denoise.levels(discretization, num_steps),
+                 generator.randn_like)
     if not bool(images.isfinite().all()):
-        raise FloatingPointError('the images came out as numbers that are not finite, and were not written: '
-                                 'the network or the combination of sampler options is to blame')
+        raise FloatingPointError('the images came out as numbers that are not finite, and were not '
+                                 'written: the network or the combination of sampler options is to '
+                                 'blame')
     return to_uint8(images)
 
 
@@ -98,7 +107,9 @@ def check_classes(classes: Sequence[int] | None, label_dim: int) -> None:
     if classes is None:
         return
     if not label_dim:
-        raise ValueError(f'--class={classes[0]}: this network is unconditional and knows no classes; leave --class out')
+        raise ValueError(f'--class={classes[0]}: this network is unconditional and knows no '
+                         f'classes; leave --class out')
     for label in classes:
         if label >= label_dim:
-            raise ValueError(f'--class={label} is out of range: this network knows the classes 0 to {label_dim - 1}')
+            raise ValueError(f'--class={label} is out of range: this network knows the classes 0 '
+                             f'to {label_dim - 1}')

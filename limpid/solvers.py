@@ -42,12 +42,14 @@ class ProbabilityFlow:
 Perturb = Callable[[int, Tensor], tuple[Tensor, Tensor]]   # (step i, x_i) -> (x̂_i, t̂_i)
 
 
-Solver = Callable[[ProbabilityFlow, Tensor, Tensor, Perturb], Tensor]   # (flow, x, times [N+1], perturb) -> image
+# (flow, x, times [N+1], perturb) -> image
+Solver = Callable[[ProbabilityFlow, Tensor, Tensor, Perturb], Tensor]
 
 
 @dataclass(frozen=True)
 class Euler:
-    """x_{i+1} = x̂ + h d: first order, one evaluation per step (Algorithm 1 without lines 6 to 8)."""
+    """x_{i+1} = x̂ + h d: first order, one evaluation per step (Algorithm 1 without lines 6 to
+    8)."""
 
     def __call__(self, flow: ProbabilityFlow, x: Tensor, times: Tensor, perturb: Perturb) -> Tensor:
         for i, t_next in enumerate(times[1:]):
@@ -60,8 +62,9 @@ class Euler:
 class SecondOrder:
     """x_{i+1} = x̂ + h [(1 − 1/(2α)) d + 1/(2α) d′],  d′ at x̂ + α h d        (Algorithm 3)
 
-    α = 1 is Heun's method (Algorithm 1), ½ the midpoint rule, ⅔ Ralston's method. The last step, and
-    any whose second point would fall at or below t = 0, is an Euler step: the ODE is singular there.
+    α = 1 is Heun's method (Algorithm 1), ½ the midpoint rule, ⅔ Ralston's method. The last step,
+    and any whose second point would fall at or below t = 0, is an Euler step: the ODE is singular
+    there.
     """
     alpha: float = 1.0
 
@@ -91,9 +94,10 @@ class SecondOrder:
 class Multistep2M:
     """x_{i+1} = s′ (D̄ + (σ′/σ)(x_i/s − D̄)),  D̄ = D_i + (D_i − D_{i−1})/(2r): DPM-Solver++(2M)
 
-    The flow solved exactly for a D̄ that is extrapolated linearly in ln σ from the step before; r is the
-    ratio of that step to this one in ln σ. Second order, one evaluation per step. The first step and the
-    one to σ = 0 take D̄ = D_i. (Lu et al. 2022, Algorithm 2; the schedule drops out, since only σ enters.)
+    The flow solved exactly for a D̄ that is extrapolated linearly in ln σ from the step before; r
+    is the ratio of that step to this one in ln σ. Second order, one evaluation per step. The first
+    step and the one to σ = 0 take D̄ = D_i. (Lu et al. 2022, Algorithm 2; the schedule drops out,
+    since only σ enters.)
     """
 
     def __call__(self, flow: ProbabilityFlow, x: Tensor, times: Tensor, perturb: Perturb) -> Tensor:
@@ -119,9 +123,9 @@ class Multistep2M:
 class Adams:
     """x_{i+1} = x_i + h Σ_j w_j d_{i−j}: Adams–Bashforth of `order` 1, 2 or 3 on uneven steps
 
-    The weights integrate the polynomial through the last `order` velocities over the step. The first
-    `order` − 1 steps are Heun's, so that nothing is lost at the start; the last is Euler's. One
-    evaluation per step and one more for each Heun step: N + order − 1.
+    The weights integrate the polynomial through the last `order` velocities over the step. The
+    first `order` − 1 steps are Heun's, so that nothing is lost at the start; the last is Euler's.
+    One evaluation per step and one more for each Heun step: N + order − 1.
     """
     order: int = 3
 
@@ -144,7 +148,8 @@ class Adams:
                 x = x + h * (d + flow.velocity(x + h * d, t_next)) / 2
             else:
                 weights = self.weights([float((earlier - t) / h) for earlier, _ in history])
-                x = x + h * sum(w * velocity for w, (_, velocity) in zip(weights, history, strict=True))
+                x = x + h * sum(w * velocity
+                                for w, (_, velocity) in zip(weights, history, strict=True))
         return x
 
     @staticmethod
@@ -155,7 +160,9 @@ class Adams:
         return torch.linalg.solve(vandermonde, 1 / (powers + 1)).tolist()
 
 
-MULTISTEP = (Multistep2M, Adams)   # they remember earlier steps, which fresh noise would make untrue
+# they remember earlier steps, which fresh noise would make untrue
+MULTISTEP = (Multistep2M, Adams)
 
 
-SOLVERS: dict[str, Any] = {'euler': Euler, 'heun': SecondOrder, 'dpmpp-2m': Multistep2M, 'adams': Adams}
+SOLVERS: dict[str, Any] = {'euler': Euler, 'heun': SecondOrder, 'dpmpp-2m': Multistep2M,
+                           'adams': Adams}

@@ -1,4 +1,5 @@
-"""The row "Time steps" of Table 1, and timesteps of discrete schedules: the noise levels that a sampler visits.
+"""The row "Time steps" of Table 1, and timesteps of discrete schedules: the noise levels that a
+sampler visits.
 
 A discretization returns noise levels, not times, so that it goes with any schedule: the sampler
 maps them to t_i = σ⁻¹(σ_i) and appends t_N = 0.
@@ -25,22 +26,24 @@ class Discretization(Protocol):
     def sigma_max(self) -> float: ...
 
     def sigmas(self, num_steps: int, lowest: float = 0.0, highest: float = math.inf) -> Tensor:
-        """σ_0 ≥ … ≥ σ_{N−1} > 0 as [N] float64, within what the network supports, [lowest, highest].
+        """σ_0 ≥ … ≥ σ_{N−1} > 0 as [N] float64, within what the network supports, [lowest,
+        highest].
 
-        σ_0 may be ∞ (of ExplicitSteps and DiscreteSteps). Raises ValueError when num_steps < 1 or when no
-        noise levels are left.
+        σ_0 may be ∞ (of ExplicitSteps and DiscreteSteps). Raises ValueError when num_steps < 1 or
+        when no noise levels are left.
         """
         ...
 
 
-def noise_range(discretization: Discretization, lowest: float, highest: float) -> tuple[float, float]:
+def noise_range(discretization: Discretization, lowest: float,
+                highest: float) -> tuple[float, float]:
     """The range of the discretization, clamped to [lowest, highest], the range of the network."""
     low, high = max(discretization.sigma_min, lowest), min(discretization.sigma_max, highest)
     if not 0 < low < math.inf or not low <= high < math.inf:
         raise ValueError(
             f'no noise levels are left: sigma_min={discretization.sigma_min:g} and '
-            f'sigma_max={discretization.sigma_max:g} must satisfy 0 < sigma_min <= sigma_max < inf within the range '
-            f'of the network, [{lowest:g}, {highest:g}]')
+            f'sigma_max={discretization.sigma_max:g} must satisfy 0 < sigma_min <= sigma_max < inf '
+            f'within the range of the network, [{lowest:g}, {highest:g}]')
     return low, high
 
 
@@ -57,7 +60,8 @@ def ramp(num_steps: int) -> Tensor:
     return torch.arange(num_steps, dtype=torch.float64) / max(num_steps - 1, 1)
 
 
-_VP_RANGE = VPSchedule().sigma(torch.tensor([1e-3, 1.0], dtype=torch.float64)).tolist()   # 0.010486, 152.167
+# 0.010486, 152.167
+_VP_RANGE = VPSchedule().sigma(torch.tensor([1e-3, 1.0], dtype=torch.float64)).tolist()
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,8 @@ class IDDPMSteps:
         u = self.levels.u[:-1]
         u = within(u, low, high)
         if len(u) == 0:
-            raise ValueError(f'no iDDPM noise level lies between sigma_min={low:g} and sigma_max={high:g}')
+            raise ValueError(f'no iDDPM noise level lies between sigma_min={low:g} and '
+                             f'sigma_max={high:g}')
         return u[((len(u) - 1) * ramp(num_steps) + 0.5).floor().long()]
 
 
@@ -134,7 +139,8 @@ class EDMSteps:
 
 @dataclass(frozen=True)
 class ExplicitSteps:
-    """σ_i as given: falling, positive, within what the network supports; their number is that of the steps.
+    """σ_i as given: falling, positive, within what the network supports; their number is that of
+    the steps.
 
     The first may be ∞.
     """
@@ -150,21 +156,23 @@ class ExplicitSteps:
 
     def sigmas(self, num_steps: int, lowest: float = 0.0, highest: float = math.inf) -> Tensor:
         if any(b >= a for a, b in pairwise(self.levels)):
-            raise ValueError(f'noise levels must fall: {", ".join(f"{level:g}" for level in self.levels)} do not')
+            raise ValueError(f'noise levels must fall: '
+                             f'{", ".join(f"{level:g}" for level in self.levels)} do not')
         for level in self.levels:
             if not (level > 0 and lowest <= level <= highest):
-                raise ValueError(f'the noise level {level:g} must be positive and within the range of the network, '
-                                 f'[{lowest:g}, {highest:g}]')
+                raise ValueError(f'the noise level {level:g} must be positive and within the range '
+                                 f'of the network, [{lowest:g}, {highest:g}]')
         return torch.tensor(self.levels, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class DiscreteSteps:
-    """σ_i = σ_t of N of the timesteps t of a discrete schedule, chosen as Table 2 of Lin et al. 2023 has it
+    """σ_i = σ_t of N of the timesteps t of a discrete schedule, chosen as Table 2 of Lin et al.
+    2023 has it
 
-    Of the levels in [lowest, highest], and where the network does not support all of these, of those that it does.
-    With zero terminal SNR the first level is ∞, if the spacing has the last timestep. Needs N of at most as many
-    levels as there are.
+    Of the levels in [lowest, highest], and where the network does not support all of these, of
+    those that it does. With zero terminal SNR the first level is ∞, if the spacing has the last
+    timestep. Needs N of at most as many levels as there are.
     """
     schedule: DiscreteSchedule = ScaledLinearBetas()
     spacing: str = 'trailing'
@@ -188,8 +196,8 @@ class DiscreteSteps:
         low, high = max(lowest, self.lowest), min(highest, self.highest)
         sigma = within(self.schedule.sigma, low, high)
         if len(sigma) == 0:
-            raise ValueError(f'no timestep has a noise level within [{low:g}, {high:g}], the range of the network '
-                             'and of --sigma_min and --sigma_max')
+            raise ValueError(f'no timestep has a noise level within [{low:g}, {high:g}], the range '
+                             f'of the network and of --sigma_min and --sigma_max')
         return sigma
 
     def sigmas(self, num_steps: int, lowest: float = 0.0, highest: float = math.inf) -> Tensor:
@@ -199,5 +207,6 @@ class DiscreteSteps:
 
 DISCRETIZATIONS: dict[str, Callable[..., Discretization]] = {
     'vp': VPSteps, 've': VESteps, 'iddpm': IDDPMSteps, 'edm': EDMSteps,
-    **{name: functools.partial(DiscreteSteps, schedule()) for name, schedule in DISCRETE_SCHEDULES.items()},
+    **{name: functools.partial(DiscreteSteps, schedule())
+       for name, schedule in DISCRETE_SCHEDULES.items()},
 }

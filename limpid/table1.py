@@ -1,7 +1,8 @@
 """Table 1 of the paper. Hold it beside the page: columns are columns, rows are rows.
 
-`python -m training.table1` prints it, formulas and numbers, from the objects below. COLUMNS has one more: networks
-that predict v, for discrete timesteps up to zero signal-to-noise ratio, of Lin et al. 2023.
+`python -m training.table1` prints it, formulas and numbers, from the objects below. COLUMNS has one
+more: networks that predict v, for discrete timesteps up to zero signal-to-noise ratio, of Lin et
+al. 2023.
 """
 
 from collections.abc import Callable

@@ -2,9 +2,9 @@
 
     z = x/√(σ² + d²) = a y/d + b ε,   a = d/√(σ² + d²),   b = σ/√(σ² + d²),   a² + b² = 1
 
-for an image y, noise ε ~ N(0, I) and a scale d, the standard deviation of the data. At σ = ∞, the zero
-signal-to-noise ratio of Lin et al. 2023 ("Common Diffusion Noise Schedules and Sample Steps are Flawed"), z = ε.
-Everything works elementwise.
+for an image y, noise ε ~ N(0, I) and a scale d, the standard deviation of the data. At σ = ∞, the
+zero signal-to-noise ratio of Lin et al. 2023 ("Common Diffusion Noise Schedules and Sample Steps
+are Flawed"), z = ε. Everything works elementwise.
 """
 
 import math
@@ -45,7 +45,8 @@ class Level:
 
     @classmethod
     def of_phi(cls, phi: Tensor, d: float = 1.0) -> 'Level':
-        """a = cos φ, b = sin φ, with φ in [0, π/2]; a = 0 exactly where φ is the π/2 of its precision."""
+        """a = cos φ, b = sin φ, with φ in [0, π/2]; a = 0 exactly where φ is the π/2 of its
+        precision."""
         quarter = torch.full_like(phi, math.pi / 2)
         return cls(torch.where(phi > quarter / 2, (quarter - phi).sin(), phi.cos()), phi.sin(), d)
 
@@ -70,7 +71,8 @@ class Level:
         return torch.atan2(self.b, self.a)
 
     def velocity(self, z: Tensor, D: Tensor) -> Tensor:
-        """v = a ε − b y/d = (a z − D/d)/b  for the image D; b > 0        (Lin et al. 2023, Eq. 11)"""
+        """v = a ε − b y/d = (a z − D/d)/b  for the image D; b > 0        (Lin et al. 2023, Eq.
+        11)"""
         return (self.a * z - D / self.d) / self.b
 
     def denoised(self, z: Tensor, v: Tensor) -> Tensor:
@@ -83,7 +85,9 @@ class Level:
 
 
 def change_of_scale(sigma: Tensor, d: float, d_new: float) -> Tensor:
-    """√(σ² + d²)/√(σ² + d_new²), which takes the unit variable of scale d to that of d_new; 1 at σ = ∞."""
+    """√(σ² + d²)/√(σ² + d_new²), which takes the unit variable of scale d to that of d_new; 1 at σ
+    = ∞."""
     high = sigma > 1
-    share, inverse = torch.where(high, 1.0, sigma), torch.where(high, 1 / sigma, 1.0)   # neither exceeds 1
+    # neither exceeds 1
+    share, inverse = torch.where(high, 1.0, sigma), torch.where(high, 1 / sigma, 1.0)
     return torch.hypot(share, d * inverse) / torch.hypot(share, d_new * inverse)

@@ -1,12 +1,14 @@
-"""The metrics by name: what each needs of the generated images and of the reference, and how it is computed.
+"""The metrics by name: what each needs of the generated images and of the reference, and how it is
+computed.
 
     wanted, taps = needs(['fid', 'kid'], main='pool_3')
-    scores(['fid', 'kid'], measured, reference, 'pool_3', extractors)   # {'fid': 1.97, 'kid': 1e-4, 'kid_std': 2e-4}
+    scores(['fid', 'kid'], measured, reference, 'pool_3', extractors)   # {'fid': 1.97, 'kid': 1e-4,
+    'kid_std': 2e-4}
 
-The definitions are those of the papers whose tables people compare with: FID, sFID, Inception Score, precision
-and recall as in the evaluation suite of Dhariwal & Nichol 2021 (ADM), FD-DINOv2 as in EDM2. The tap that FID
-looks at is the `main` one: pool_3 of Inception; with the demo detector that of the demo, and then every name
-begins with demo_.
+The definitions are those of the papers whose tables people compare with: FID, sFID, Inception
+Score, precision and recall as in the evaluation suite of Dhariwal & Nichol 2021 (ADM), FD-DINOv2 as
+in EDM2. The tap that FID looks at is the `main` one: pool_3 of Inception; with the demo detector
+that of the demo, and then every name begins with demo_.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +26,8 @@ from metrics.statistics import Statistics
 
 MOMENTS, FEATURES = 'moments', 'features'
 MAIN = 'main'          # stands for pool_3, or for the demo's features
-DC_IMAGES = 10_000     # density and coverage are defined for so many images; of more a random choice
+# density and coverage are defined for so many images; of more a random choice
+DC_IMAGES = 10_000
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class Reference:
 class Metric:
     """`compute(generated, reference, extractor)` -> the numbers called `names`.
 
-    generated and reference are Statistics or features (a tensor [N, d]), as `needs` and `against` say; a
-    metric without `against` looks at the generated images alone.
+    generated and reference are Statistics or features (a tensor [N, d]), as `needs` and `against`
+    say; a metric without `against` looks at the generated images alone.
     """
     names: tuple[str, ...]
     tap: str
@@ -56,8 +59,10 @@ def _frechet(generated: Statistics, reference: Statistics, _: Any) -> list[float
     return [frechet_distance(reference.mu, reference.sigma, generated.mu, generated.sigma)]
 
 
-def _density_coverage(generated: torch.Tensor, reference: torch.Tensor, _: Any) -> Sequence[float]:  # noqa: ANN401
-    return formulas.density_coverage(*(x[torch.from_numpy(random_choice(len(x), DC_IMAGES)).to(x.device)]
+def _density_coverage(generated: torch.Tensor, reference: torch.Tensor,
+                      _: Any) -> Sequence[float]:  # noqa: ANN401
+    return formulas.density_coverage(*(x[torch.from_numpy(random_choice(len(x),
+                                                                        DC_IMAGES)).to(x.device)]
                                        for x in (generated, reference)))
 
 
@@ -83,13 +88,14 @@ def tap_of(metric: str, main: str) -> str:
     if tap == MAIN:
         return main
     if main == 'demo' and tap in ('pool_3', 'spatial'):
-        raise ValueError(f'--metrics={metric} needs the Inception network, and --detector=demo is another: '
-                         f'leave {metric} out, or use --detector=inception')
+        raise ValueError(f'--metrics={metric} needs the Inception network, and --detector=demo is '
+                         f'another: leave {metric} out, or use --detector=inception')
     return tap
 
 
 def names_of(metric: str, main: str) -> list[str]:
-    """What a metric's numbers are called; those of the demo detector's features say so, and FID becomes FD."""
+    """What a metric's numbers are called; those of the demo detector's features say so, and FID
+    becomes FD."""
     names = METRICS[metric].names
     if METRICS[metric].tap != MAIN or main != 'demo':
         return list(names)
@@ -113,11 +119,13 @@ def needs_of_reference(metrics: Sequence[str], main: str) -> Wanted:
 
 def _wanted(needed: Iterable[tuple[str | None, str]]) -> Wanted:
     pairs = list(needed)
-    return Wanted(*(frozenset(tap for kind, tap in pairs if kind == wanted) for wanted in (MOMENTS, FEATURES)))
+    return Wanted(*(frozenset(tap for kind, tap in pairs if kind == wanted)
+                    for wanted in (MOMENTS, FEATURES)))
 
 
 def scores(metrics: Sequence[str], generated: Measured, reference: Reference, main: str,
-           extractors: Mapping[str, FeatureExtractor], device: torch.device | str = 'cpu') -> dict[str, float]:
+           extractors: Mapping[str, FeatureExtractor],
+           device: torch.device | str = 'cpu') -> dict[str, float]:
     """The numbers of all metrics, by name, in the order asked for.
 
     `extractors` by tap. Features are compared on `device`. Raises ValueError for too few images.
@@ -128,16 +136,20 @@ def scores(metrics: Sequence[str], generated: Measured, reference: Reference, ma
     found: dict[str, float] = {}
     for name in metrics:
         metric, tap = METRICS[name], tap_of(name, main)
-        ours: Any = generated.statistics(tap) if metric.needs == MOMENTS else tensor(generated.features[tap])
+        ours: Any = generated.statistics(tap) if metric.needs == MOMENTS else tensor(
+            generated.features[tap])
         theirs: Any = None
         if metric.against is not None:
-            theirs = reference.moments[tap] if metric.against == MOMENTS else tensor(reference.features[tap])
-        found.update(zip(names_of(name, main), map(float, metric.compute(ours, theirs, extractors[tap])), strict=True))
+            theirs = reference.moments[tap] if metric.against == MOMENTS else tensor(
+                reference.features[tap])
+        found.update(zip(names_of(name, main),
+                         map(float, metric.compute(ours, theirs, extractors[tap])), strict=True))
     return found
 
 
 def random_choice(count: int, size: int, seed: int = 0) -> np.ndarray:
-    """Positions, rising, of `size` of `count` things chosen at random; of all where there are no more."""
+    """Positions, rising, of `size` of `count` things chosen at random; of all where there are no
+    more."""
     if count <= size:
         return np.arange(count)
     return np.sort(np.random.RandomState(seed).permutation(count)[:size])
@@ -148,52 +160,63 @@ def kind_of_extractor(tap: str) -> str:
     return 'inception' if tap in ('pool_3', 'spatial') else tap
 
 
-def check(reference: Reference, metrics: Sequence[str], main: str, extractors: Mapping[str, FeatureExtractor],
-          images: str, image_shape: Sequence[int], count: int, precision: str,
-          allow_mismatch: bool = False) -> list[str]:
+def check(reference: Reference, metrics: Sequence[str], main: str,
+          extractors: Mapping[str, FeatureExtractor], images: str, image_shape: Sequence[int],
+          count: int, precision: str, allow_mismatch: bool = False) -> list[str]:
     """What makes the numbers doubtful, in lines; ValueError for what makes them meaningless.
 
-    `images` is how the user named what is judged. With `allow_mismatch`, a mismatch of origin is a line.
+    `images` is how the user named what is judged. With `allow_mismatch`, a mismatch of origin is a
+    line.
     """
     notes = list(reference.notes)
     where = f'--ref={reference.source}'
     for name in metrics:   # before a long pass rather than after it
         if count < METRICS[name].least:
-            raise ValueError(f'--metrics={name} takes {METRICS[name].least} images or more, not {count}')
+            raise ValueError(f'--metrics={name} takes {METRICS[name].least} images or more, not '
+                             f'{count}')
     wanted = needs_of_reference(metrics, main)
     for tap in sorted(wanted.features - set(reference.features)):
-        asked = next(m for m in metrics if METRICS[m].against == FEATURES and tap_of(m, main) == tap)
-        raise ValueError(f'{where} holds no features of its images, which {asked} compares with: make it anew with '
-                         f'fid.py ref --metrics={",".join(metrics)}')
+        asked = next(m for m in metrics if METRICS[m].against == FEATURES
+                     and tap_of(m, main) == tap)
+        raise ValueError(f'{where} holds no features of its images, which {asked} compares with: '
+                         f'make it anew with fid.py ref --metrics={",".join(metrics)}')
     for name in metrics:
-        features = reference.features.get(tap_of(name, main), ()) if METRICS[name].against == FEATURES else None
+        features = reference.features.get(tap_of(name, main),
+                                          ()) if METRICS[name].against == FEATURES else None
         if features is not None and len(features) < METRICS[name].least:
-            raise ValueError(f'{where} holds the features of {len(features)} images, and {name} takes '
-                             f'{METRICS[name].least} or more')
+            raise ValueError(f'{where} holds the features of {len(features)} images, and {name} '
+                             f'takes {METRICS[name].least} or more')
     if reference.image_shape not in (None, list(image_shape)):
         held = list(reference.image_shape or ())
         mismatch = f'holds images of shape {held}, but these have shape {list(image_shape)}'
         if not allow_mismatch:
-            raise ValueError(f'{where} {mismatch}; make it anew with fid.py ref, or say --allow-mismatch')
+            raise ValueError(f'{where} {mismatch}; make it anew with fid.py ref, or say '
+                             f'--allow-mismatch')
         notes.append(f'{where} {mismatch}')
     for tap in sorted(wanted.moments - set(reference.moments)):
         asked = next(m for m in metrics if METRICS[m].against == MOMENTS and tap_of(m, main) == tap)
         known = ', '.join(TAPS[t].number for t in reference.moments)
-        raise ValueError(f'{where} has no statistics of {TAPS[tap].detector_id}, which {asked} compares with here'
-                         + (f', only those for {known}' if known else '') + '; make it anew with fid.py ref '
-                         f'--metrics={",".join(metrics)}' + (' --detector=demo' if main == 'demo' else ''))
+        raise ValueError(f'{where} has no statistics of {TAPS[tap].detector_id}, which {asked} '
+                         f'compares with here'
+                         + (f', only those for {known}' if known else '') + '; make it anew with '
+                                                                            'fid.py ref '
+                         f'--metrics={",".join(metrics)}' + (' --detector=demo' if main == 'demo'
+                                                             else ''))
     for tap in sorted(wanted.moments | wanted.features):
         stats = reference.moments.get(tap)
         if stats is None:
             continue
         if not is_symmetric(stats.sigma):
-            raise ValueError(f'{where}: the covariance of {tap} is not symmetric, so it is none; make it anew')
+            raise ValueError(f'{where}: the covariance of {tap} is not symmetric, so it is none; '
+                             f'make it anew')
         mismatches = _mismatches(stats, tap, extractors[tap].digest, image_shape, precision)
         if mismatches and not allow_mismatch:
-            raise ValueError(f'{where} {"; ".join(mismatches)}; make it anew with fid.py ref, or say --allow-mismatch')
+            raise ValueError(f'{where} {"; ".join(mismatches)}; make it anew with fid.py ref, or '
+                             f'say --allow-mismatch')
         notes += [f'{where} {mismatch}' for mismatch in mismatches]
         if stats.detector_id is None and not reference.notes:
-            notes.append(f'{reference.source} does not say which detector it was made with; only its size fits')
+            notes.append(f'{reference.source} does not say which detector it was made with; only '
+                         f'its size fits')
         if stats.count is not None and stats.count <= TAPS[tap].dim and tap in wanted.moments:
             notes.append(f'{reference.source} is of {stats.count} images, which say little about '
                          f'{TAPS[tap].dim} features')
@@ -203,7 +226,8 @@ def check(reference: Reference, metrics: Sequence[str], main: str, extractors: M
     return list(dict.fromkeys(notes))
 
 
-def _mismatches(stats: Statistics, tap: str, digest: str, image_shape: Sequence[int], precision: str) -> list[str]:
+def _mismatches(stats: Statistics, tap: str, digest: str, image_shape: Sequence[int],
+                precision: str) -> list[str]:
     """How the reference was made otherwise than the images are judged, where it says how."""
     found = []
     if stats.detector_id not in (None, TAPS[tap].detector_id):
@@ -213,5 +237,6 @@ def _mismatches(stats: Statistics, tap: str, digest: str, image_shape: Sequence[
     if stats.precision not in (None, precision):
         found.append(f'was made with --precision={stats.precision}, not {precision}')
     if stats.image_shape not in (None, list(image_shape)):
-        found.append(f'is of images of shape {stats.image_shape}, but these have shape {list(image_shape)}')
+        found.append(f'is of images of shape {stats.image_shape}, but these have shape '
+                     f'{list(image_shape)}')
     return found

@@ -1,10 +1,10 @@
 """Files of detectors' weights: what they are, converted, downloaded, and where they are looked for.
 
-    identify('inception-2015-12-05.pt')        # kind, format, checksums, whether it is a published file
-    convert('inception-2015-12-05.pkl', 'inception.safetensors')
+    identify('inception-2015-12-05.pt')        # kind, format, checksums, whether it is a published
+    file convert('inception-2015-12-05.pkl', 'inception.safetensors')
 
-The same weights in two formats have different checksums and one digest, which files of statistics carry.
-Nothing in any of these files is executed.
+The same weights in two formats have different checksums and one digest, which files of statistics
+carry. Nothing in any of these files is executed.
 """
 
 import os
@@ -23,13 +23,15 @@ from metrics import weights as inception
 from torch_utils import torch_files
 from torch_utils.safetensors_file import is_safetensors, load_tensors, save_tensors
 
-PUBLISHED = {'inception': inception.PUBLISHED, 'dinov2': (dinov2.PUBLISHED,)}   # the first of each is the one to have
+# the first of each is the one to have
+PUBLISHED = {'inception': inception.PUBLISHED, 'dinov2': (dinov2.PUBLISHED,)}
 SAFETENSORS = 'safetensors'
 
 
 @dataclass(frozen=True)
 class DetectorFile:
-    """What a file of weights is. `published`: the name of the published file that has this checksum."""
+    """What a file of weights is. `published`: the name of the published file that has this
+    checksum."""
     path: Path
     kind: str     # inception or dinov2
     format: str   # a key of metrics.weights.FORMATS, or safetensors
@@ -41,7 +43,8 @@ class DetectorFile:
 
 
 class Place(NamedTuple):
-    """Where a detector's weights are looked for. `usable`: there is a file, and no checksum says that it is another."""
+    """Where a detector's weights are looked for. `usable`: there is a file, and no checksum says
+    that it is another."""
     path: Path
     exists: bool
     usable: bool
@@ -50,16 +53,19 @@ class Place(NamedTuple):
 def identify(path: str | os.PathLike[str]) -> DetectorFile:
     """Read a file of weights in any published format, or one of convert's, and say what it is.
 
-    Raises FileNotFoundError, or ValueError in one line that names the file and what is wrong with it.
+    Raises FileNotFoundError, or ValueError in one line that names the file and what is wrong with
+    it.
     """
     return _identified(Path(path), *_load(Path(path)))
 
 
 def convert(path: str | os.PathLike[str], dest: str | os.PathLike[str]) -> DetectorFile:
-    """Write the weights of `path` to `dest` under canonical names, read them again, and compare the digests.
+    """Write the weights of `path` to `dest` under canonical names, read them again, and compare the
+    digests.
 
-    A name that ends in .pth gets torch.save's dictionary, one in .safetensors that format. Errors as in `identify`,
-    and ValueError for other names, and where what was read again is not what was written.
+    A name that ends in .pth gets torch.save's dictionary, one in .safetensors that format. Errors
+    as in `identify`, and ValueError for other names, and where what was read again is not what was
+    written.
     """
     path, dest = Path(path), Path(dest)
     if dest.suffix not in WRITERS:
@@ -69,43 +75,53 @@ def convert(path: str | os.PathLike[str], dest: str | os.PathLike[str]) -> Detec
     WRITERS[dest.suffix](weights, kind, dest)
     written = identify(dest)
     if (written.kind, written.digest) != (kind, digest):
-        raise ValueError(f'{dest} has the digest {written.digest} after writing, not {digest} as {path}: '
-                         'do not use it, and check the disk')
+        raise ValueError(f'{dest} has the digest {written.digest} after writing, not {digest} as '
+                         f'{path}: do not use it, and check the disk')
     return written
 
 
 def fetch_published(kind: str) -> Path:
-    """Download a detector's weights to where they are looked for, unless they are there, and check their sha256."""
+    """Download a detector's weights to where they are looked for, unless they are there, and check
+    their sha256."""
     if kind not in PUBLISHED:
-        raise ValueError(f'there are no published weights of {kind}, but of {" and ".join(PUBLISHED)}')
+        raise ValueError(f'there are no published weights of {kind}, but of '
+                         f'{" and ".join(PUBLISHED)}')
     file = PUBLISHED[kind][0]
     return fetch(file.url, file.sha256)
 
 
 def search_report() -> list[Place]:
-    """All places where weights are looked for, those of Inception first, in the order in which they are.
+    """All places where weights are looked for, those of Inception first, in the order in which they
+    are.
 
-    A file that an environment variable names comes before the others of its detector, and is the only one that counts.
+    A file that an environment variable names comes before the others of its detector, and is the
+    only one that counts.
     """
     places = []
-    for variable, downloads in (('LIMPID_DETECTOR', inception.downloads), ('LIMPID_DINOV2', dinov2.downloads)):
+    for variable, downloads in (('LIMPID_DETECTOR', inception.downloads),
+                                ('LIMPID_DINOV2', dinov2.downloads)):
         named = os.environ.get(variable)
         for path, sha256 in [*([(Path(named), None)] if named else []), *downloads()]:
             exists = path.is_file()
-            places.append(Place(path, exists, exists and (sha256 is None or inception.sha256_of(path) == sha256)))
+            places.append(Place(path, exists, exists
+                                and (sha256 is None or inception.sha256_of(path) == sha256)))
     return places
 
 
 def _identified(path: Path, kind: str, form: str, weights: Mapping[str, Tensor]) -> DetectorFile:
     sha256 = inception.sha256_of(path)
-    published = next((Path(file.url).name for file in PUBLISHED[kind] if file.sha256 == sha256), None)
+    published = next((Path(file.url).name for file in PUBLISHED[kind] if file.sha256 == sha256),
+                     None)
     notes = []
     if published is None and form != SAFETENSORS:
         notes.append('its sha256 is not that of a published file')
-    scaled = sum(not bool((tensor == 1).all()) for name, tensor in weights.items() if name.endswith('bn.weight'))
+    scaled = sum(not bool((tensor == 1).all()) for name, tensor in weights.items()
+                 if name.endswith('bn.weight'))
     if scaled:
-        notes.append(f'{scaled} of its layers have a gamma other than 1: files that leave gamma out hold other weights')
-    return DetectorFile(path, kind, form, sha256, path.stat().st_size, inception.digest(weights), published, notes)
+        notes.append(f'{scaled} of its layers have a gamma other than 1: files that leave gamma '
+                     f'out hold other weights')
+    return DetectorFile(path, kind, form, sha256, path.stat().st_size, inception.digest(weights),
+                        published, notes)
 
 
 def _load(path: Path) -> tuple[str, str, dict[str, Tensor]]:

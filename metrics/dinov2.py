@@ -3,8 +3,9 @@
     net = DINOv2(load_weights(path), device='cuda')
     features = net(images)            # uint8 [B, 3, H, W] -> [B, 1024], the class token
 
-Images are resized to 224 x 224 pixels as EDM2 does it: bicubic, smoothed where they shrink, in float32 and
-not rounded. Stein et al. 2023, who proposed the distance, round to uint8 in between: another number.
+Images are resized to 224 x 224 pixels as EDM2 does it: bicubic, smoothed where they shrink, in
+float32 and not rounded. Stein et al. 2023, who proposed the distance, round to uint8 in between:
+another number.
 """
 
 import math
@@ -32,7 +33,8 @@ PUBLISHED = files.Published(
     'd5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428', 1_217_586_395)
 
 
-def weight_shapes(width: int = 1024, depth: int = 24, patch: int = 14, grid: int = 37) -> dict[str, list[int]]:
+def weight_shapes(width: int = 1024, depth: int = 24, patch: int = 14,
+                  grid: int = 37) -> dict[str, list[int]]:
     """The names in the published file, and their shapes. `mask_token` was for training only."""
     shapes = {
         'cls_token': [1, 1, width], 'pos_embed': [1, 1 + grid**2, width], 'mask_token': [1, width],
@@ -40,7 +42,8 @@ def weight_shapes(width: int = 1024, depth: int = 24, patch: int = 14, grid: int
         'norm.weight': [width], 'norm.bias': [width],
     }
     for i in range(depth):
-        for name in ('norm1.weight', 'norm1.bias', 'norm2.weight', 'norm2.bias', 'ls1.gamma', 'ls2.gamma'):
+        for name in ('norm1.weight', 'norm1.bias', 'norm2.weight', 'norm2.bias', 'ls1.gamma',
+                     'ls2.gamma'):
             shapes[f'blocks.{i}.{name}'] = [width]
         for name, inputs, outputs in (('attn.qkv', width, 3 * width), ('attn.proj', width, width),
                                       ('mlp.fc1', width, 4 * width), ('mlp.fc2', 4 * width, width)):
@@ -60,7 +63,8 @@ class DINOv2:
         self.weights = {name: tensor.to(dtype).to(device) for name, tensor in weights.items()}
         patches = SIZE // weights['patch_embed.proj.weight'].shape[-1]
         self.positions = resized_positions(weights['pos_embed'], patches).to(dtype).to(device)
-        self.depth = 1 + max(int(name.split('.')[1]) for name in weights if name.startswith('blocks.'))
+        self.depth = 1 + max(int(name.split('.')[1]) for name in weights
+                             if name.startswith('blocks.'))
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -82,14 +86,17 @@ class DINOv2:
         return torch.cat([self.weights['cls_token'].expand(len(x), -1, -1), x.flatten(2).mT], dim=1)
 
     def _block(self, x: Tensor, name: str) -> Tensor:
-        x = x + self.weights[f'{name}.ls1.gamma'] * self._attention(self._norm(x, f'{name}.norm1'), f'{name}.attn')
+        x = x + self.weights[f'{name}.ls1.gamma'] * self._attention(self._norm(x, f'{name}.norm1'),
+                                                                    f'{name}.attn')
         hidden = F.gelu(self._linear(self._norm(x, f'{name}.norm2'), f'{name}.mlp.fc1'))
         return x + self.weights[f'{name}.ls2.gamma'] * self._linear(hidden, f'{name}.mlp.fc2')
 
     def _attention(self, x: Tensor, name: str) -> Tensor:
-        qkv = self._linear(x, f'{name}.qkv').unflatten(2, (3, -1, HEAD_DIM))   # [B, tokens, 3, heads, HEAD_DIM]
+        # [B, tokens, 3, heads, HEAD_DIM]
+        qkv = self._linear(x, f'{name}.qkv').unflatten(2, (3, -1, HEAD_DIM))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        return self._linear(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2), f'{name}.proj')
+        return self._linear(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2),
+                            f'{name}.proj')
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         return F.linear(x, self.weights[f'{name}.weight'], self.weights[f'{name}.bias'])
@@ -101,29 +108,34 @@ class DINOv2:
 
 def resized(images: Tensor) -> Tensor:
     """uint8 [B, 3, H, W] -> float32 [B, 3, 224, 224] in 0 ... 255, or a little outside of it."""
-    return F.interpolate(images.float(), size=(SIZE, SIZE), mode='bicubic', antialias=True, align_corners=False)
+    return F.interpolate(images.float(), size=(SIZE, SIZE), mode='bicubic', antialias=True,
+                         align_corners=False)
 
 
 def resized_positions(positions: Tensor, patches: int) -> Tensor:
     """[1, 1 + N², width], trained for N x N patches, -> [1, 1 + patches², width], bicubic.
 
-    The scale is (patches + 0.1)/N, not patches/N: the 0.1 kept the published code from rounding a size down,
-    and has been part of the network since. The class token comes first and stays as it is.
+    The scale is (patches + 0.1)/N, not patches/N: the 0.1 kept the published code from rounding a
+    size down, and has been part of the network since. The class token comes first and stays as it
+    is.
     """
     grid = math.isqrt(positions.shape[1] - 1)
     square = positions[:, 1:].float().unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
     if grid != patches:
         scale = (patches + 0.1) / grid
-        square = F.interpolate(square, scale_factor=(scale, scale), mode='bicubic', align_corners=False)
+        square = F.interpolate(square, scale_factor=(scale, scale), mode='bicubic',
+                               align_corners=False)
     return torch.cat([positions[:, :1].float(), square.flatten(2).mT], dim=1)
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The weights in the published file; nothing in it is executed.
 
-    Raises FileNotFoundError, or ValueError in one line that names the file and what is wrong with it.
+    Raises FileNotFoundError, or ValueError in one line that names the file and what is wrong with
+    it.
     """
-    found = load_tensors(path)[0] if is_safetensors(path) else torch_files.read_file(path, torch_files.TENSORS, WHAT)
+    found = load_tensors(path)[0] if is_safetensors(path) else torch_files.read_file(path,
+                                                                                     torch_files.TENSORS, WHAT)
     try:
         return files.checked(found if isinstance(found, dict) else {}, weight_shapes())
     except ValueError as error:
@@ -131,7 +143,8 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def locate(source: str | os.PathLike[str] | None = None) -> Path:
-    """The file of weights: `source` if given, else $LIMPID_DINOV2, else a download of ours or of torch.hub's.
+    """The file of weights: `source` if given, else $LIMPID_DINOV2, else a download of ours or of
+    torch.hub's.
 
     Where there is none it is downloaded. Errors as in metrics.weights.locate.
     """

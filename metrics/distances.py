@@ -13,11 +13,12 @@ def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray,
                      mu2: np.ndarray, sigma2: np.ndarray) -> float:
     """‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁ Σ₂)^½, the Fréchet distance of two Gaussians.
 
-    mu [d], sigma [d, d]. With Σ₁ = A Aᵀ, the eigenvalues of Σ₁ Σ₂ are those of Aᵀ Σ₂ A: no number ever
-    becomes complex. Where a covariance is singular, they are the squared singular values of Aᵀ B with
-    Σ₂ = B Bᵀ, so that rounding stays rounding. In float64, with the same bits whatever the number of
-    threads. Of equal arguments it is 0 up to rounding, which may be negative and is returned as it is.
-    Raises ValueError for shapes that do not fit and for values that are not finite.
+    mu [d], sigma [d, d]. With Σ₁ = A Aᵀ, the eigenvalues of Σ₁ Σ₂ are those of Aᵀ Σ₂ A: no number
+    ever becomes complex. Where a covariance is singular, they are the squared singular values of Aᵀ
+    B with Σ₂ = B Bᵀ, so that rounding stays rounding. In float64, with the same bits whatever the
+    number of threads. Of equal arguments it is 0 up to rounding, which may be negative and is
+    returned as it is. Raises ValueError for shapes that do not fit and for values that are not
+    finite.
     """
     m1, S1, m2, S2 = _checked(mu1=mu1, sigma1=sigma1, mu2=mu2, sigma2=sigma2)
     with one_thread():
@@ -70,9 +71,11 @@ def _checked(**arrays: np.ndarray) -> list[Tensor]:
 
 
 def _has_full_rank(S: Tensor) -> bool:
-    """Whether Cholesky's decomposition finds no direction without variance; costs little beside eigenvalues."""
+    """Whether Cholesky's decomposition finds no direction without variance; costs little beside
+    eigenvalues."""
     L, failed = torch.linalg.cholesky_ex(S)
-    return not bool(failed) and bool(L.diagonal().square().min() > _rounding(S.diagonal().max(), len(S)))
+    return not bool(failed) and bool(L.diagonal().square().min()
+                                     > _rounding(S.diagonal().max(), len(S)))
 
 
 def _rounding(largest: Tensor, d: int) -> Tensor:

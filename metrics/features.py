@@ -59,7 +59,8 @@ class DemoDetector:
     """
     taps = ('demo',)
 
-    def __init__(self, device: torch.device | str = 'cpu', dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, device: torch.device | str = 'cpu',
+                 dtype: torch.dtype = torch.float32) -> None:
         normal = np.random.RandomState(20220601).standard_normal
         shapes = [(32, 3, 3, 3), (64, 32, 3, 3), (128, 64, 3, 3)]
         weights = [(normal(s) * np.sqrt(2 / (s[1] * 9))).astype(np.float32) for s in shapes]
@@ -78,8 +79,8 @@ class DemoDetector:
 class InceptionDetector:
     """The published network of the FID, after the resize of TensorFlow 1.
 
-    `weights` as from metrics.weights.load_weights. Its taps are pool_3 and spatial (Inception.Taps), and its
-    `logits` follow from pool_3.
+    `weights` as from metrics.weights.load_weights. Its taps are pool_3 and spatial
+    (Inception.Taps), and its `logits` follow from pool_3.
     """
     taps = ('pool_3', 'spatial')
 
@@ -129,7 +130,8 @@ DETECTORS: dict[str, Callable[[torch.device, torch.dtype], FeatureExtractor]] = 
 }
 
 
-def load_detector(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> FeatureExtractor:
+def load_detector(name: str, device: torch.device,
+                  dtype: torch.dtype = torch.float32) -> FeatureExtractor:
     """The extractor of that name, or the Inception network with the weights of that file.
 
     ValueError where there is none: nothing replaces it silently.
@@ -137,10 +139,12 @@ def load_detector(name: str, device: torch.device, dtype: torch.dtype = torch.fl
     if name in DETECTORS:
         return DETECTORS[name](device, dtype)
     if not os.path.isfile(name):
-        raise ValueError(f'--detector={name} is neither {" nor ".join(DETECTORS)} nor a file of Inception weights')
+        raise ValueError(f'--detector={name} is neither {" nor ".join(DETECTORS)} nor a file of '
+                         f'Inception weights')
     return InceptionDetector(load_weights(name), device, dtype)
 
 
 def load_dinov2(device: torch.device, dtype: torch.dtype = torch.float32) -> DINOv2Detector:
-    """The network of FD-DINOv2, with weights found on this machine; ValueError where there are none."""
+    """The network of FD-DINOv2, with weights found on this machine; ValueError where there are
+    none."""
     return DINOv2Detector(dinov2.load_weights(dinov2.locate()), device, dtype)

@@ -4,10 +4,10 @@
     pool_3, spatial = net(images)       # uint8 [B, 3, H, W] -> [B, 2048], [B, 2023]
     logits = net.logits(pool_3)         # [B, 1008], without biases, as the Inception Score has them
 
-The network is one literal, `STEM` and `HEAD`: a chain is a list of steps, run one after the other; a
-tuple of chains is a fork, whose ends are concatenated. It differs from torchvision's Inception-v3 in
-its weights, in its 1008 classes, in average pooling that does not count the border, and in the last
-block, which pools by maximum.
+The network is one literal, `STEM` and `HEAD`: a chain is a list of steps, run one after the other;
+a tuple of chains is a fork, whose ends are concatenated. It differs from torchvision's Inception-v3
+in its weights, in its 1008 classes, in average pooling that does not count the border, and in the
+last block, which pools by maximum.
 """
 
 from collections.abc import Callable, Mapping
@@ -77,9 +77,11 @@ def _c(name: str, c: int) -> tuple[Chain, ...]:
     conv = _convs_of(name)
     return (
         [conv('branch1x1', 768, 192)],
-        [conv('branch7x7_1', 768, c), conv('branch7x7_2', c, c, (1, 7)), conv('branch7x7_3', c, 192, (7, 1))],
-        [conv('branch7x7dbl_1', 768, c), conv('branch7x7dbl_2', c, c, (7, 1)), conv('branch7x7dbl_3', c, c, (1, 7)),
-         conv('branch7x7dbl_4', c, c, (7, 1)), conv('branch7x7dbl_5', c, 192, (1, 7))],
+        [conv('branch7x7_1', 768, c), conv('branch7x7_2', c, c, (1, 7)),
+         conv('branch7x7_3', c, 192, (7, 1))],
+        [conv('branch7x7dbl_1', 768, c), conv('branch7x7dbl_2', c, c, (7, 1)),
+         conv('branch7x7dbl_3', c, c, (1, 7)), conv('branch7x7dbl_4', c, c, (7, 1)),
+         conv('branch7x7dbl_5', c, 192, (1, 7))],
         [average, conv('branch_pool', 768, 192)],
     )
 
@@ -87,9 +89,11 @@ def _c(name: str, c: int) -> tuple[Chain, ...]:
 def _d(name: str) -> tuple[Chain, ...]:
     conv = _convs_of(name)
     return (
-        [conv('branch3x3_1', 768, 192), conv('branch3x3_2', 192, 320, (3, 3), stride=2, same=False)],
+        [conv('branch3x3_1', 768, 192), conv('branch3x3_2', 192, 320, (3, 3), stride=2,
+                                             same=False)],
         [conv('branch7x7x3_1', 768, 192), conv('branch7x7x3_2', 192, 192, (1, 7)),
-         conv('branch7x7x3_3', 192, 192, (7, 1)), conv('branch7x7x3_4', 192, 192, (3, 3), stride=2, same=False)],
+         conv('branch7x7x3_3', 192, 192, (7, 1)), conv('branch7x7x3_4', 192, 192, (3, 3), stride=2,
+                                                       same=False)],
         [halve],
     )
 
@@ -101,7 +105,8 @@ def _e(name: str, inputs: int, pool: Pool) -> tuple[Chain, ...]:
         [conv('branch3x3_1', inputs, 384),
          ([conv('branch3x3_2a', 384, 384, (1, 3))], [conv('branch3x3_2b', 384, 384, (3, 1))])],
         [conv('branch3x3dbl_1', inputs, 448), conv('branch3x3dbl_2', 448, 384, (3, 3)),
-         ([conv('branch3x3dbl_3a', 384, 384, (1, 3))], [conv('branch3x3dbl_3b', 384, 384, (3, 1))])],
+         ([conv('branch3x3dbl_3a', 384, 384, (1, 3))],
+          [conv('branch3x3dbl_3b', 384, 384, (3, 1))])],
         [pool, conv('branch_pool', inputs, 192)],
     )
 
@@ -151,16 +156,17 @@ def weight_shapes() -> dict[str, list[int]]:
 
 class Taps(NamedTuple):
     """What the metrics look at, float32 (or whatever the network computes in)."""
-    pool_3: Tensor    # [B, 2048], the mean over the last 8 x 8 pixels: FID, KID, precision, recall, ...
+    # [B, 2048], the mean over the last 8 x 8 pixels: FID, KID, precision, recall, ...
+    pool_3: Tensor
     spatial: Tensor   # [B, 2023], 17 x 17 x 7 in this order: sFID (Nash et al. 2021)
 
 
 class Inception:
     """The network on a device. Its tensors are constants: there is nothing to train.
 
-    `weights` as from metrics.weights.load_weights. `folded` multiplies the batch normalisation into the
-    convolutions, once, in float64; features move by about 1e-6 of their size, and come sooner. With
-    dtype=torch.float64 everything after the resize is computed in float64.
+    `weights` as from metrics.weights.load_weights. `folded` multiplies the batch normalisation into
+    the convolutions, once, in float64; features move by about 1e-6 of their size, and come sooner.
+    With dtype=torch.float64 everything after the resize is computed in float64.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], device: torch.device | str = 'cpu',
@@ -175,7 +181,8 @@ class Inception:
         for conv in convs(STEM + HEAD):
             weight = weights[f'{conv.name}.conv.weight']
             mean, var, gamma, beta = norm = [
-                weights[f'{conv.name}.bn.{name}'] for name in ('running_mean', 'running_var', 'weight', 'bias')]
+                weights[f'{conv.name}.bn.{name}']
+                for name in ('running_mean', 'running_var', 'weight', 'bias')]
             if folded:
                 factor = gamma.double() / (var.double() + EPSILON).sqrt()
                 self.convs[conv.name] = (ready(weight.double() * factor[:, None, None, None]),
@@ -198,7 +205,8 @@ class Inception:
         x = ((tf1_resize(images) - 128) / 128).to(self.dtype)
         middle = self._run(x.contiguous(memory_format=torch.channels_last), STEM)
         last = self._run(middle, HEAD)
-        return Taps(last.mean(dim=[2, 3]), middle[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1))
+        return Taps(last.mean(dim=[2, 3]),
+                    middle[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1))
 
     def _run(self, x: Tensor, chain: Chain) -> Tensor:
         for step in chain:
@@ -220,11 +228,13 @@ class Inception:
 
 
 def tf1_resize(images: Tensor, size: int = SIZE) -> Tensor:
-    """uint8 [B, C, H, W] -> float32 [B, C, size, size] in 0 ... 255: bilinear, as TensorFlow 1 does it.
+    """uint8 [B, C, H, W] -> float32 [B, C, size, size] in 0 ... 255: bilinear, as TensorFlow 1 does
+    it.
 
-    Output pixel i lies at p = i · H/size between floor(p) and the next: top-left corners are aligned, and
-    shrinking is not smoothed. First along the rows, l + (r − l)(p − floor(p)), then along the columns, in
-    float32. F.interpolate aligns centres, which moves FID; this is what published numbers were made with.
+    Output pixel i lies at p = i · H/size between floor(p) and the next: top-left corners are
+    aligned, and shrinking is not smoothed. First along the rows, l + (r − l)(p − floor(p)), then
+    along the columns, in float32. F.interpolate aligns centres, which moves FID; this is what
+    published numbers were made with.
     """
     left, right, weight = _neighbours(images.shape[3], size, images.device)
     l, r = (images.index_select(3, index).float() for index in (left, right))  # noqa: E741

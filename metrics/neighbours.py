@@ -1,11 +1,14 @@
-"""Memorisation: the nearest training images of generated ones, and whether they are nearer than is normal.
+"""Memorisation: the nearest training images of generated ones, and whether they are nearer than is
+normal.
 
-    found = nearest(queries, training, extractor, count=51, device=device)   # {'pixels': ..., 'pool_3': ...}
+    found = nearest(queries, training, extractor, count=51, device=device)   # {'pixels': ...,
+    'pool_3': ...}
     distance_ratio(found['pixels'].distances)                                # below 1/3: copies
 
-The training set is looked at once, chunk by chunk, and of each chunk only what is nearer than what was found
-before is kept: memory does not grow with it. Chunks are dealt out to the ranks in turn. Of equally distant images
-the first counts as the nearer, so that the result is the same on any number of ranks.
+The training set is looked at once, chunk by chunk, and of each chunk only what is nearer than what
+was found before is kept: memory does not grow with it. Chunks are dealt out to the ranks in turn.
+Of equally distant images the first counts as the nearer, so that the result is the same on any
+number of ranks.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,14 +32,16 @@ from torch_utils.grids import GREY, to_pil
 PIXELS = 'pixels'
 THRESHOLD = 1 / 3   # of the ratio: what lies below is called a copy
 AMONG = 50          # neighbours that the nearest is compared with
-EXACT = 1024        # products of integers −128 ... 127 that float32 adds up without rounding: 1024 · 2¹⁴ = 2²⁴
+# products of integers −128 ... 127 that float32 adds up without rounding: 1024 · 2¹⁴ = 2²⁴
+EXACT = 1024
 ROWS = 4096         # queries at a time: a table of distances to a chunk takes 32 MB
 HEADER, GAP, FRAME = 20, 12, 2   # of the picture, in pixels
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The training images nearest to each of B queries, in rising order of distance; equal ones in theirs."""
+    """The training images nearest to each of B queries, in rising order of distance; equal ones in
+    theirs."""
     distances: np.ndarray   # float64 [B, count]
     positions: np.ndarray   # int64 [B, count]
     mirrored: np.ndarray    # bool [B, count]: it is the mirrored training image that is so near
@@ -46,16 +51,18 @@ class Neighbours:
 
 
 def distance_ratio(distances: np.ndarray, among: int = AMONG) -> np.ndarray:
-    """r = d₁ / mean(d₂ ... d₁₊ₙ) of distances [B, 1 + n or more] in rising order: float64 [B], from 0 to 1.
+    """r = d₁ / mean(d₂ ... d₁₊ₙ) of distances [B, 1 + n or more] in rising order: float64 [B], from
+    0 to 1.
 
-    About 1 where no training image is special; 0 for an exact copy (d₁ = 0), however many there are of it.
-    r < 1/3 with n = 1 is the criterion of Yoon et al. 2023 (Diffusion Probabilistic Models Generalize when They
-    Fail to Memorize), which misses a copy of an image that the training set has twice. The mean over n = 50 is
-    that of Carlini et al. 2023 (Extracting Training Data from Diffusion Models), which does not.
-    Raises ValueError where there are no 1 + n distances.
+    About 1 where no training image is special; 0 for an exact copy (d₁ = 0), however many there are
+    of it. r < 1/3 with n = 1 is the criterion of Yoon et al. 2023 (Diffusion Probabilistic Models
+    Generalize when They Fail to Memorize), which misses a copy of an image that the training set
+    has twice. The mean over n = 50 is that of Carlini et al. 2023 (Extracting Training Data from
+    Diffusion Models), which does not. Raises ValueError where there are no 1 + n distances.
     """
     if distances.shape[1] < 1 + among:
-        raise ValueError(f'a ratio to {among} others needs {1 + among} distances, not {distances.shape[1]}')
+        raise ValueError(f'a ratio to {among} others needs {1 + among} distances, not '
+                         f'{distances.shape[1]}')
     first, others = distances[:, 0], distances[:, 1:1 + among].mean(axis=1)
     return np.divide(first, others, out=np.zeros_like(first), where=first > 0)
 
@@ -63,8 +70,8 @@ def distance_ratio(distances: np.ndarray, among: int = AMONG) -> np.ndarray:
 def pixel_distances(x: Tensor, y: Tensor) -> Tensor:
     """Σ (x − y)² of each of uint8 x [B, D] and y [M, D]: int64 [B, M], exact.
 
-    ‖x‖² + ‖y‖² − 2 xᵀy cancels, but pixels are integers: 1024 products at a time, of numbers from −128 to 127,
-    float32 adds up without rounding. TF32 and bfloat16 hold such numbers too.
+    ‖x‖² + ‖y‖² − 2 xᵀy cancels, but pixels are integers: 1024 products at a time, of numbers from
+    −128 to 127, float32 adds up without rounding. TF32 and bfloat16 hold such numbers too.
     """
     total = torch.zeros([len(x), len(y)], dtype=torch.int64, device=x.device)
     for a, b in zip(x.split(EXACT, dim=1), y.split(EXACT, dim=1), strict=True):
@@ -75,7 +82,8 @@ def pixel_distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def feature_distances(x: Tensor, y: Tensor) -> Tensor:
-    """‖x − y‖ of each of x [B, d] and y [M, d]: float64 [B, M]. Of differences: of equal features it is 0.
+    """‖x − y‖ of each of x [B, d] and y [M, d]: float64 [B, M]. Of differences: of equal features
+    it is 0.
 
     On the CPU where the device has no float64.
     """
@@ -84,20 +92,24 @@ def feature_distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def nearest(queries: Tensor, training: Images, extractor: FeatureExtractor, *, count: int, device: torch.device,
-            xflip: bool = False, batch: int = 64) -> dict[str, Neighbours] | None:
-    """The `count` nearest training images of uint8 queries [B, C, H, W], in pixels and in features; None but on rank 0.
+def nearest(queries: Tensor, training: Images, extractor: FeatureExtractor, *, count: int,
+            device: torch.device, xflip: bool = False,
+            batch: int = 64) -> dict[str, Neighbours] | None:
+    """The `count` nearest training images of uint8 queries [B, C, H, W], in pixels and in features;
+    None but on rank 0.
 
-    'pixels': the root of the mean squared difference, 0 ... 255, exact; and under the name of the extractor's first
-    tap the Euclidean distance of features. Equal pixels are at distance 0 in both. With `xflip` a training
-    image is as near as the nearer of itself and its mirror image, and counts once. Collective. Raises ValueError on
-    every rank where any meets one.
+    'pixels': the root of the mean squared difference, 0 ... 255, exact; and under the name of the
+    extractor's first tap the Euclidean distance of features. Equal pixels are at distance 0 in
+    both. With `xflip` a training image is as near as the nearer of itself and its mirror image, and
+    counts once. Collective. Raises ValueError on every rank where any meets one.
     """
     if list(queries.shape[1:]) != training.image_shape:
-        raise ValueError(f'images {list(queries.shape[1:])} have no distance in pixels to those of {training.source}, '
-                         f'which are {training.image_shape} (channels, height, width)')
+        raise ValueError(f'images {list(queries.shape[1:])} have no distance in pixels to those of '
+                         f'{training.source}, which are {training.image_shape} (channels, height, '
+                         f'width)')
     if count > len(training):
-        raise ValueError(f'{training.source} has {len(training)} images, fewer than the {count} nearest')
+        raise ValueError(f'{training.source} has {len(training)} images, fewer than the {count} '
+                         f'nearest')
     tap, rank, world_size = extractor.taps[0], distributed.get_rank(), distributed.get_world_size()
     features = _query_features(queries, extractor, tap, device, batch)
     rows = [slice(start, start + ROWS) for start in range(0, len(queries), ROWS)]
@@ -105,7 +117,8 @@ def nearest(queries: Tensor, training: Images, extractor: FeatureExtractor, *, c
     best = {space: [_Best(count) for _ in rows] for space in (PIXELS, tap)}
     all_chunks = chunks(len(training))
     mine = _chunks_of_images(training, all_chunks[rank::world_size], batch, device)
-    bar = tqdm.tqdm(total=len(training), unit='img', disable=rank > 0 or not is_terminal(), leave=False)
+    bar = tqdm.tqdm(total=len(training), unit='img', disable=rank > 0 or not is_terminal(),
+                    leave=False)
     with bar:
         for start in range(0, len(all_chunks), world_size):
             error = None
@@ -116,7 +129,8 @@ def nearest(queries: Tensor, training: Images, extractor: FeatureExtractor, *, c
                              for view in ([images, images.flip(-1)] if xflip else [images])]
                     for i, part in enumerate(rows):
                         found = [_distances(pixels[part], features[part], *view) for view in views]
-                        for space, of_views in zip((PIXELS, tap), zip(*found, strict=True), strict=True):
+                        for space, of_views in zip((PIXELS, tap), zip(*found, strict=True),
+                                                   strict=True):
                             best[space][i].add(of_views, all_chunks[start + rank].start)
             except ValueError as failure:
                 error = str(failure)
@@ -130,7 +144,8 @@ def nearest(queries: Tensor, training: Images, extractor: FeatureExtractor, *, c
             tap: _neighbours(*_merged(gathered[tap], count))}
 
 
-def _chunks_of_images(training: Images, mine: Sequence[range], batch: int, device: torch.device) -> Iterator[Tensor]:
+def _chunks_of_images(training: Images, mine: Sequence[range], batch: int,
+                      device: torch.device) -> Iterator[Tensor]:
     """uint8 [len(chunk), C, H, W] for each chunk in turn."""
     parts = [chunk[start:start + batch] for chunk in mine for start in range(0, len(chunk), batch)]
     pixels = training.batches(parts, device)
@@ -145,7 +160,8 @@ def _features(images: Tensor, extractor: FeatureExtractor, tap: str, batch: int)
     return features
 
 
-def _query_features(queries: Tensor, extractor: FeatureExtractor, tap: str, device: torch.device, batch: int) -> Tensor:
+def _query_features(queries: Tensor, extractor: FeatureExtractor, tap: str, device: torch.device,
+                    batch: int) -> Tensor:
     """Of all queries, on every rank; each looks at a share of them."""
     mine, error = {}, None
     try:
@@ -155,11 +171,13 @@ def _query_features(queries: Tensor, extractor: FeatureExtractor, tap: str, devi
     except ValueError as failure:
         error = str(failure)
     raise_on_all(error)
-    parts = {start: part for of_rank in distributed.gather_objects(mine) for start, part in of_rank.items()}
+    parts = {start: part for of_rank in distributed.gather_objects(mine)
+             for start, part in of_rank.items()}
     return torch.from_numpy(np.concatenate([parts[start] for start in sorted(parts)])).to(device)
 
 
-def _distances(x: Tensor, x_features: Tensor, y: Tensor, y_features: Tensor) -> tuple[Tensor, Tensor]:
+def _distances(x: Tensor, x_features: Tensor, y: Tensor,
+               y_features: Tensor) -> tuple[Tensor, Tensor]:
     """Between queries x and training images y: of pixels, squared, and of features."""
     squares = pixel_distances(x, y)
     distances = feature_distances(x_features, y_features)
@@ -168,7 +186,8 @@ def _distances(x: Tensor, x_features: Tensor, y: Tensor, y_features: Tensor) -> 
 
 
 class _Best:
-    """The `count` nearest so far of some queries, and their codes: 2 · position, and 1 more if mirrored."""
+    """The `count` nearest so far of some queries, and their codes: 2 · position, and 1 more if
+    mirrored."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -176,9 +195,11 @@ class _Best:
         self.codes: Tensor | None = None
 
     def add(self, views: Sequence[Tensor], position: int) -> None:
-        """Distances [B, M] to the images from `position` on, after those before, and perhaps to their mirror images."""
+        """Distances [B, M] to the images from `position` on, after those before, and perhaps to
+        their mirror images."""
         distances = views[0]
-        codes = 2 * torch.arange(position, position + distances.shape[1], device=distances.device).expand_as(distances)
+        codes = 2 * torch.arange(position, position + distances.shape[1],
+                                 device=distances.device).expand_as(distances)
         if len(views) == 2:
             codes = codes + (views[1] < distances)
             distances = torch.minimum(*views)
@@ -190,17 +211,21 @@ class _Best:
 
 
 def _found(parts: Sequence[_Best]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Distances and codes of all queries [B, up to count] on this rank; None where it had no chunk."""
-    pairs = [(part.distances, part.codes) for part in parts if part.distances is not None and part.codes is not None]
+    """Distances and codes of all queries [B, up to count] on this rank; None where it had no
+    chunk."""
+    pairs = [(part.distances, part.codes) for part in parts if part.distances is not None
+             and part.codes is not None]
     if not pairs:
         return None
     distances, codes = (torch.cat(column).cpu().numpy() for column in zip(*pairs, strict=True))
     return distances, codes
 
 
-def _merged(ranks: Sequence[tuple[np.ndarray, np.ndarray] | None], count: int) -> tuple[np.ndarray, np.ndarray]:
+def _merged(ranks: Sequence[tuple[np.ndarray, np.ndarray] | None],
+            count: int) -> tuple[np.ndarray, np.ndarray]:
     """The `count` nearest of what all ranks found."""
-    distances, codes = (np.concatenate(column, axis=1) for column in zip(*filter(None, ranks), strict=True))
+    distances, codes = (np.concatenate(column, axis=1)
+                        for column in zip(*filter(None, ranks), strict=True))
     order = np.lexsort((codes, distances))[:, :count]
     return np.take_along_axis(distances, order, axis=1), np.take_along_axis(codes, order, axis=1)
 
@@ -213,10 +238,12 @@ QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 
 
 def describe(found: Neighbours, among: int = AMONG, threshold: float = THRESHOLD) -> dict[str, Any]:
-    """What can be said of some queries: how many, how near, the quantiles of their ratios, and how many are copies."""
+    """What can be said of some queries: how many, how near, the quantiles of their ratios, and how
+    many are copies."""
     ratios, first = distance_ratio(found.distances, among), found.distances[:, 0]
     return {
-        'images': len(ratios), 'lowest_distance': float(first.min()), 'median_distance': float(np.median(first)),
+        'images': len(ratios), 'lowest_distance': float(first.min()),
+        'median_distance': float(np.median(first)),
         'ratio_quantiles': {f'{q:g}': float(np.quantile(ratios, q)) for q in QUANTILES},
         'copies': int((ratios < threshold).sum()), 'identical': int((first == 0).sum()),
     }
@@ -226,8 +253,10 @@ def table_of(told: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """What `describe` says of {set of images: {space: of it}}, a line each."""
     head = ['', 'images', 'lowest distance', 'median',
             *(f'ratio {100 * q:g} %' for q in QUANTILES), 'copies', 'identical']
-    lines = [[f'{name}, {space}', f'{of["images"]}', f'{of["lowest_distance"]:.4g}', f'{of["median_distance"]:.4g}',
-              *(f'{ratio:.3f}' for ratio in of['ratio_quantiles'].values()), f'{of["copies"]}', f'{of["identical"]}']
+    lines = [[f'{name}, {space}', f'{of["images"]}', f'{of["lowest_distance"]:.4g}',
+              f'{of["median_distance"]:.4g}',
+              *(f'{ratio:.3f}' for ratio in of['ratio_quantiles'].values()), f'{of["copies"]}',
+              f'{of["identical"]}']
              for name, spaces in told.items() for space, of in spaces.items()]
     widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
     return '\n'.join('  '.join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
@@ -237,29 +266,36 @@ def table_of(told: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
 CSV = ('set', 'image', 'space', 'ratio', 'rank', 'neighbour', 'position', 'mirrored', 'distance')
 
 
-def csv_lines(name: str, images: Sequence[str], found: Mapping[str, Neighbours], name_of: Callable[[int], str],
-              k: int, among: int = AMONG) -> Iterator[list[str | int]]:
-    """The columns CSV of the k nearest of each image of a set, in each space. `name_of` is of training images."""
+def csv_lines(name: str, images: Sequence[str], found: Mapping[str, Neighbours],
+              name_of: Callable[[int], str], k: int,
+              among: int = AMONG) -> Iterator[list[str | int]]:
+    """The columns CSV of the k nearest of each image of a set, in each space. `name_of` is of
+    training images."""
     for space, part in found.items():
         for i, ratio in enumerate(distance_ratio(part.distances, among)):
             for rank, position in enumerate(part.positions[i, :k].tolist()):
-                yield [name, images[i], space, f'{ratio:.6g}', rank + 1, name_of(position), position,
-                       int(part.mirrored[i, rank]), f'{part.distances[i, rank]:.6g}']
+                yield [name, images[i], space, f'{ratio:.6g}', rank + 1, name_of(position),
+                       position, int(part.mirrored[i, rank]), f'{part.distances[i, rank]:.6g}']
 
 
-def draw(images: np.ndarray, neighbours: Mapping[str, np.ndarray], copied: Mapping[str, np.ndarray]) -> np.ndarray:
-    """A picture uint8 [height, width, 3], a row for each image: itself, and its neighbours in each space.
+def draw(images: np.ndarray, neighbours: Mapping[str, np.ndarray],
+         copied: Mapping[str, np.ndarray]) -> np.ndarray:
+    """A picture uint8 [height, width, 3], a row for each image: itself, and its neighbours in each
+    space.
 
-    images uint8 [N, C, H, W]; neighbours [N, k, C, H, W], under the title of their columns; copied, bool [N] under
-    the same title: in these rows the nearest has a red frame. Images under 48 pixels are enlarged by a whole number.
+    images uint8 [N, C, H, W]; neighbours [N, k, C, H, W], under the title of their columns; copied,
+    bool [N] under the same title: in these rows the nearest has a red frame. Images under 48 pixels
+    are enlarged by a whole number.
     """
     columns = {'image': images[:, np.newaxis], **neighbours}
     zoom = -(-48 // images.shape[-1])
     height, width = (zoom * size for size in images.shape[-2:])
     high, wide = height + 2 * FRAME, width + 2 * FRAME
     measure_text = PIL.ImageDraw.Draw(PIL.Image.new('L', (1, 1))).textlength
-    widths = [max(group.shape[1] * wide, FRAME + round(measure_text(title))) for title, group in columns.items()]
-    canvas = PIL.Image.new('RGB', (sum(widths) + GAP * (len(columns) + 1), HEADER + len(images) * high), (GREY,) * 3)
+    widths = [max(group.shape[1] * wide, FRAME + round(measure_text(title)))
+              for title, group in columns.items()]
+    canvas = PIL.Image.new('RGB', (sum(widths) + GAP * (len(columns) + 1),
+                                   HEADER + len(images) * high), (GREY,) * 3)
     pen = PIL.ImageDraw.Draw(canvas)
     x = GAP
     for (title, group), column in zip(columns.items(), widths, strict=True):
@@ -269,7 +305,8 @@ def draw(images: np.ndarray, neighbours: Mapping[str, np.ndarray], copied: Mappi
             if title in copied and copied[title][row]:
                 pen.rectangle((x, y, x + wide - 1, y + high - 1), fill='red')
             for i, pixels in enumerate(pictures):
-                tile = to_pil(pixels.transpose(1, 2, 0)).resize((width, height), PIL.Image.Resampling.NEAREST)
+                tile = to_pil(pixels.transpose(1, 2, 0)).resize((width, height),
+                                                                PIL.Image.Resampling.NEAREST)
                 canvas.paste(tile, (x + i * wide + FRAME, y + FRAME))
         x += column + GAP
     return np.asarray(canvas)

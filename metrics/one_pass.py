@@ -69,33 +69,37 @@ class Measured:
     """What a pass found: moments and features by tap, and what they are of."""
     count: int
     moments: dict[str, Moments] = field(default_factory=dict)
-    features: dict[str, np.ndarray] = field(default_factory=dict)   # float32 [N, d] in the order of the images
-    about: dict[str, Any] = field(default_factory=dict)             # the further fields of Statistics
+    # float32 [N, d] in the order of the images
+    features: dict[str, np.ndarray] = field(default_factory=dict)
+    # the further fields of Statistics
+    about: dict[str, Any] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)           # of the detectors, by tap
 
     def statistics(self, tap: str) -> Statistics:
         """μ and Σ of a tap, with their origin."""
         moments = self.moments[tap]
-        return Statistics(moments.mean(), moments.cov(), self.count, detector_id=TAPS[tap].detector_id,
-                          detector_digest=self.digests[tap], **self.about)
+        return Statistics(moments.mean(), moments.cov(), self.count,
+                          detector_id=TAPS[tap].detector_id, detector_digest=self.digests[tap],
+                          **self.about)
 
 
-def measure(images: Images, extractors: Sequence[FeatureExtractor], wanted: Wanted, *, device: torch.device,
-            batch: int = 64, precision: str = 'float32', state: str | os.PathLike[str] | None = None,
-            save_seconds: float = SAVE_SECONDS, title: str = '') -> Measured | None:
+def measure(images: Images, extractors: Sequence[FeatureExtractor], wanted: Wanted, *,
+            device: torch.device, batch: int = 64, precision: str = 'float32',
+            state: str | os.PathLike[str] | None = None, save_seconds: float = SAVE_SECONDS,
+            title: str = '') -> Measured | None:
     """Look at all images once, over all ranks: what was found on rank 0, None on the others.
 
-    `extractors` have the wanted taps between them; each batch is shown to all of them. With `state`, a
-    folder, progress is saved there, and a pass that finds some continues; a finished one is not
-    repeated. Collective, once for every world_size chunks. Raises ValueError on every rank where any
-    meets one, and for a `state` of another pass.
+    `extractors` have the wanted taps between them; each batch is shown to all of them. With
+    `state`, a folder, progress is saved there, and a pass that finds some continues; a finished one
+    is not repeated. Collective, once for every world_size chunks. Raises ValueError on every rank
+    where any meets one, and for a `state` of another pass.
     """
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     dims = {tap: TAPS[tap].dim for tap in wanted.taps}
     digests = {tap: extractor.digest for extractor in extractors for tap in extractor.taps}
     fingerprint = distributed.gather_objects(images.fingerprint() if rank == 0 else '')[0]
-    about = {'image_shape': images.image_shape, 'data_fingerprint': fingerprint, 'precision': precision,
-             'source': images.source, 'versions': library_versions()}
+    about = {'image_shape': images.image_shape, 'data_fingerprint': fingerprint,
+             'precision': precision, 'source': images.source, 'versions': library_versions()}
     identity = {
         'images': len(images), 'data': about['data_fingerprint'], 'precision': precision,
         'moments': sorted(wanted.moments), 'features': sorted(wanted.features),
@@ -108,16 +112,19 @@ def measure(images: Images, extractors: Sequence[FeatureExtractor], wanted: Want
 
     with contextlib.ExitStack() as stack:
         counts = [len(chunk) for chunk in all_chunks]
-        progress = None if state is None or rank > 0 else _Progress(Path(state), identity, counts, wanted.keep)
+        progress = None if state is None or rank > 0 else _Progress(Path(state), identity, counts,
+                                                                    wanted.keep)
         first, error = 0, None
         try:
             if progress is not None:
                 stack.enter_context(progress)
                 first = progress.load(total, kept)
                 if first == len(all_chunks):
-                    print(f'Note: taken from --state={state}, where this was measured before', flush=True)
+                    print(f'Note: taken from --state={state}, where this was measured before',
+                          flush=True)
                 elif first:
-                    print(f'Note: continuing from {first * CHUNK} of {len(images)} images', flush=True)
+                    print(f'Note: continuing from {first * CHUNK} of {len(images)} images',
+                          flush=True)
         except (ValueError, OSError) as failure:
             error = str(failure)
         raise_on_all(error)
@@ -142,22 +149,26 @@ def measure(images: Images, extractors: Sequence[FeatureExtractor], wanted: Want
                     total[tap].merge(Moments(part))
             for tap in kept:
                 parts = gather(_padded(features.get(tap), dims[tap], device))
-                kept[tap] += [_rows(part, chunk, wanted.keep) for part, chunk in zip(parts, together, strict=False)]
+                kept[tap] += [_rows(part, chunk, wanted.keep)
+                              for part, chunk in zip(parts, together, strict=False)]
             bar.update(sum(map(len, together)))
             done = start + len(together)
-            if progress is not None and (time.monotonic() - saved > save_seconds or done == len(all_chunks)):
+            if progress is not None and (time.monotonic() - saved > save_seconds
+                                         or done == len(all_chunks)):
                 progress.save(done, total, kept)
                 saved = time.monotonic()
     if rank > 0:
         return None
     for moments in total.values():
         assert moments.count == len(images), f'{moments.count} of {len(images)} images were counted'
-    return Measured(len(images), total, {tap: np.concatenate(parts) for tap, parts in kept.items()}, about, digests)
+    return Measured(len(images), total, {tap: np.concatenate(parts) for tap, parts in kept.items()},
+                    about, digests)
 
 
 @torch.no_grad()
-def _features(images: Images, mine: list[range], extractors: Sequence[FeatureExtractor], dims: dict[str, int],
-              batch: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
+def _features(images: Images, mine: list[range], extractors: Sequence[FeatureExtractor],
+              dims: dict[str, int], batch: int,
+              device: torch.device) -> Iterator[dict[str, Tensor]]:
     """{tap: [len(chunk), d]} for each chunk of positions in turn."""
     parts = [chunk[start:start + batch] for chunk in mine for start in range(0, len(chunk), batch)]
     pixels = images.batches(parts, device)
@@ -197,27 +208,34 @@ def _rows(padded: Tensor, chunk: range, keep: np.ndarray | None) -> np.ndarray:
 
 
 def _bar(total: int, done: int, title: str) -> Any:  # noqa: ANN401 (a tqdm)
-    """Progress and time left: a bar for who watches, else a line a minute for a log; rank 0 only."""
+    """Progress and time left: a bar for who watches, else a line a minute for a log; rank 0
+    only."""
     watched = is_terminal()
-    return tqdm.tqdm(total=total, initial=done, unit='img', desc=title or None, disable=distributed.get_rank() > 0,
-                     leave=False, mininterval=0.1 if watched else 60, delay=0 if watched else 60)
+    return tqdm.tqdm(total=total, initial=done, unit='img', desc=title or None,
+                     disable=distributed.get_rank() > 0, leave=False, mininterval=0.1 if watched
+                     else 60, delay=0 if watched else 60)
 
 
 class _Progress:
-    """A pass's folder: progress.npz, the sums after so many chunks, and a file of features for each chunk."""
+    """A pass's folder: progress.npz, the sums after so many chunks, and a file of features for each
+    chunk."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any], counts: list[int], keep: np.ndarray | None) -> None:
+    def __init__(self, folder: Path, identity: dict[str, Any], counts: list[int],
+                 keep: np.ndarray | None) -> None:
         """`counts`: images of each chunk; `keep` as in Wanted."""
-        self.folder, self.identity, self.counts = folder, json.dumps(identity, sort_keys=True), counts
+        self.folder, self.identity, self.counts = folder, json.dumps(identity,
+                                                                     sort_keys=True), counts
         ends = np.cumsum([0, *counts])
-        self.rows = counts if keep is None else np.diff(np.searchsorted(keep, ends)).tolist()   # features of each chunk
+        # features of each chunk
+        self.rows = counts if keep is None else np.diff(np.searchsorted(keep, ends)).tolist()
         self.written = 0   # chunks whose features are in files
 
     def __enter__(self) -> '_Progress':
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            raise ValueError(f'--state={self.folder} is a file, or lies in one; name a folder') from None
+            raise ValueError(
+                f'--state={self.folder} is a file, or lies in one; name a folder') from None
         self._lock = contextlib.ExitStack()
         self._lock.enter_context(held(self.folder / '.lock'))
         return self
@@ -233,16 +251,19 @@ class _Progress:
         try:
             with np.load(path, allow_pickle=False) as file:
                 identity, done = str(file['identity']), int(file['done'])
-                sums = {tap: file[f'sums.{tap}'] for tap in total} if identity == self.identity else {}
+                sums = {tap: file[f'sums.{tap}']
+                        for tap in total} if identity == self.identity else {}
             if identity == self.identity:
-                found = {tap: [np.load(self._path(tap, c), allow_pickle=False) for c in range(done)] for tap in kept}
+                found = {tap: [np.load(self._path(tap, c), allow_pickle=False) for c in range(done)]
+                         for tap in kept}
                 self._check(done, total, sums, found)
         except Exception as error:
             raise ValueError(f'--state={self.folder} is damaged ({" ".join(str(error).split())}): '
                              'delete the folder, or name another') from error
         if identity != self.identity:
-            raise ValueError(f'--state={self.folder} belongs to other images, or to a measurement of something else '
-                             f'({_difference(identity, self.identity)}): delete the folder, or name another')
+            raise ValueError(f'--state={self.folder} belongs to other images, or to a measurement '
+                             f'of something else ({_difference(identity, self.identity)}): delete '
+                             f'the folder, or name another')
         for tap, moments in total.items():
             moments.sums.copy_(torch.from_numpy(sums[tap]))
         for tap, parts in kept.items():
@@ -263,7 +284,8 @@ class _Progress:
         for tap, parts in found.items():
             for chunk, part in enumerate(parts):
                 if part.shape != (self.rows[chunk], TAPS[tap].dim) or part.dtype != np.float32:
-                    raise ValueError(f'{self._path(tap, chunk).name} is {part.dtype} {list(part.shape)}')
+                    raise ValueError(f'{self._path(tap, chunk).name} is {part.dtype} '
+                                     f'{list(part.shape)}')
 
     def save(self, done: int, total: dict[str, Moments], kept: dict[str, list[np.ndarray]]) -> None:
         for tap, parts in kept.items():

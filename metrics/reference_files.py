@@ -3,20 +3,31 @@
     reference = read_reference('https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/cifar10-32x32.npz')
     reference.moments['pool_3'].mu             # float64 [2048]
 
-What a file holds is filed under the tap that the features come from, a key of metrics.features.TAPS. Files that
-do not name their detector are told by the number of features: 2048 are pool_3, 2023 spatial, 1024 dinov2, 224 demo.
+What a file holds is filed under the tap that the features come from, a key of
+metrics.features.TAPS. Files that do not name their detector are told by the number of features:
+2048 are pool_3, 2023 spatial, 1024 dinov2, 224 demo.
 
-| origin           | file   | content                                                                   |
-| ---------------- | ------ | ------------------------------------------------------------------------- |
-| limpid           | npz    | see write_reference                                                       |
-| EDM              | npz    | mu, sigma                                                                 |
-| EDM2             | pickle | num_images, fid: {mu, sigma}, fd_dinov2: {mu, sigma}                      |
-| ADM              | npz    | mu, sigma, mu_s, sigma_s, and arr_0: 10,000 images for precision, recall  |
-| mu and sigma     | npz    | these: of TTUR, clean-fid, pytorch-fid, which do not all resize alike     |
-| torch-fidelity   | .pt    | mu (in float32), sigma; or a tensor of features                           |
-| Score-SDE        | npz    | pool_3: features                                                          |
-| clean-fid        | npz    | feats: features                                                           |
-| dgm-eval         | npz    | reps: features, and pickled objects, which are left alone                 |
+| origin           | file   | content
+| | ---------------- | ------ |
+------------------------------------------------------------------------- |
+| limpid           | npz    | see write_reference
+|
+| EDM              | npz    | mu, sigma
+|
+| EDM2             | pickle | num_images, fid: {mu, sigma}, fd_dinov2: {mu, sigma}
+|
+| ADM              | npz    | mu, sigma, mu_s, sigma_s, and arr_0: 10,000 images for precision,
+recall  |
+| mu and sigma     | npz    | these: of TTUR, clean-fid, pytorch-fid, which do not all resize alike
+|
+| torch-fidelity   | .pt    | mu (in float32), sigma; or a tensor of features
+|
+| Score-SDE        | npz    | pool_3: features
+|
+| clean-fid        | npz    | feats: features
+|
+| dgm-eval         | npz    | reps: features, and pickled objects, which are left alone
+|
 """
 
 import math
@@ -43,10 +54,13 @@ from torch_utils.safe_pickle import ForbiddenError, Record, record, shown
 
 WHAT = 'file of statistics'
 FORMAT = 1   # of our npz files; mu and sigma mean the same in every version
-MAIN = ('pool_3', 'demo', 'dinov2', 'spatial')   # whose mu and sigma are called just that: the first that is there
-FEATURES = {'pool_3': 'Score-SDE', 'reps': 'dgm-eval', 'feats': 'clean-fid'}   # key of others' features: origin
+# whose mu and sigma are called just that: the first that is there
+MAIN = ('pool_3', 'demo', 'dinov2', 'spatial')
+# key of others' features: origin
+FEATURES = {'pool_3': 'Score-SDE', 'reps': 'dgm-eval', 'feats': 'clean-fid'}
 EDM_URL = 'https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/'
-CLEAN_FID = re.compile(r'_(clean|legacy_pytorch|legacy_tensorflow)_')   # how it resized, in the name of the file
+# how it resized, in the name of the file
+CLEAN_FID = re.compile(r'_(clean|legacy_pytorch|legacy_tensorflow)_')
 
 
 class LazyArrays(Mapping[str, np.ndarray]):
@@ -71,8 +85,9 @@ class LazyArrays(Mapping[str, np.ndarray]):
 class ReferenceFile:
     """What a file holds of real images, by tap, and what is to be said of it.
 
-    `features` are float32 [N, d]. `has_images`: arr_0 holds images (metrics.sample_batch reads them), which in ADM's
-    files are for precision and recall, and fewer than those that mu and sigma are of.
+    `features` are float32 [N, d]. `has_images`: arr_0 holds images (metrics.sample_batch reads
+    them), which in ADM's files are for precision and recall, and fewer than those that mu and sigma
+    are of.
     """
     moments: dict[str, Statistics]
     features: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -82,10 +97,12 @@ class ReferenceFile:
 
 
 def read_reference(source: str | os.PathLike[str]) -> ReferenceFile:
-    """The reference statistics of a file, or of an http(s) address, whose file is kept in the cache.
+    """The reference statistics of a file, or of an http(s) address, whose file is kept in the
+    cache.
 
-    Only what is asked for is decompressed. Raises ValueError in one line that names the file, for one that is
-    missing, damaged, or holds nothing known, and for arrays that are not finite or do not fit together.
+    Only what is asked for is decompressed. Raises ValueError in one line that names the file, for
+    one that is missing, damaged, or holds nothing known, and for arrays that are not finite or do
+    not fit together.
     """
     name = os.fspath(source)
     path = fetch(name) if is_url(name) else Path(name)
@@ -123,17 +140,20 @@ def _read_npz(path: Path, source: str) -> ReferenceFile:
             return _of_features(_features(path, key), f'{path}: {key}', has_images, origin)
     others = shown(', '.join(sorted(names)) or 'nothing')
     remedy = 'it is a batch of images; make statistics of it' if has_images else 'make one'
-    raise ValueError(f'{path} has neither mu and sigma nor features, only {others}: {remedy} with fid.py ref')
+    raise ValueError(f'{path} has neither mu and sigma nor features, only {others}: {remedy} with '
+                     f'fid.py ref')
 
 
 def _who(source: str, moments: Mapping[str, Statistics]) -> tuple[str, list[str]]:
-    """Who made a file that has nothing but mu and sigma, as far as its name tells, and what to say of it."""
+    """Who made a file that has nothing but mu and sigma, as far as its name tells, and what to say
+    of it."""
     if source.startswith(EDM_URL):
         return 'EDM', []
     mode = CLEAN_FID.search(Path(source).name)
     if mode is None:
-        note = (f'{source} does not say how images were resized: distances to it are FIDs if EDM or TTUR made it, or '
-                'clean-fid in its mode legacy_tensorflow, but not if pytorch-fid did, or clean-fid in another mode')
+        note = (f'{source} does not say how images were resized: distances to it are FIDs if EDM '
+                f'or TTUR made it, or clean-fid in its mode legacy_tensorflow, but not if '
+                f'pytorch-fid did, or clean-fid in another mode')
         return 'mu and sigma', [note] if 'pool_3' in moments else []
     note = f"{source} is named like clean-fid's mode {mode[1]}, which resizes differently: distances to it are not FIDs"
     return 'clean-fid', [] if mode[1] == 'legacy_tensorflow' else [note]
@@ -147,7 +167,8 @@ def _read_ours(path: Path, names: set[str]) -> ReferenceFile:
     for tap in TAPS:
         if tap not in moments and _key(tap, 'mu') in names:
             moments[tap] = _statistics(path, names, tap)
-    readers = {tap: partial(_features, path, f'features.{tap}') for tap in TAPS if f'features.{tap}' in names}
+    readers = {tap: partial(_features, path, f'features.{tap}') for tap in TAPS
+               if f'features.{tap}' in names}
     return ReferenceFile(moments, LazyArrays(readers), 'arr_0' in names)
 
 
@@ -163,9 +184,11 @@ def _statistics(path: Path, names: set[str], tap: str | None = None) -> Statisti
     mu, sigma = _key(tap, 'mu'), _key(tap, 'sigma')
     for name in (mu, sigma):
         if name not in names:
-            raise ValueError(f'{path} has no {name}, only {shown(", ".join(sorted(names)))}: make one with fid.py ref')
+            raise ValueError(f'{path} has no {name}, only {shown(", ".join(sorted(names)))}: make '
+                             f'one with fid.py ref')
     kinds = {'count': int, 'image_shape': list}
-    told = {name: _told(path, _key(tap, name), kinds.get(name, str)) for name in (f.name for f in fields(Statistics))
+    told = {name: _told(path, _key(tap, name), kinds.get(name, str))
+            for name in (f.name for f in fields(Statistics))
             if 'format' in names and name not in ('mu', 'sigma') and _key(tap, name) in names}
     return _checked(_array(path, mu), _array(path, sigma), f'{path}: ', (mu, sigma), **told)
 
@@ -175,7 +198,8 @@ def _told(path: Path, name: str, kind: type) -> Any:  # noqa: ANN401
     value = _array(path, name)
     told = value.tolist() if value.dtype.kind in 'iuU' else None
     if not isinstance(told, kind):
-        raise ValueError(f'{path}: {name} is {value.dtype} {list(value.shape)}, not of type {kind.__name__}')
+        raise ValueError(f'{path}: {name} is {value.dtype} {list(value.shape)}, not of type '
+                         f'{kind.__name__}')
     return told
 
 
@@ -197,10 +221,12 @@ def _array(path: Path, name: str) -> np.ndarray:
 def _read_pickled(path: Path) -> ReferenceFile:
     value = torch_files.read_file(path, ALLOWED, WHAT)
     if isinstance(value, Tensor):
-        return _of_features(_checked_features(value.float().numpy(), str(path)), str(path), False, 'torch-fidelity')
+        return _of_features(_checked_features(value.float().numpy(), str(path)), str(path), False,
+                            'torch-fidelity')
     parts = value if isinstance(value, dict) else {}
     if 'mu' in parts:
-        return ReferenceFile(_tapped(_pickled_moments(parts, str(path), None), str(path)), origin='torch-fidelity')
+        return ReferenceFile(_tapped(_pickled_moments(parts, str(path), None), str(path)),
+                             origin='torch-fidelity')
     moments, count = {}, parts.get('num_images')
     if not (count is None or (type(count) is int and count > 0)):
         raise ValueError(f'{path}: num_images is {shown(str(count))}, not a number of images')
@@ -209,7 +235,8 @@ def _read_pickled(path: Path) -> ReferenceFile:
             moments[tap] = _pickled_moments(parts[key], f'{path}: {key}', count)
     if not moments:
         raise ValueError(f'{path} has neither mu and sigma nor fid nor fd_dinov2, only '
-                         f'{shown(", ".join(map(str, parts)) or "nothing")}: make one with fid.py ref')
+                         f'{shown(", ".join(map(str, parts)) or "nothing")}: make one with fid.py '
+                         f'ref')
     return ReferenceFile(moments, origin='EDM2')
 
 
@@ -234,13 +261,15 @@ def _rebuilt(value: Any) -> np.ndarray:  # noqa: ANN401
 
 
 def _from_buffer(data: bytes, dtype: Record, shape: tuple[int, ...], order: str) -> np.ndarray:
-    """numpy's pickled array: dtype(name, ...), with the byte order in its state, and the numbers in a row."""
+    """numpy's pickled array: dtype(name, ...), with the byte order in its state, and the numbers in
+    a row."""
     match dtype:
         case Record(cls='numpy.dtype', args=('f4' | 'f8' as kind, *_), state=(_, '<', *_)):
             pass
         case _:
             raise ValueError('one of its arrays is not of little-endian float32 or float64')
-    if not isinstance(shape, tuple) or len(shape) > 2 or any(type(n) is not int or not 0 <= n < 2**31 for n in shape):
+    if not isinstance(shape, tuple) or len(shape) > 2 or any(type(n) is not int
+                                                             or not 0 <= n < 2**31 for n in shape):
         raise ValueError('one of its arrays has an impossible shape')
     if not isinstance(data, bytes) or len(data) != math.prod(shape) * int(kind[1]):
         raise ValueError(f'one of its arrays has not the bytes that its shape {list(shape)} needs')
@@ -253,11 +282,11 @@ def _only_named(*_: Any) -> Any:  # noqa: ANN401
 
 # What the arrays of any file must be.
 
-def _checked(mu: np.ndarray, sigma: np.ndarray, where: str, names: tuple[str, str] = ('mu', 'sigma'),
-             **told: Any) -> Statistics:  # noqa: ANN401
+def _checked(mu: np.ndarray, sigma: np.ndarray, where: str,
+             names: tuple[str, str] = ('mu', 'sigma'), **told: Any) -> Statistics:  # noqa: ANN401
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        raise ValueError(f'{where}{names[0]} has shape {list(mu.shape)} and {names[1]} {list(sigma.shape)}, '
-                         'not [d] and [d, d]')
+        raise ValueError(f'{where}{names[0]} has shape {list(mu.shape)} and {names[1]} '
+                         f'{list(sigma.shape)}, not [d] and [d, d]')
     for name, array in zip(names, (mu, sigma), strict=True):
         if array.dtype.kind != 'f' or not np.isfinite(array).all():
             raise ValueError(f'{where}{name} holds something else than finite numbers')
@@ -270,7 +299,8 @@ def _checked(mu: np.ndarray, sigma: np.ndarray, where: str, names: tuple[str, st
 
 def _checked_features(features: np.ndarray, where: str) -> np.ndarray:
     if features.ndim != 2 or features.dtype.kind != 'f' or not np.isfinite(features).all():
-        raise ValueError(f'{where} is {features.dtype} {list(features.shape)}, not finite numbers [N, d]')
+        raise ValueError(f'{where} is {features.dtype} {list(features.shape)}, not finite numbers '
+                         f'[N, d]')
     return features.astype(np.float32, copy=False)
 
 
@@ -284,8 +314,8 @@ def _of_features(features: np.ndarray, where: str, has_images: bool, origin: str
         part.add(torch.tensor(features[chunk.start:chunk.stop]))
         total.merge(part)
     moments = _tapped(Statistics(total.mean(), total.cov(), total.count), where)
-    notes = [f'{where} does not say which network and resize it is of; with DINOv2 dgm-eval rounds resized images to '
-             'uint8, and distances are not those of EDM2'] if origin == 'dgm-eval' else []
+    notes = [f'{where} does not say which network and resize it is of; with DINOv2 dgm-eval rounds '
+             f'resized images to uint8, and distances are not those of EDM2'] if origin == 'dgm-eval' else []
     return ReferenceFile(moments, dict.fromkeys(moments, features), has_images, origin, notes)
 
 
@@ -296,7 +326,8 @@ def _tapped(statistics: Statistics, where: str) -> dict[str, Statistics]:
         if said == tap.detector_id or (said is None and dim == tap.dim):
             return {name: statistics}
     known = ', '.join(f'{tap.dim} ({name})' for name, tap in TAPS.items())
-    found = f'{dim} features, but known are {known}' if said is None else f'the unknown detector {shown(said)}'
+    found = (f'{dim} features, but known are {known}' if said is None else f'the unknown detector '
+                                                                           f'{shown(said)}')
     raise ValueError(f'{where} has {found}')
 
 
@@ -306,12 +337,14 @@ def write_reference(path: str | os.PathLike[str], moments: Mapping[str, Statisti
                     features: Mapping[str, np.ndarray] | None = None) -> None:
     """Write moments and features by tap, all of it or nothing.
 
-    An npz has the fields of Statistics, of the first of pool_3, demo and dinov2 that there is, under just their
-    names: EDM's fid.py asks for mu and sigma. Those of spatial are mu_s and sigma_s, where ADM's evaluator looks for
-    them; the others are called `fd_dinov2.mu`, `spatial.count`, and so on. Features are `features.pool_3`, float32
-    [N, d]. Equal content gives equal bytes.
+    An npz has the fields of Statistics, of the first of pool_3, demo and dinov2 that there is,
+    under just their names: EDM's fid.py asks for mu and sigma. Those of spatial are mu_s and
+    sigma_s, where ADM's evaluator looks for them; the others are called `fd_dinov2.mu`,
+    `spatial.count`, and so on. Features are `features.pool_3`, float32 [N, d]. Equal content gives
+    equal bytes.
 
-    A path that ends in .pkl gets EDM2's pickled dictionary, which holds the moments of pool_3 and dinov2 alone.
+    A path that ends in .pkl gets EDM2's pickled dictionary, which holds the moments of pool_3 and
+    dinov2 alone.
     """
     if not moments:
         raise ValueError(f'{path}: there are no moments to write')
@@ -327,7 +360,8 @@ def write_reference(path: str | os.PathLike[str], moments: Mapping[str, Statisti
         arrays |= {_key(None if tap == main else tap, name): value
                    for name, value in vars(statistics).items() if value is not None}
     for tap, values in (features or {}).items():
-        arrays[f'features.{tap}'] = _checked_features(np.asarray(values), f'{path}: features of {tap}')
+        arrays[f'features.{tap}'] = _checked_features(np.asarray(values), f'{path}: features of '
+                                                                          f'{tap}')
     with atomic_write(path) as file:
         np.savez(file, format=FORMAT, **arrays)
 
@@ -335,13 +369,16 @@ def write_reference(path: str | os.PathLike[str], moments: Mapping[str, Statisti
 def _write_pickle(path: str | os.PathLike[str], moments: Mapping[str, Statistics]) -> None:
     parts = {key: moments[tap] for key, tap in EDM2_KEYS.items() if tap in moments}
     if not parts:
-        raise ValueError(f"{path}: EDM2's pickles hold moments of {' and '.join(EDM2_KEYS.values())}, "
+        raise ValueError(f"{path}: EDM2's pickles hold moments of "
+                         f"{' and '.join(EDM2_KEYS.values())}, "
                          f'not of {", ".join(moments)}: write an .npz')
     counts = list(dict.fromkeys(part.count for part in parts.values()))
     if len(counts) > 1:
-        raise ValueError(f"{path}: EDM2's pickles have one number of images, not {' and '.join(map(str, counts))}: "
+        raise ValueError(f"{path}: EDM2's pickles have one number of images, not "
+                         f"{' and '.join(map(str, counts))}: "
                          'write an .npz')
-    content = {'num_images': counts[0], **{key: {'mu': part.mu, 'sigma': part.sigma} for key, part in parts.items()}}
+    content = {'num_images': counts[0], **{key: {'mu': part.mu, 'sigma': part.sigma}
+                                           for key, part in parts.items()}}
     with atomic_write(path) as file:
         pickle.dump(content, file, protocol=4)
 
@@ -350,6 +387,7 @@ EDM2_KEYS = {'fid': 'pool_3', 'fd_dinov2': 'dinov2'}
 ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {   # the names that pickled arrays refer to
     **torch_files.TENSORS,
     ('numpy', 'ndarray'): _only_named,
-    **{(f'numpy.{core}.multiarray', '_reconstruct'): record('numpy.ndarray') for core in ('core', '_core')},
+    **{(f'numpy.{core}.multiarray', '_reconstruct'): record('numpy.ndarray')
+       for core in ('core', '_core')},
     **{(f'numpy.{core}.numeric', '_frombuffer'): _from_buffer for core in ('core', '_core')},
 }

@@ -1,10 +1,13 @@
-"""Batches of images as one array, as ADM's evaluator takes them: read piece by piece, written piece by piece.
+"""Batches of images as one array, as ADM's evaluator takes them: read piece by piece, written piece
+by piece.
 
     batch = SampleBatch('samples_50000x64x64x3.npz')
-    batch.images(range(1000, 1064))            # uint8 [64, C, H, W]; the rest of the file is not loaded
+    batch.images(range(1000, 1064))            # uint8 [64, C, H, W]; the rest of the file is not
+    loaded
 
-An npz holds `arr_0`, uint8 [N, H, W, C], and perhaps `arr_1`, classes [N]. 50,000 images of 256 x 256 pixels
-take 10 GB, which np.load would read into memory at once. A .npy file of such an array does as well.
+An npz holds `arr_0`, uint8 [N, H, W, C], and perhaps `arr_1`, classes [N]. 50,000 images of 256 x
+256 pixels take 10 GB, which np.load would read into memory at once. A .npy file of such an array
+does as well.
 """
 
 import hashlib
@@ -42,15 +45,17 @@ class _Array(NamedTuple):
 
 
 class SampleBatch:
-    """Images uint8 [N, H, W, 1 or 3] or [N, H, W] in an npz (`arr_0`) or npy file, which may be larger than the memory.
+    """Images uint8 [N, H, W, 1 or 3] or [N, H, W] in an npz (`arr_0`) or npy file, which may be
+    larger than the memory.
 
     `path` may be an http(s) address, whose file is then kept in the cache.
-    `len()` is N, `image_shape` is [C, H, W]. Opening reads a few hundred bytes. Where the array is not compressed,
-    any image is found at once; where it is, the file is decompressed from where the last call ended, and from its
-    start where that is later: ask in increasing order. The file is opened anew in every process and after pickling.
-    Use it from one thread at a time.
+    `len()` is N, `image_shape` is [C, H, W]. Opening reads a few hundred bytes. Where the array is
+    not compressed, any image is found at once; where it is, the file is decompressed from where the
+    last call ended, and from its start where that is later: ask in increasing order. The file is
+    opened anew in every process and after pickling. Use it from one thread at a time.
 
-    Raises ValueError in one line that names the file, for one that is damaged, or holds anything else.
+    Raises ValueError in one line that names the file, for one that is damaged, or holds anything
+    else.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -71,13 +76,14 @@ class SampleBatch:
         return self._count
 
     def images(self, positions: Sequence[int]) -> Tensor:
-        """uint8 [len(positions), C, H, W], newly made: a range, or any positions, best in increasing order."""
+        """uint8 [len(positions), C, H, W], newly made: a range, or any positions, best in
+        increasing order."""
         channels, height, width = self.image_shape
         pixels = np.empty([len(positions), height, width, channels], dtype=np.uint8)
         for start, run in _runs(positions):
             if not 0 <= positions[start] <= positions[start] + run <= len(self):
-                raise IndexError(f'images {positions[start]} to {positions[start] + run - 1} of {self.path}, '
-                                 f'which has {len(self)}')
+                raise IndexError(f'images {positions[start]} to {positions[start] + run - 1} of '
+                                 f'{self.path}, which has {len(self)}')
             self._read(positions[start], pixels[start:start + run])
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
@@ -91,11 +97,13 @@ class SampleBatch:
             found = self._find(LABELS)
             if found.shape != (len(self),) or found.dtype.kind not in 'iu':
                 raise ValueError(f'its {LABELS} is {_described(found)}, not classes [{len(self)}]')
-            labels: np.ndarray = np.load(io.BytesIO(archive.read(f'{LABELS}.npy')), allow_pickle=False)
+            labels: np.ndarray = np.load(io.BytesIO(archive.read(f'{LABELS}.npy')),
+                                         allow_pickle=False)
             return labels.astype(np.int64)
 
     def fingerprint(self) -> str:
-        """sha256 over name, shape, and the CRC-32 of the images, which a zip has; a .npy is read for it."""
+        """sha256 over name, shape, and the CRC-32 of the images, which a zip has; a .npy is read
+        for it."""
         member, shape = self._array.member, list(self._array.shape)
         crc = 0 if member is None else member.CRC
         if member is None:
@@ -130,7 +138,8 @@ class SampleBatch:
                 raise ValueError('it is empty' if not start else f'it starts with {start!r}')
             with zipfile.ZipFile(file) as archive:
                 if f'{name}.npy' not in archive.NameToInfo:
-                    names = ', '.join(info.removesuffix('.npy') for info in archive.NameToInfo) or 'nothing'
+                    names = ', '.join(info.removesuffix('.npy')
+                                      for info in archive.NameToInfo) or 'nothing'
                     raise ValueError(f'it has no {name}, only {shown(names)}')
                 member = archive.getinfo(f'{name}.npy')
                 with archive.open(member) as array:
@@ -148,9 +157,11 @@ class SampleBatch:
             raise ValueError(f'{self.path}: {IMAGES} is {found}, channels first; '
                              'channels last are right: save x.transpose(0, 2, 3, 1)')
         if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)) or 0 in shape:
-            raise ValueError(f'{self.path}: {IMAGES} is {found}, not [N, H, W, 3], [N, H, W, 1] or [N, H, W]')
+            raise ValueError(f'{self.path}: {IMAGES} is {found}, not [N, H, W, 3], [N, H, W, 1] or '
+                             f'[N, H, W]')
         if self._array.fortran_order:
-            raise ValueError(f"{self.path}: {IMAGES} is in Fortran's order: save np.ascontiguousarray(x)")
+            raise ValueError(f"{self.path}: {IMAGES} is in Fortran's order: save "
+                             f"np.ascontiguousarray(x)")
 
     def _read(self, position: int, pixels: np.ndarray) -> None:
         """Consecutive images from `position` on, into their place."""
@@ -161,7 +172,8 @@ class SampleBatch:
             while done < len(target):
                 count = stream.readinto(target[done:])  # type: ignore[attr-defined]
                 if not count:
-                    raise ValueError(f'it ends {len(target) - done} bytes before image {position + len(pixels)} does')
+                    raise ValueError(f'it ends {len(target) - done} bytes before image '
+                                     f'{position + len(pixels)} does')
                 done += count
 
     def _opened(self) -> IO[bytes]:
@@ -169,12 +181,14 @@ class SampleBatch:
         if self._stream is None or self._process != os.getpid():
             member = self._array.member
             if member is None:
-                self._stream = open(self.path, 'rb', buffering=0)   # noqa: SIM115 (close() is for that)
+                self._stream = open(self.path, 'rb',
+                                    buffering=0)   # noqa: SIM115 (close() is for that)
             elif member.compress_type == zipfile.ZIP_STORED:
                 self._stream = _Stored(self.path, member)
             else:   # it seeks by decompressing
                 with zipfile.ZipFile(self.path) as archive:
-                    self._stream = archive.open(member)   # and keeps the file open when the archive is closed
+                    # and keeps the file open when the archive is closed
+                    self._stream = archive.open(member)
             self._process = os.getpid()
         return self._stream
 
@@ -185,27 +199,31 @@ class _Stored(io.FileIO):
     def __init__(self, path: Path, member: zipfile.ZipInfo) -> None:
         super().__init__(path, 'rb')
         super().seek(member.header_offset)
-        local = self.read(30)   # its header; the last two numbers are the lengths of what follows it
+        # its header; the last two numbers are the lengths of what follows it
+        local = self.read(30)
         if not local.startswith(torch_files.ZIP_START):
             raise ValueError(f'the zip has no member at byte {member.header_offset}')
         self.start = member.header_offset + 30 + sum(struct.unpack('<HH', local[26:30]))
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        return super().seek(self.start + offset) - self.start if whence == 0 else super().seek(offset, whence)
+        return super().seek(self.start
+                            + offset) - self.start if whence == 0 else super().seek(offset, whence)
 
 
 def _array(file: IO[bytes], member: zipfile.ZipInfo | None, size: int) -> _Array:
-    """The header of an npy file of `size` bytes, at its start. ValueError where the numbers do not fit behind it."""
+    """The header of an npy file of `size` bytes, at its start. ValueError where the numbers do not
+    fit behind it."""
     file.seek(0)
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f'its array has the npy version {version}')
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    read = np.lib.format.read_array_header_1_0 if version == (1,
+                                                              0) else np.lib.format.read_array_header_2_0
     shape, fortran_order, dtype = read(file)
     found = _Array(member, shape, dtype, file.tell(), fortran_order)
     if not dtype.hasobject and size - found.header != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f'its array, {_described(found)}, should have {math.prod(shape) * dtype.itemsize} bytes, '
-                         f'but has {size - found.header}')
+        raise ValueError(f'its array, {_described(found)}, should have '
+                         f'{math.prod(shape) * dtype.itemsize} bytes, but has {size - found.header}')
     return found
 
 
@@ -224,23 +242,27 @@ def _runs(positions: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 def write_sample_batch(path: str | os.PathLike[str], images: Iterable[Tensor], shape: Sequence[int],
                        labels: np.ndarray | None = None) -> None:
-    """Write images as an npz that ADM's evaluator reads, all of it or nothing; equal images give equal bytes.
+    """Write images as an npz that ADM's evaluator reads, all of it or nothing; equal images give
+    equal bytes.
 
-    `images` yields uint8 [B, C, H, W], in all `shape` = [N, C, H, W], which the file has to say before them;
-    only one of them is in memory. `labels` are classes [N]. Raises ValueError for what does not fit.
+    `images` yields uint8 [B, C, H, W], in all `shape` = [N, C, H, W], which the file has to say
+    before them; only one of them is in memory. `labels` are classes [N]. Raises ValueError for what
+    does not fit.
     """
     count, channels, height, width = shape
     if labels is not None and (labels.shape != (count,) or labels.dtype.kind not in 'iu'):
-        raise ValueError(f'{path}: {count} images cannot have the labels {labels.dtype} {list(labels.shape)}')
+        raise ValueError(f'{path}: {count} images cannot have the labels {labels.dtype} '
+                         f'{list(labels.shape)}')
     with atomic_write(path) as file, zipfile.ZipFile(file, 'w') as archive:
         with archive.open(f'{IMAGES}.npy', 'w', force_zip64=True) as member:
             np.lib.format.write_array_header_1_0(
-                member, {'descr': '|u1', 'fortran_order': False, 'shape': (count, height, width, channels)})
+                member, {'descr': '|u1', 'fortran_order': False,
+                         'shape': (count, height, width, channels)})
             done = 0
             for part in images:
                 if part.dtype != torch.uint8 or list(part.shape[1:]) != [channels, height, width]:
-                    raise ValueError(f'{path}: images are {part.dtype} {list(part.shape)}, not torch.uint8 '
-                                     f'[B, {channels}, {height}, {width}]')
+                    raise ValueError(f'{path}: images are {part.dtype} {list(part.shape)}, not '
+                                     f'torch.uint8 [B, {channels}, {height}, {width}]')
                 member.write(part.permute(0, 2, 3, 1).contiguous().cpu().numpy().data)
                 done += len(part)
             if done != count:

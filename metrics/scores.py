@@ -1,14 +1,16 @@
-"""Scores other than the Fréchet distance: features of two sets of images, or logits of one, -> numbers.
+"""Scores other than the Fréchet distance: features of two sets of images, or logits of one, ->
+numbers.
 
     kernel_distance         KID (Bińkowski et al. 2018)
     inception_score         IS (Salimans et al. 2016)
-    precision_recall        (Kynkäänniemi et al. 2019), on Inception's features as Dhariwal & Nichol 2021 have it
+    precision_recall        (Kynkäänniemi et al. 2019), on Inception's features as Dhariwal & Nichol
+    2021 have it
     density_coverage        (Naeem et al. 2020)
     frechet_distance_inf    FID∞ (Chong & Forsyth 2020)
 
-sFID needs nothing from here: it is the Fréchet distance of Inception's spatial features. Everything is
-computed in float64, on the device of the features (on the CPU where that has no float64), a part at a
-time: apart from a float64 copy of the features half a gigabyte is enough.
+sFID needs nothing from here: it is the Fréchet distance of Inception's spatial features. Everything
+is computed in float64, on the device of the features (on the CPU where that has no float64), a part
+at a time: apart from a float64 copy of the features half a gigabyte is enough.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,24 +26,29 @@ from metrics.statistics import CHUNK, Moments
 MAX_DISTANCES = 2**24   # in memory at a time: 128 MB, and as much again to sort them
 
 
-def kernel_distance(generated: Tensor, reference: Tensor, num_subsets: int = 100, subset_size: int = 1000,
-                    seed: int = 0) -> tuple[float, float]:
+def kernel_distance(generated: Tensor, reference: Tensor, num_subsets: int = 100,
+                    subset_size: int = 1000, seed: int = 0) -> tuple[float, float]:
     """KID: mean and standard deviation, over random subsets, of the unbiased estimate of MMD².
 
-        1/(m(m−1)) Σ_{i≠j} [k(x_i, x_j) + k(y_i, y_j)] − 2/m² Σ_ij k(x_i, y_j),   k(x, y) = (xᵀy/d + 1)³
+        1/(m(m−1)) Σ_{i≠j} [k(x_i, x_j) + k(y_i, y_j)] − 2/m² Σ_ij k(x_i, y_j),   k(x, y) = (xᵀy/d +
+        1)³
 
     x, y are m = `subset_size` of the features [N, d] of each set, without repetition. Of equal
-    distributions the mean is 0 on average, and may be negative. Raises ValueError for sets smaller than m.
+    distributions the mean is 0 on average, and may be negative. Raises ValueError for sets smaller
+    than m.
     """
     for name, features in (('generated', generated), ('reference', reference)):
         if len(features) < subset_size:
-            raise ValueError(f'KID takes subsets of {subset_size}, but there are only {len(features)} {name} images')
+            raise ValueError(f'KID takes subsets of {subset_size}, but there are only '
+                             f'{len(features)} {name} images')
     x, y = _double(generated, reference)
     random = np.random.RandomState(seed)
     distances = []
     for _ in range(num_subsets):
-        subset_x = x[torch.from_numpy(random.choice(len(x), subset_size, replace=False)).to(x.device)]
-        subset_y = y[torch.from_numpy(random.choice(len(y), subset_size, replace=False)).to(y.device)]
+        subset_x = x[torch.from_numpy(random.choice(len(x), subset_size,
+                                                    replace=False)).to(x.device)]
+        subset_y = y[torch.from_numpy(random.choice(len(y), subset_size,
+                                                    replace=False)).to(y.device)]
         distances.append(_squared_mmd(subset_x, subset_y))
     values = torch.stack(distances)
     return values.mean().item(), values.std(correction=0).item()
@@ -59,29 +66,34 @@ def _squared_mmd(x: Tensor, y: Tensor) -> Tensor:
 def inception_score(logits: Tensor, num_splits: int = 10) -> tuple[float, float]:
     """IS: mean and standard deviation, over consecutive parts, of exp(E_x KL(p(c|x) ‖ p(c))).
 
-    logits [N, C], without biases, in the order of the images; p(c|x) is their softmax and p(c) its mean
-    over the part. From 1 (every image the same) to C. Published numbers are of 50,000 images in 10 parts.
+    logits [N, C], without biases, in the order of the images; p(c|x) is their softmax and p(c) its
+    mean over the part. From 1 (every image the same) to C. Published numbers are of 50,000 images
+    in 10 parts.
     """
     if len(logits) < num_splits:
-        raise ValueError(f'the Inception Score takes {num_splits} parts, but there are only {len(logits)} images')
+        raise ValueError(f'the Inception Score takes {num_splits} parts, but there are only '
+                         f'{len(logits)} images')
     (logits,) = _double(logits)
     bounds = [i * len(logits) // num_splits for i in range(num_splits + 1)]
-    scores = torch.stack([_part_score(logits[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)])
+    scores = torch.stack([_part_score(logits[a:b])
+                          for a, b in zip(bounds, bounds[1:], strict=False)])
     return scores.mean().item(), scores.std(correction=0).item()
 
 
 def _part_score(logits: Tensor) -> Tensor:
     log_p = logits.log_softmax(dim=1)
-    log_mean = log_p.logsumexp(dim=0) - np.log(len(log_p))   # finite even where every p is rounded to 0
+    # finite even where every p is rounded to 0
+    log_mean = log_p.logsumexp(dim=0) - np.log(len(log_p))
     return (log_p.exp() * (log_p - log_mean)).sum(dim=1).mean().exp()
 
 
 def precision_recall(generated: Tensor, reference: Tensor, k: int = 3) -> tuple[float, float]:
-    """Precision: the fraction of generated images within the reference manifold; recall: the reverse.
+    """Precision: the fraction of generated images within the reference manifold; recall: the
+    reverse.
 
     A manifold is a union of balls, one around every image's features [d], up to its k-th nearest
-    neighbour, the surface included. Both lie in 0 ... 1. Published numbers for ImageNet compare 50,000
-    generated with 10,000 real images.
+    neighbour, the surface included. Both lie in 0 ... 1. Published numbers for ImageNet compare
+    50,000 generated with 10,000 real images.
     """
     generated, reference = _double(generated, reference)
 
@@ -93,11 +105,12 @@ def precision_recall(generated: Tensor, reference: Tensor, k: int = 3) -> tuple[
 
 
 def density_coverage(generated: Tensor, reference: Tensor, k: int = 5) -> tuple[float, float]:
-    """Density: how many reference balls hold a generated image, on average, over k; coverage: the fraction
-    of reference balls that hold any.
+    """Density: how many reference balls hold a generated image, on average, over k; coverage: the
+    fraction of reference balls that hold any.
 
-    Balls as in `precision_recall`, without their surface. Density may exceed 1; of equal distributions both
-    are about 1 (coverage: 1 − 2^−k for many images). Published numbers are of 10,000 images each.
+    Balls as in `precision_recall`, without their surface. Density may exceed 1; of equal
+    distributions both are about 1 (coverage: 1 − 2^−k for many images). Published numbers are of
+    10,000 images each.
     """
     generated, reference = _double(generated, reference)
     radii = _radii(reference, k)
@@ -108,26 +121,30 @@ def density_coverage(generated: Tensor, reference: Tensor, k: int = 5) -> tuple[
 
 def frechet_distance_inf(generated: Tensor, mu: np.ndarray, sigma: np.ndarray, num_points: int = 15,
                          smallest: int = 5000, seed: int = 0) -> float:
-    """FID∞: what the Fréchet distance to N(mu, sigma) tends to as the number of generated images grows.
+    """FID∞: what the Fréchet distance to N(mu, sigma) tends to as the number of generated images
+    grows.
 
-    Its bias falls like 1/n. Distances of `num_points` random subsets, of `smallest` up to all of the
-    features [N, d], are fitted by a straight line in 1/n, whose value at 0 is returned.
+    Its bias falls like 1/n. Distances of `num_points` random subsets, of `smallest` up to all of
+    the features [N, d], are fitted by a straight line in 1/n, whose value at 0 is returned.
     """
     if len(generated) <= smallest:
-        raise ValueError(f'FID∞ extrapolates from {smallest} images to more, but there are only {len(generated)}')
+        raise ValueError(f'FID∞ extrapolates from {smallest} images to more, but there are only '
+                         f'{len(generated)}')
     random = np.random.RandomState(seed)
     sizes = np.linspace(smallest, len(generated), num_points).astype(int)
 
     def subsets() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for size in sizes:
-            chosen = torch.from_numpy(random.permutation(len(generated))[:size]).to(generated.device)
+            chosen = torch.from_numpy(random.permutation(len(generated))[:size]).to(
+                generated.device)
             moments = Moments.zero(generated.shape[1], generated.device)
             for part in chosen.split(CHUNK):
                 moments.add(generated[part])
             yield moments.mean(), moments.cov()
 
     distances = np.array(frechet_distances(mu, sigma, subsets()))
-    (_, at_infinity), *_ = np.linalg.lstsq(np.stack([1 / sizes, np.ones(num_points)], axis=1), distances, rcond=None)
+    (_, at_infinity), *_ = np.linalg.lstsq(np.stack([1 / sizes, np.ones(num_points)], axis=1),
+                                           distances, rcond=None)
     return float(at_infinity)
 
 
@@ -135,10 +152,12 @@ def _double(*features: Tensor) -> tuple[Tensor, ...]:
     """float64, where there is float64. Raises ValueError for values that are not finite."""
     for tensor in features:
         if tensor.ndim != 2 or tensor.shape[1] != features[0].shape[1]:
-            raise ValueError(f'features should be [N, {features[0].shape[-1]}], not {list(tensor.shape)}')
+            raise ValueError(f'features should be [N, {features[0].shape[-1]}], not '
+                             f'{list(tensor.shape)}')
         if not tensor.isfinite().all():
             raise ValueError('there are features that are not finite')
-    return tuple((tensor.cpu() if tensor.device.type == 'mps' else tensor).detach().double() for tensor in features)
+    return tuple((tensor.cpu() if tensor.device.type == 'mps' else tensor).detach().double()
+                 for tensor in features)
 
 
 def _distances(points: Tensor, centres: Tensor) -> Iterator[Tensor]:
@@ -154,9 +173,11 @@ def _radii(centres: Tensor, k: int) -> Tensor:
     """Squared distance [N] of each to its k-th nearest neighbour; the nearest of all is itself."""
     if len(centres) <= k:
         raise ValueError(f'{len(centres)} images have no {k} nearest neighbours each')
-    return torch.cat([distances.kthvalue(k + 1, dim=1).values for distances in _distances(centres, centres)])
+    return torch.cat([distances.kthvalue(k + 1, dim=1).values
+                      for distances in _distances(centres, centres)])
 
 
 def _fraction(points: Tensor, centres: Tensor, judge: Callable[[Tensor], Tensor]) -> float:
     """The mean of what `judge` says about each row of distances."""
-    return torch.cat([judge(distances) for distances in _distances(points, centres)]).double().mean().item()
+    return torch.cat([judge(distances)
+                      for distances in _distances(points, centres)]).double().mean().item()

@@ -94,7 +94,8 @@ def raise_on_all(error: str | None) -> None:
 
 
 def gather(tensor: Tensor) -> list[Tensor]:
-    """Everybody's tensor in the order of the ranks, on rank 0; nothing on the others. All of one shape."""
+    """Everybody's tensor in the order of the ranks, on rank 0; nothing on the others. All of one
+    shape."""
     if distributed.get_world_size() == 1:
         return [tensor]
     if distributed.get_rank() > 0:

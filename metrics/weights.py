@@ -1,11 +1,14 @@
-"""Published files of the Inception network's weights: found, told apart, and read; nothing in them runs.
+"""Published files of the Inception network's weights: found, told apart, and read; nothing in them
+runs.
 
-    weights = load_weights(locate(None))       # canonical names -> float32 tensors, see inception.py
+    weights = load_weights(locate(None))       # canonical names -> float32 tensors, see
+    inception.py
     digest(weights)                            # the same for every format of the same weights
 
 The network of 2015-12-05 has been published four times: as TensorFlow's graph, as a dictionary with
-torchvision's names (pytorch-fid and torch-fidelity share one file), as TorchScript, and as a pickle of a
-Python object. All hold the same numbers under other names. The last two leave out gamma, which is one.
+torchvision's names (pytorch-fid and torch-fidelity share one file), as TorchScript, and as a pickle
+of a Python object. All hold the same numbers under other names. The last two leave out gamma, which
+is one.
 """
 
 import hashlib
@@ -42,11 +45,14 @@ class Published(NamedTuple):
 
 # The first is the one to download: under the Apache licence, with a known checksum, and plain data.
 PUBLISHED = (
-    Published('https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth',
+    Published(
+        'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth',
               '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2', 95_628_359),
-    Published('https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt',
+    Published(
+        'https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt',
               'f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4', 95_607_719),
-    Published('http://download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz', None, 88_931_400),
+    Published('http://download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz', None,
+              88_931_400),
 )
 
 
@@ -55,23 +61,26 @@ PUBLISHED = (
 # Branches of a block: their names here -> their paths in TensorFlow's graph.
 BRANCHES = {
     'a': {'branch1x1': 'conv', 'branch5x5_1': 'tower/conv', 'branch5x5_2': 'tower/conv_1',
-          'branch3x3dbl_1': 'tower_1/conv', 'branch3x3dbl_2': 'tower_1/conv_1', 'branch3x3dbl_3': 'tower_1/conv_2',
-          'branch_pool': 'tower_2/conv'},
+          'branch3x3dbl_1': 'tower_1/conv', 'branch3x3dbl_2': 'tower_1/conv_1',
+          'branch3x3dbl_3': 'tower_1/conv_2', 'branch_pool': 'tower_2/conv'},
     'b': {'branch3x3': 'conv', 'branch3x3dbl_1': 'tower/conv', 'branch3x3dbl_2': 'tower/conv_1',
           'branch3x3dbl_3': 'tower/conv_2'},
     'c': {'branch1x1': 'conv', 'branch7x7_1': 'tower/conv', 'branch7x7_2': 'tower/conv_1',
-          'branch7x7_3': 'tower/conv_2', 'branch7x7dbl_1': 'tower_1/conv', 'branch7x7dbl_2': 'tower_1/conv_1',
-          'branch7x7dbl_3': 'tower_1/conv_2', 'branch7x7dbl_4': 'tower_1/conv_3', 'branch7x7dbl_5': 'tower_1/conv_4',
+          'branch7x7_3': 'tower/conv_2', 'branch7x7dbl_1': 'tower_1/conv',
+          'branch7x7dbl_2': 'tower_1/conv_1', 'branch7x7dbl_3': 'tower_1/conv_2',
+          'branch7x7dbl_4': 'tower_1/conv_3', 'branch7x7dbl_5': 'tower_1/conv_4',
           'branch_pool': 'tower_2/conv'},
-    'd': {'branch3x3_1': 'tower/conv', 'branch3x3_2': 'tower/conv_1', 'branch7x7x3_1': 'tower_1/conv',
-          'branch7x7x3_2': 'tower_1/conv_1', 'branch7x7x3_3': 'tower_1/conv_2', 'branch7x7x3_4': 'tower_1/conv_3'},
+    'd': {'branch3x3_1': 'tower/conv', 'branch3x3_2': 'tower/conv_1',
+          'branch7x7x3_1': 'tower_1/conv', 'branch7x7x3_2': 'tower_1/conv_1',
+          'branch7x7x3_3': 'tower_1/conv_2', 'branch7x7x3_4': 'tower_1/conv_3'},
     'e': {'branch1x1': 'conv', 'branch3x3_1': 'tower/conv', 'branch3x3_2a': 'tower/mixed/conv',
-          'branch3x3_2b': 'tower/mixed/conv_1', 'branch3x3dbl_1': 'tower_1/conv', 'branch3x3dbl_2': 'tower_1/conv_1',
-          'branch3x3dbl_3a': 'tower_1/mixed/conv', 'branch3x3dbl_3b': 'tower_1/mixed/conv_1',
-          'branch_pool': 'tower_2/conv'},
+          'branch3x3_2b': 'tower/mixed/conv_1', 'branch3x3dbl_1': 'tower_1/conv',
+          'branch3x3dbl_2': 'tower_1/conv_1', 'branch3x3dbl_3a': 'tower_1/mixed/conv',
+          'branch3x3dbl_3b': 'tower_1/mixed/conv_1', 'branch_pool': 'tower_2/conv'},
 }
-BLOCKS = dict(zip(['Mixed_5b', 'Mixed_5c', 'Mixed_5d', 'Mixed_6a', 'Mixed_6b', 'Mixed_6c', 'Mixed_6d', 'Mixed_6e',
-                   'Mixed_7a', 'Mixed_7b', 'Mixed_7c'], 'aaabccccdee', strict=True))
+BLOCKS = dict(zip(['Mixed_5b', 'Mixed_5c', 'Mixed_5d', 'Mixed_6a', 'Mixed_6b', 'Mixed_6c',
+                   'Mixed_6d', 'Mixed_6e', 'Mixed_7a', 'Mixed_7b', 'Mixed_7c'], 'aaabccccdee',
+                  strict=True))
 LEAVES = {   # here: in TensorFlow's graph, in NVIDIA's objects (which have no gamma)
     'conv.weight': ('conv2d_params', 'weight'),
     'bn.weight': ('batchnorm/gamma', None),
@@ -112,35 +121,42 @@ def _numbered(name: str, i: int) -> str:
 
 
 def to_canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under any of the three sets of names -> under those of inception.weight_shapes, all of them.
+    """Tensors under any of the three sets of names -> under those of inception.weight_shapes, all
+    of them.
 
-    Raises ValueError, without a file's name, for a missing, unknown or misshapen tensor, for one that is
-    not float32, and for values that are not finite.
+    Raises ValueError, without a file's name, for a missing, unknown or misshapen tensor, for one
+    that is not float32, and for values that are not finite.
     """
     if 'conv/conv2d_params' in tensors:
-        named = {name: _as_here(tensors[theirs]) for name, theirs in tensorflow_names().items() if theirs in tensors}
+        named = {name: _as_here(tensors[theirs]) for name, theirs in tensorflow_names().items()
+                 if theirs in tensors}
     elif 'layers.conv.weight' in tensors:
         names = {theirs: name for name, theirs in nvidia_names().items()}
         named = {names.get(theirs, theirs): tensor for theirs, tensor in tensors.items()}
-        named |= {name: torch.ones(shape) for name, shape in weight_shapes().items() if name.endswith('bn.weight')}
+        named |= {name: torch.ones(shape) for name, shape in weight_shapes().items()
+                  if name.endswith('bn.weight')}
     else:
-        named = {name: tensor for name, tensor in tensors.items() if not name.endswith('.num_batches_tracked')}
+        named = {name: tensor for name, tensor in tensors.items()
+                 if not name.endswith('.num_batches_tracked')}
     return checked(named, weight_shapes())
 
 
 def _as_here(tensor: Tensor) -> Tensor:
     """TensorFlow's layout, outputs last, -> PyTorch's, outputs first."""
-    return tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T if tensor.ndim == 2 else tensor
+    return tensor.permute(3, 2, 0,
+                          1) if tensor.ndim == 4 else tensor.T if tensor.ndim == 2 else tensor
 
 
 def checked(named: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:
-    """Contiguous tensors in the order of `shapes`. ValueError for one that is missing, unknown or wrong."""
+    """Contiguous tensors in the order of `shapes`. ValueError for one that is missing, unknown or
+    wrong."""
     for name, shape in shapes.items():
         if name not in named:
             raise ValueError(f'the tensor {name} is missing')
         tensor = named[name]
         if list(tensor.shape) != shape:
-            hint = "; torchvision's Inception has 1000 classes and other weights" if name.startswith('fc.') else ''
+            hint = "; torchvision's Inception has 1000 classes and other weights" if name.startswith(
+                'fc.') else ''
             raise ValueError(f'the tensor {name} has shape {list(tensor.shape)}, not {shape}{hint}')
         if tensor.dtype != torch.float32:
             raise ValueError(f'the tensor {name} is of {tensor.dtype}, not torch.float32')
@@ -153,7 +169,8 @@ def checked(named: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> dic
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
-    """sha256 over canonical names, shapes and values. A gamma of ones is left out: some files have none."""
+    """sha256 over canonical names, shapes and values. A gamma of ones is left out: some files have
+    none."""
     return weights_digest({name: tensor.numpy() for name, tensor in weights.items()
                            if not (name.endswith('bn.weight') and (tensor == 1).all())})
 
@@ -170,14 +187,16 @@ def weights_digest(weights: Mapping[str, np.ndarray]) -> str:
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The network's weights from a file of any published format, under canonical names, on the CPU.
 
-    Raises FileNotFoundError, or ValueError in one line that names the file and what is wrong with it.
+    Raises FileNotFoundError, or ValueError in one line that names the file and what is wrong with
+    it.
     """
     path = Path(path)
     tensors = FORMATS[sniff(path)](path)
     try:
         return to_canonical(tensors)
     except ValueError as error:
-        raise ValueError(f"{path} does not have the weights of FID's Inception network: {error}") from None
+        raise ValueError(
+            f"{path} does not have the weights of FID's Inception network: {error}") from None
 
 
 def sniff(path: str | os.PathLike[str]) -> str:
@@ -188,7 +207,8 @@ def sniff(path: str | os.PathLike[str]) -> str:
     if not path.exists():
         raise FileNotFoundError(2, f'there is no such {WHAT}', str(path))
     if path.stat().st_size > MAX_FILE:
-        raise ValueError(f'{path} is not a {WHAT}: it has {path.stat().st_size} bytes, and they have 96 million')
+        raise ValueError(f'{path} is not a {WHAT}: it has {path.stat().st_size} bytes, and they '
+                         f'have 96 million')
     if is_safetensors(path):
         return 'safetensors'
     with open(path, 'rb') as file:
@@ -200,9 +220,11 @@ def sniff(path: str | os.PathLike[str]) -> str:
     if start.startswith(torch_files.STREAM_START):
         return 'state dict'
     for beginning, name in ((b'\x80', 'pickled object'), (b'\x1f\x8b', 'tgz'), (b'\n', 'GraphDef')):
-        if start.startswith(beginning) and not start.lstrip().lower().startswith((b'<!doctype', b'<html')):
+        if start.startswith(beginning) and not start.lstrip().lower().startswith((b'<!doctype',
+                                                                                  b'<html')):
             return name
-    raise ValueError(f'{path} is not a {WHAT}: it ' + (f'starts with {start[:8]!r}' if start else 'is empty'))
+    raise ValueError(f'{path} is not a {WHAT}: it ' + (f'starts with {start[:8]!r}' if start
+                                                       else 'is empty'))
 
 
 # Readers of the formats: path -> tensors under the names of the file.
@@ -214,7 +236,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def read_object(path: Path) -> dict[str, Tensor]:
     """A pickled torch module that carries its source text with it, which is not looked at."""
-    return dict(_tensors_of(torch_files.read_file(path, {**torch_files.CHECKPOINTS, **MODULES}, WHAT)))
+    return dict(_tensors_of(torch_files.read_file(path, {**torch_files.CHECKPOINTS, **MODULES},
+                                                  WHAT)))
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
@@ -229,41 +252,51 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         def read(name: str) -> bytes:
             info = entries.get(f'{tops[0]}/{name}')
             if info is None or info.compress_type != zipfile.ZIP_STORED or info.file_size > path.stat().st_size:
-                raise ValueError(f'its entry {shown(name)} is missing, or not as torch.jit.save writes it')
+                raise ValueError(f'its entry {shown(name)} is missing, or not as torch.jit.save '
+                                 f'writes it')
             return archive.read(info)
 
         def load(identity: Any) -> torch_files.Storage:  # noqa: ANN401
             match identity:
-                case ('storage', Global('torch', kind, _), str(key), str(_), int(count)) if kind in torch_files.STORAGES:
+                case ('storage', Global('torch', kind, _), str(key), str(_),
+                      int(count)) if kind in torch_files.STORAGES:
                     if key not in storages:
-                        values = torch.frombuffer(bytearray(read(f'data/{key}')), dtype=torch_files.STORAGES[kind])
+                        values = torch.frombuffer(bytearray(read(f'data/{key}')),
+                                                  dtype=torch_files.STORAGES[kind])
                         storages[key] = torch_files.Storage(values)
                     if storages[key].values.numel() == count:
                         return storages[key]
-            raise ValueError('it refers to something outside of itself that is no storage, or one of another size')
+            raise ValueError('it refers to something outside of itself that is no storage, or one '
+                             'of another size')
 
-        return dict(_tensors_of(read_pickle(io.BytesIO(read('data.pkl')), _Scripted(torch_files.TENSORS), load)))
+        return dict(_tensors_of(read_pickle(io.BytesIO(read('data.pkl')),
+                                            _Scripted(torch_files.TENSORS), load)))
 
 
 class _Scripted(dict[tuple[str, str], Callable[..., Any]]):
-    """The names that TorchScript's pickles may refer to: the classes of the program become records."""
+    """The names that TorchScript's pickles may refer to: the classes of the program become
+    records."""
 
-    def get(self, key: tuple[str, str], default: Any = None) -> Any:  # type: ignore[override]  # noqa: ANN401
+    def get(self, key: tuple[str, str],
+            default: Any = None) -> Any:  # type: ignore[override]  # noqa: ANN401
         module, name = key
         if module == '__torch__' or module.startswith('__torch__.'):
             return record(f'{module}.{name}')
-        if module == 'torch.jit._pickle':   # build_intlist and others: a list, and what type it is of
+        # build_intlist and others: a list, and what type it is of
+        if module == 'torch.jit._pickle':
             return lambda value, *_: value
         return super().get(key, default)
 
 
 def _tensors_of(value: Any) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401
-    """(dotted name, tensor) of a dictionary, or of an object and the objects in it, 10,000 at the most."""
+    """(dotted name, tensor) of a dictionary, or of an object and the objects in it, 10,000 at the
+    most."""
     def walk(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401
         if isinstance(value, Tensor):
             yield name[1:], value
         elif isinstance(value, Record) and isinstance(value.state, dict):
-            members = [value.state, *(value.state.get(key) for key in ('_parameters', '_buffers', '_modules'))]
+            members = [value.state,
+                       *(value.state.get(key) for key in ('_parameters', '_buffers', '_modules'))]
             for part in members:
                 for key, member in part.items() if isinstance(part, dict) else ():
                     yield from walk(member, f'{name}.{key}')
@@ -283,7 +316,8 @@ def read_tgz(path: Path) -> dict[str, Tensor]:
     """The graph within the archive that TensorFlow's models were published in."""
     with torch_files.damage_named(path, WHAT), tarfile.open(path, 'r:gz') as archive:
         for member in archive:
-            if member.isfile() and Path(member.name).name == 'classify_image_graph_def.pb' and member.size < MAX_FILE:
+            if member.isfile() and Path(
+                member.name).name == 'classify_image_graph_def.pb' and member.size < MAX_FILE:
                 file = archive.extractfile(member)
                 assert file is not None, 'a regular file can be extracted'
                 return dict(_constants(file.read()))
@@ -293,9 +327,9 @@ def read_tgz(path: Path) -> dict[str, Tensor]:
 def _constants(graph: bytes) -> Iterator[tuple[str, Tensor]]:
     """(name, value) of a graph's float32 constants, as far as the network has such names.
 
-    GraphDef: node = 1. NodeDef: name = 1, op = 2, attr = 5, a map whose entries have key = 1, value = 2.
-    AttrValue: tensor = 8. TensorProto: dtype = 1 (float32 is 1), shape = 2, content = 4, float values = 5.
-    TensorShapeProto: dim = 2, of which size = 1.
+    GraphDef: node = 1. NodeDef: name = 1, op = 2, attr = 5, a map whose entries have key = 1, value
+    = 2. AttrValue: tensor = 8. TensorProto: dtype = 1 (float32 is 1), shape = 2, content = 4, float
+    values = 5. TensorShapeProto: dim = 2, of which size = 1.
     """
     wanted = set(tensorflow_names().values())
     for node in _messages(memoryview(graph), 1):
@@ -305,9 +339,11 @@ def _constants(graph: bytes) -> Iterator[tuple[str, Tensor]]:
         for attribute in _messages(node, 5):
             for tensor in (t for value in _messages(attribute, 2) for t in _messages(value, 8)):
                 fields = _fields(tensor)
-                shape = [dict(_fields(dim)).get(1, 0) for s in _messages(tensor, 2) for dim in _messages(s, 2)]
+                shape = [dict(_fields(dim)).get(1, 0) for s in _messages(tensor, 2)
+                         for dim in _messages(s, 2)]
                 content = b''.join(value for number, value in fields if number in (4, 5))
-                if dict(fields).get(1) != 1 or len(content) != 4 * int(np.prod(shape, dtype=object)):
+                if dict(fields).get(1) != 1 or len(content) != 4 * int(np.prod(shape,
+                                                                               dtype=object)):
                     raise ValueError(f'{name} is no float32 tensor of shape {shape}')
                 yield name, torch.frombuffer(bytearray(content), dtype=torch.float32).reshape(shape)
 
@@ -330,7 +366,8 @@ def _fields(message: memoryview) -> list[tuple[int, Any]]:
         if key & 7 == 2:
             length, at = _varint(message, at)
         else:
-            length = {1: 8, 5: 4}.get(key & 7, len(message) + 1)   # other kinds: nothing has that length
+            # other kinds: nothing has that length
+            length = {1: 8, 5: 4}.get(key & 7, len(message) + 1)
         if at + length > len(message):
             raise ValueError('it is no Protocol Buffers message, or ends within one')
         fields.append((key >> 3, message[at:at + length]))
@@ -351,46 +388,55 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
 # Where files are.
 
 def locate(source: str | os.PathLike[str] | None = None) -> Path:
-    """The file of weights: `source` if given, else $LIMPID_DETECTOR, else a download of ours or of other tools.
+    """The file of weights: `source` if given, else $LIMPID_DETECTOR, else a download of ours or of
+    other tools.
 
-    Where there is none it is downloaded, unless $LIMPID_OFFLINE is set. Raises ValueError in one line that says
-    how to get one by hand where that fails, and where a download does not have its checksum.
+    Where there is none it is downloaded, unless $LIMPID_OFFLINE is set. Raises ValueError in one
+    line that says how to get one by hand where that fails, and where a download does not have its
+    checksum.
     """
     return source_of('FID', 'Inception', PUBLISHED[0], downloads(), source, 'LIMPID_DETECTOR')
 
 
-def source_of(number: str, network: str, file: Published, downloads: Iterable[tuple[Path, str | None]],
-              source: str | os.PathLike[str] | None, variable: str) -> Path:
-    """`source`, or what the environment's `variable` names, or the first of `downloads`, or `file`, fetched."""
+def source_of(number: str, network: str, file: Published,
+              downloads: Iterable[tuple[Path, str | None]], source: str | os.PathLike[str] | None,
+              variable: str) -> Path:
+    """`source`, or what the environment's `variable` names, or the first of `downloads`, or `file`,
+    fetched."""
     if source is not None:
         return Path(source)
     named = os.environ.get(variable)
     if named:
         if not Path(named).exists():
-            raise ValueError(f'{variable}={named} does not exist: name the file of weights, or unset it')
+            raise ValueError(f'{variable}={named} does not exist: name the file of weights, or '
+                             f'unset it')
         return Path(named)
     for path, sha256 in downloads:
         if path.is_file():
             found = sha256 and sha256_of(path)
             if found != sha256:
-                raise ValueError(f'{path} is damaged: its sha256 is {found}, not {sha256}; delete it')
+                raise ValueError(f'{path} is damaged: its sha256 is {found}, not {sha256}; delete '
+                                 f'it')
             return path
     why = ''
     if not os.environ.get('LIMPID_OFFLINE'):
-        print(f'Downloading the weights of {network} ({file.size // 1_000_000} MB) from {file.url}', file=sys.stderr)
+        print(f'Downloading the weights of {network} ({file.size // 1_000_000} MB) from {file.url}',
+              file=sys.stderr)
         try:
             return fetch(file.url, file.sha256)
         except ValueError as error:
             # 'cannot be fetched' and the reason; what to do follows below
             why = ' and' + str(error).removeprefix(file.url).partition(': download it')[0]
     raise ValueError(
-        f'{number} needs the published weights of {network}, which are not on this machine{why}: download {file.url} '
-        f'({file.size} bytes, sha256 {file.sha256}) to {cached_path(file.url)}, or set {variable} to the file; '
-        'for a trial without them --detector=demo measures the distance of random features, which is NOT FID')
+        f'{number} needs the published weights of {network}, which are not on this machine{why}: '
+        f'download {file.url} ({file.size} bytes, sha256 {file.sha256}) to '
+        f'{cached_path(file.url)}, or set {variable} to the file; for a trial without them '
+        f'--detector=demo measures the distance of random features, which is NOT FID')
 
 
 def downloads() -> Iterator[tuple[Path, str | None]]:
-    """Where downloads may be, best first: our cache, then those of other tools. With their checksums."""
+    """Where downloads may be, best first: our cache, then those of other tools. With their
+    checksums."""
     state_dict, torchscript, _ = PUBLISHED
     for file in PUBLISHED:
         yield cached_path(file.url), file.sha256
@@ -400,7 +446,8 @@ def downloads() -> Iterator[tuple[Path, str | None]]:
     home = Path(os.environ.get('DNNLIB_CACHE_DIR') or Path.home() / '.cache' / 'dnnlib')
     for url, sha256 in ((torchscript.url, torchscript.sha256), (NGC_URL, None)):
         for folder in (home / 'downloads', home):
-            for path in sorted(folder.glob(f'{hashlib.md5(url.encode(), usedforsecurity=False).hexdigest()}_*')):
+            for path in sorted(
+                folder.glob(f'{hashlib.md5(url.encode(), usedforsecurity=False).hexdigest()}_*')):
                 yield path, sha256
     yield Path.home() / '.cache' / 'k-diffusion' / 'inception-2015-12-05.pt', torchscript.sha256
 
@@ -414,12 +461,15 @@ def sha256_of(path: Path) -> str:
 
 
 # The pickled object's address, whose MD5 is its name in the caches of those who have downloaded it.
-NGC_URL = ('https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan3/versions/1/files/metrics/'
+NGC_URL = (
+    'https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan3/versions/1/files/metrics/'
            'inception-2015-12-05.pkl')
-MODULES: dict[tuple[str, str], Callable[..., Any]] = {   # of torch, which the pickled object consists of
+# of torch, which the pickled object consists of
+MODULES: dict[tuple[str, str], Callable[..., Any]] = {
     (f'torch.nn.modules.{module}', name): record(name) for module, name in (
-        ('container', 'Sequential'), ('container', 'ModuleList'), ('pooling', 'MaxPool2d'), ('pooling', 'AvgPool2d'),
-        ('pooling', 'AdaptiveAvgPool2d'), ('linear', 'Linear'), ('activation', 'ReLU'))
+        ('container', 'Sequential'), ('container', 'ModuleList'), ('pooling', 'MaxPool2d'),
+        ('pooling', 'AvgPool2d'), ('pooling', 'AdaptiveAvgPool2d'), ('linear', 'Linear'),
+        ('activation', 'ReLU'))
 }
 FORMATS: dict[str, Callable[[Path], dict[str, Tensor]]] = {
     'state dict': read_state_dict,

@@ -1,4 +1,5 @@
-"""One thread per process: the tests are small, and several processes with a thread per core get in each other's way."""
+"""One thread per process: the tests are small, and several processes with a thread per core get in
+each other's way."""
 
 import os
 

@@ -8,7 +8,8 @@ from metrics.inception import weight_shapes
 
 
 def random_weights(seed: int = 0, gamma: bool = True) -> dict[str, Tensor]:
-    """He-scaled, running_var in [0.5, 1.5]: activations neither vanish nor explode. Without `gamma` it is 1."""
+    """He-scaled, running_var in [0.5, 1.5]: activations neither vanish nor explode. Without `gamma`
+    it is 1."""
     random = np.random.RandomState(seed)
     weights = {}
     for name, shape in weight_shapes().items():
@@ -29,4 +30,5 @@ def random_images(size: int, count: int = 1) -> Tensor:
     random = np.random.RandomState(size)
     coarse = random.uniform(0, 255, [count, 3, 4, 4])
     smooth = np.kron(coarse, np.ones([size // 4 + 1, size // 4 + 1]))[:, :, :size, :size]
-    return torch.from_numpy((0.6 * smooth + 0.4 * random.uniform(0, 255, smooth.shape)).astype(np.uint8))
+    return torch.from_numpy((0.6 * smooth + 0.4
+                             * random.uniform(0, 255, smooth.shape)).astype(np.uint8))

@@ -1,4 +1,5 @@
-"""Checkpoints: plain values and tensors, written atomically, checked when they are read, never executed."""
+"""Checkpoints: plain values and tensors, written atomically, checked when they are read, never
+executed."""
 
 import hashlib
 import os
@@ -31,9 +32,9 @@ def save(contents: dict[str, Any], path: str | os.PathLike[str]) -> None:
 def load(path: str | os.PathLike[str], *kinds: str) -> dict[str, Any]:
     """The contents of a file written by `save`, on the CPU.
 
-    `kinds` are what the caller can use ('network snapshot', …); the file must say it is one of them.
-    Raises FileNotFoundError; DamagedError or ValueError in one line for a file that is damaged or
-    something else.
+    `kinds` are what the caller can use ('network snapshot', …); the file must say it is one of
+    them. Raises FileNotFoundError; DamagedError or ValueError in one line for a file that is
+    damaged or something else.
     """
     path, wanted = Path(path), ' or '.join(kinds)
     if path.is_dir():
@@ -42,20 +43,24 @@ def load(path: str | os.PathLike[str], *kinds: str) -> dict[str, Any]:
         raise FileNotFoundError(2, f'there is no such {wanted}', str(path))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')   # what torch thinks of other people's pickles is said below, in one line
+            # what torch thinks of other people's pickles is said below, in one line
+            warnings.simplefilter('ignore')
             contents = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         raise DamagedError(f'{path} is not a {wanted} of ours: {_first_sentence(error)}; '
                            'nothing in it was executed') from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError,
-            OverflowError, MemoryError, struct.error, OSError, zipfile.BadZipFile) as error:
-        raise DamagedError(f'{path} is damaged or not a {wanted}: {_first_sentence(error)}') from None
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError,
+            AssertionError, OverflowError, MemoryError, struct.error, OSError,
+            zipfile.BadZipFile) as error:
+        raise DamagedError(
+            f'{path} is damaged or not a {wanted}: {_first_sentence(error)}') from None
     if not isinstance(contents, dict) or not isinstance(contents.get('kind'), str):
         raise ValueError(f'{path} is not a {wanted}: it does not say what it is')
     if contents['kind'] not in kinds:
         raise ValueError(f"{path} is a {contents['kind']}, not a {wanted}")
     if contents.pop('checksum', None) != checksum(contents):
-        raise DamagedError(f'{path} is damaged: its contents do not have the checksum that was written with them')
+        raise DamagedError(f'{path} is damaged: its contents do not have the checksum that was '
+                           f'written with them')
     return contents
 
 
@@ -91,11 +96,13 @@ def _feed(digest: Any, value: Any) -> None:  # noqa: ANN401
 
 def state_dict_of(module: nn.Module) -> dict[str, torch.Tensor]:
     """The module's tensors, detached, contiguous and on the CPU."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    return {name: tensor.detach().cpu().contiguous()
+            for name, tensor in module.state_dict().items()}
 
 
 def load_into(module: nn.Module, tensors: dict[str, torch.Tensor], origin: str) -> None:
-    """Copy `tensors` into the module; a missing, unknown or misshapen one is an error that names it."""
+    """Copy `tensors` into the module; a missing, unknown or misshapen one is an error that names
+    it."""
     own = module.state_dict()
     for name, tensor in own.items():
         if name not in tensors:

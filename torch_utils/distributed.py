@@ -35,14 +35,17 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f'--device={name} is not a device: use auto, cuda, cuda:1, mps or cpu') from None
+        raise ValueError(
+            f'--device={name} is not a device: use auto, cuda, cuda:1, mps or cpu') from None
     if device.type == 'cuda':
         if not torch.cuda.is_available():
-            raise ValueError(f'--device={name}: no CUDA device was found here; use --device=cpu or auto')
+            raise ValueError(f'--device={name}: no CUDA device was found here; use --device=cpu or '
+                             f'auto')
         index = local_rank if device.index is None else device.index
         count = torch.cuda.device_count()
         if index >= count:
-            raise ValueError(f'--device={name}: process {local_rank} needs GPU {index}, but only {count} were found')
+            raise ValueError(f'--device={name}: process {local_rank} needs GPU {index}, but only '
+                             f'{count} were found')
         device = torch.device('cuda', index)
         torch.cuda.set_device(device)
     elif device.type == 'mps' and not _has_mps():
@@ -86,7 +89,8 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def gather_objects(value: Any) -> list[Any]:  # noqa: ANN401 (anything that can be pickled between our own ranks)
+def gather_objects(value: Any) -> list[
+    Any]:  # noqa: ANN401 (anything that can be pickled between our own ranks)
     """Everybody's `value` in the order of the ranks, on every rank."""
     if not _active():
         return [value]

@@ -11,7 +11,8 @@ GREY = 96   # of the lines between images
 
 
 def tile(images: np.ndarray, columns: int) -> np.ndarray:
-    """uint8 [N, C, H, W] -> uint8 [rows H, columns W, C], row by row; a last row is filled with black."""
+    """uint8 [N, C, H, W] -> uint8 [rows H, columns W, C], row by row; a last row is filled with
+    black."""
     count, channels, height, width = images.shape
     rows = -(-count // columns)
     canvas = np.zeros([rows * columns, channels, height, width], dtype=np.uint8)
@@ -34,7 +35,8 @@ def save_png(pixels: np.ndarray, path: str | os.PathLike[str], durable: bool = T
 
 
 def save_grid(images: np.ndarray, path: str | os.PathLike[str], columns: int) -> None:
-    """Write uint8 [N, C, H, W] as one picture with `columns` columns and a thin grey line around each image.
+    """Write uint8 [N, C, H, W] as one picture with `columns` columns and a thin grey line around
+    each image.
 
     Images under 32 pixels are enlarged by a whole number, pixel by pixel, so that one can see them.
     Image (r, c) begins at pixel (1 + r (H + 1), 1 + c (W + 1)), times that number.

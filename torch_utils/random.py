@@ -6,7 +6,8 @@ import torch
 
 
 def seed_of(*keys: int) -> int:
-    """A 64-bit seed from a tuple of integers (numpy's SeedSequence: stable over versions and machines)."""
+    """A 64-bit seed from a tuple of integers (numpy's SeedSequence: stable over versions and
+    machines)."""
     state = np.random.SeedSequence([key % 2**64 for key in keys]).generate_state(1, np.uint64)
     return int(state[0])
 

@@ -2,18 +2,19 @@
 
     value = read_pickle(file, {('collections', 'OrderedDict'): ordered_dict}, persistent_load)
 
-A pickle is a program. This module runs the small part of its language that checkpoints need: constants,
-containers, and calls of names in `allowed`, a plain mapping from (module, name) to functions of ours.
-A name is looked up there and nowhere else: nothing is imported, no attribute is followed, no method of
-a stored class is called.
+A pickle is a program. This module runs the small part of its language that checkpoints need:
+constants, containers, and calls of names in `allowed`, a plain mapping from (module, name) to
+functions of ours. A name is looked up there and nowhere else: nothing is imported, no attribute is
+followed, no method of a stored class is called.
 
-Why not pickle.Unpickler with a find_class of ours? That decides about names, and about nothing else: it
-allocates what a file claims (an eleven-byte file can ask for a table of gigabytes), it calls any method
-called __setstate__ or append that it meets, it reads copyreg's global registry of extensions, and a
-tuple nested a million deep as the key of a dictionary overflows the C stack. Here
+Why not pickle.Unpickler with a find_class of ours? That decides about names, and about nothing
+else: it allocates what a file claims (an eleven-byte file can ask for a table of gigabytes), it
+calls any method called __setstate__ or append that it meets, it reads copyreg's global registry of
+extensions, and a tuple nested a million deep as the key of a dictionary overflows the C stack. Here
 
 - a length is checked against the bytes that are left before anything is allocated;
-- at most MAX_OPCODES are executed, and what they hand to functions is counted, so that time and memory
+- at most MAX_OPCODES are executed, and what they hand to functions is counted, so that time and
+memory
   are bounded by that number and by the size of the file;
 - keys and members of sets are plain scalars;
 - the result is a tree, or can be walked like one: no cycles, at most MAX_DEPTH deep, and at most
@@ -74,12 +75,14 @@ def plain_set(items: Iterable[Any] = ()) -> set[Any]:
     return {_key(item) for item in items}
 
 
-def read_pickle(file: IO[bytes], allowed: Allowed, persistent_load: Callable[[Any], Any] | None = None) -> Any:  # noqa: ANN401
+def read_pickle(file: IO[bytes], allowed: Allowed,
+                persistent_load: Callable[[Any], Any] | None = None) -> Any:  # noqa: ANN401
     """The value of the pickle that starts at the file's position, which is left behind its end.
 
-    `file` can seek. `persistent_load` turns the persistent ids of the pickle into values; without it they
-    are refused. Raises ForbiddenError for a name, or an opcode, that is not allowed, and ValueError for
-    what is damaged, too large, too deep or cyclic; each in one line, which does not name the file.
+    `file` can seek. `persistent_load` turns the persistent ids of the pickle into values; without
+    it they are refused. Raises ForbiddenError for a name, or an opcode, that is not allowed, and
+    ValueError for what is damaged, too large, too deep or cyclic; each in one line, which does not
+    name the file.
     """
     value = _Machine(file, allowed, persistent_load).run()
     check_tree(value)
@@ -89,7 +92,8 @@ def read_pickle(file: IO[bytes], allowed: Allowed, persistent_load: Callable[[An
 class _Machine:
     """The state of one run: a stack, the stacks below each open mark, and the memo."""
 
-    def __init__(self, file: IO[bytes], allowed: Allowed, persistent_load: Callable[[Any], Any] | None) -> None:
+    def __init__(self, file: IO[bytes], allowed: Allowed,
+                 persistent_load: Callable[[Any], Any] | None) -> None:
         self.file, self.allowed, self.persistent_load = file, allowed, persistent_load
         start = file.tell()
         self.left = file.seek(0, 2) - start
@@ -97,21 +101,25 @@ class _Machine:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-        self.work = self.left + MAX_OPCODES   # what calls may still take in: one value may be given to many
+        # what calls may still take in: one value may be given to many
+        self.work = self.left + MAX_OPCODES
 
     def run(self) -> Any:  # noqa: ANN401
         for _ in range(MAX_OPCODES):
             at, code = self.end - self.left, self.take(1)
             if code == pickle.STOP:
                 if len(self.stack) != 1 or self.below:
-                    raise ValueError(f'its pickle ends at byte {at} with {len(self.stack)} values instead of one')
+                    raise ValueError(f'its pickle ends at byte {at} with {len(self.stack)} values '
+                                     f'instead of one')
                 return self.stack.pop()
             action = ACTIONS.get(code)
             if action is None:
-                raise ForbiddenError(f'it has the pickle opcode {_name_of(code)} at byte {at}, which is no data')
+                raise ForbiddenError(f'it has the pickle opcode {_name_of(code)} at byte {at}, '
+                                     f'which is no data')
             try:
                 action(self)
-            except (UnicodeError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+            except (UnicodeError, LookupError, TypeError, AttributeError, ArithmeticError,
+                    RuntimeError) as error:
                 raise ValueError(f'its pickle makes no sense at byte {at} ({_name_of(code)}: '
                                  f'{shown(str(error), 100)})') from None
         raise ValueError(f'its pickle has more than {MAX_OPCODES} opcodes')
@@ -120,7 +128,8 @@ class _Machine:
 
     def take(self, count: int) -> bytes:
         if count > self.left:
-            raise ValueError(f'its pickle claims {count} bytes at byte {self.end - self.left} of {self.end}')
+            raise ValueError(f'its pickle claims {count} bytes at byte {self.end - self.left} of '
+                             f'{self.end}')
         self.left -= count
         data = self.file.read(count)
         if len(data) != count:
@@ -166,23 +175,29 @@ class _Machine:
 
     def check_protocol(self, protocol: int) -> None:
         if not 2 <= protocol <= pickle.HIGHEST_PROTOCOL:
-            raise ValueError(f'its pickle has protocol {protocol}; 2 to {pickle.HIGHEST_PROTOCOL} can be read')
+            raise ValueError(f'its pickle has protocol {protocol}; 2 to {pickle.HIGHEST_PROTOCOL} '
+                             f'can be read')
 
     def check_frame(self, count: int) -> None:
         if count > self.left:
-            raise ValueError(f'its pickle claims a frame of {count} bytes where {self.left} are left')
+            raise ValueError(f'its pickle claims a frame of {count} bytes where {self.left} are '
+                             f'left')
 
     def look_up(self, module: Any, name: Any) -> None:  # noqa: ANN401
-        make = self.allowed.get((module, name)) if isinstance(module, str) and isinstance(name, str) else None
+        make = self.allowed.get((module, name)) if isinstance(module,
+                                                              str) and isinstance(name,
+                                                                                  str) else None
         if make is None:
-            raise ForbiddenError(f'it refers to {shown(f"{module}.{name}" if isinstance(name, str) else "no name")}')
+            raise ForbiddenError(f'it refers to '
+                                 f'{shown(f"{module}.{name}" if isinstance(name, str) else "no name")}')
         self.push(Global(module, name, make))
 
     def call(self) -> None:
         function, arguments = self.pop(2)
         if not isinstance(function, Global) or type(arguments) is not tuple:
             raise ForbiddenError(f'it calls {_kind(function)} with {_kind(arguments)}')
-        self.work -= sum(len(a) for a in arguments if isinstance(a, str | bytes | list | tuple | dict | set))
+        self.work -= sum(len(a) for a in arguments
+                         if isinstance(a, str | bytes | list | tuple | dict | set))
         if self.work < 0:
             raise ValueError('its pickle makes more of its values than it has')
         self.push(function.make(*arguments))
@@ -199,7 +214,8 @@ class _Machine:
         target = self.stack[-1]
         if type(target) is not dict or len(items) % 2:
             raise ForbiddenError(f'it sets {len(items)} keys and values of {_kind(target)}')
-        target.update((_key(key), value) for key, value in zip(items[::2], items[1::2], strict=True))
+        target.update((_key(key), value)
+                      for key, value in zip(items[::2], items[1::2], strict=True))
 
     def append(self, items: list[Any]) -> None:
         if type(self.stack[-1]) is not list:
@@ -222,15 +238,18 @@ class _Machine:
 
 
 def _key(key: Any) -> Any:  # noqa: ANN401
-    """A key that hashes at once and hardly ever collides: hashes of integers can be chosen at will."""
-    if isinstance(key, str | bytes | float | bool | None) or (type(key) is int and -2**63 <= key < 2**63):
+    """A key that hashes at once and hardly ever collides: hashes of integers can be chosen at
+    will."""
+    if isinstance(key, str | bytes | float | bool | None) or (type(key) is int
+                                                              and -2**63 <= key < 2**63):
         return key
     raise ValueError(f'it has {_kind(key)} as a key')
 
 
 def _kind(value: Any) -> str:  # noqa: ANN401
     return f'the name {shown(f"{value.module}.{value.name}")}' if isinstance(value, Global) else \
-        f'an object of {shown(value.cls)}' if isinstance(value, Record) else f'a {type(value).__name__}'
+        f'an object of {shown(value.cls)}' if isinstance(value,
+                                                         Record) else f'a {type(value).__name__}'
 
 
 def _name_of(code: bytes) -> str:
@@ -314,7 +333,8 @@ ACTIONS: dict[bytes, Callable[[_Machine], Any]] = {
     pickle.SHORT_BINBYTES: lambda m: m.push(m.take(m.number(1))),
     pickle.BINBYTES: lambda m: m.push(m.take(m.number(4))),
     pickle.BINBYTES8: lambda m: m.push(m.take(m.number(8))),
-    pickle.BYTEARRAY8: lambda m: m.push(m.take(m.number(8))),   # numpy's arrays in protocol 5; never changed here
+    # numpy's arrays in protocol 5; never changed here
+    pickle.BYTEARRAY8: lambda m: m.push(m.take(m.number(8))),
     # Containers
     pickle.MARK: _Machine.mark,
     pickle.EMPTY_LIST: lambda m: m.push([]),

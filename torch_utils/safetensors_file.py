@@ -1,7 +1,7 @@
 """The safetensors format: a JSON header of names, types, shapes and positions, then the numbers.
 
-Nothing in such a file can be executed. Layout: 8 bytes (little-endian length of the header), the header,
-the data; `data_offsets` count from the end of the header.
+Nothing in such a file can be executed. Layout: 8 bytes (little-endian length of the header), the
+header, the data; `data_offsets` count from the end of the header.
 """
 
 import json
@@ -17,10 +17,12 @@ from dnnlib.files import atomic_write
 
 MAX_HEADER = 100_000_000   # bytes, as in the format's own library
 DTYPES = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16,
-          'I64': torch.int64, 'I32': torch.int32, 'I16': torch.int16, 'I8': torch.int8, 'U8': torch.uint8}
+          'I64': torch.int64, 'I32': torch.int32, 'I16': torch.int16, 'I8': torch.int8,
+          'U8': torch.uint8}
 
 
-def save_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: str | os.PathLike[str]) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
+                 path: str | os.PathLike[str]) -> None:
     """Write tensors and texts, all of it or nothing."""
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, object] = {'__metadata__': dict(metadata)} if metadata else {}
@@ -34,7 +36,8 @@ def save_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], pat
     with atomic_write(path) as file:
         file.write(len(encoded).to_bytes(8, 'little') + encoded)
         for tensor in tensors.values():
-            file.write(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+            file.write(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(
+                torch.uint8).numpy()))
 
 
 def is_safetensors(path: str | os.PathLike[str]) -> bool:
@@ -44,11 +47,13 @@ def is_safetensors(path: str | os.PathLike[str]) -> bool:
             start = file.read(9)
     except OSError:
         return False
-    return len(start) == 9 and start[8:] == b'{' and int.from_bytes(start[:8], 'little') <= MAX_HEADER
+    return len(start) == 9 and start[8:] == b'{' and int.from_bytes(start[:8],
+                                                                    'little') <= MAX_HEADER
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors, on the CPU, and the texts. ValueError in one line, naming the file, for a damaged one."""
+    """The tensors, on the CPU, and the texts. ValueError in one line, naming the file, for a
+    damaged one."""
     try:
         with open(path, 'rb') as file:
             size = file.seek(0, 2) - 8
@@ -60,18 +65,25 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
             metadata = header.pop('__metadata__', {})
             tensors, position = {}, 0
             for name, entry in sorted(header.items(), key=lambda item: item[1]['data_offsets']):
-                dtype, shape, (start, end) = DTYPES[entry['dtype']], entry['shape'], entry['data_offsets']
+                dtype, shape, (start,
+                               end) = DTYPES[entry['dtype']], entry['shape'], entry['data_offsets']
                 count = math.prod(shape)
                 if start != position or end - start != count * dtype.itemsize or end > size - length:
                     raise ValueError(f'the tensor {name[:80]!r} does not lie where it should')
                 if any(type(n) is not int or n < 0 for n in shape):
                     raise ValueError(f'the tensor {name[:80]!r} has the shape {shape}')
                 values = torch.empty(count, dtype=dtype)
-                if count and file.readinto(memoryview(values.view(torch.uint8).numpy())) != values.nbytes:  # type: ignore[attr-defined]
+                if count and file.readinto(
+                    memoryview(
+                        values.view(
+                            torch.uint8).numpy())) != values.nbytes:  # type: ignore[attr-defined]
                     raise ValueError('it became shorter while it was read')
                 tensors[name], position = values.reshape(shape), end
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, RuntimeError) as error:
-        raise ValueError(f'{Path(path)} is a damaged safetensors file: {str(error)[:200]}') from None
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError,
+            RuntimeError) as error:
+        raise ValueError(
+            f'{Path(path)} is a damaged safetensors file: {str(error)[:200]}') from None
+    if not isinstance(metadata, dict) or not all(isinstance(value, str)
+                                                 for value in metadata.values()):
         raise ValueError(f'{Path(path)} is a damaged safetensors file: its metadata are no texts')
     return tensors, metadata

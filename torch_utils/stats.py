@@ -11,7 +11,8 @@ from torch_utils import distributed
 class Collector:
     """For each name the count, the sum and the sum of squares of everything added since `take`.
 
-    Adding never waits for the device. `take` is collective: every rank calls it with the same names.
+    Adding never waits for the device. `take` is collective: every rank calls it with the same
+    names.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -33,7 +34,8 @@ class Collector:
         if not self.moments:
             return {}
         names = sorted(self.moments)
-        totals = distributed.all_reduce_sum(torch.stack([self.moments[name] for name in names])).cpu()
+        totals = distributed.all_reduce_sum(torch.stack([self.moments[name]
+                                                         for name in names])).cpu()
         self.moments = {}
         return {name: _summary(*row) for name, row in zip(names, totals.tolist(), strict=True)}
 
@@ -41,11 +43,13 @@ class Collector:
         return {name: moments.cpu() for name, moments in self.moments.items()}
 
     def restore(self, states: list[dict[str, Tensor]]) -> None:
-        """From the state_dicts of all ranks. With another number of ranks the first takes over all of it."""
+        """From the state_dicts of all ranks. With another number of ranks the first takes over all
+        of it."""
         if len(states) == distributed.get_world_size():
             mine = states[distributed.get_rank()]
         elif distributed.get_rank() == 0:
-            mine = {name: torch.stack([state[name] for state in states]).sum(dim=0) for name in states[0]}
+            mine = {name: torch.stack([state[name] for state in states]).sum(dim=0)
+                    for name in states[0]}
         else:
             mine = {name: torch.zeros_like(moments) for name, moments in states[0].items()}
         self.moments = {name: moments.to(self.device, self.dtype) for name, moments in mine.items()}

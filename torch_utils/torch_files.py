@@ -2,9 +2,9 @@
 
     contents = read_file('network-snapshot-000000.pkl', CHECKPOINTS, 'checkpoint')
 
-Three kinds, told apart by their first bytes: a pickle whose tensors carry their numbers with them; the
-zip of torch.save; the stream that torch.save wrote before version 1.6. What comes out is plain values,
-tensors on the CPU, and a Record for each object of a class.
+Three kinds, told apart by their first bytes: a pickle whose tensors carry their numbers with them;
+the zip of torch.save; the stream that torch.save wrote before version 1.6. What comes out is plain
+values, tensors on the CPU, and a Record for each object of a class.
 
 Every size in a file is compared with the bytes that are there before memory is taken: a tensor lies
 within its storage and has no more elements, the storages together are no larger than the file, and
@@ -57,21 +57,24 @@ class Storage(NamedTuple):
 
 @contextlib.contextmanager
 def damage_named(path: str | os.PathLike[str], what: str) -> Iterator[None]:
-    """Whatever a damaged file makes Python's libraries raise, as a ValueError in one line that names the file."""
+    """Whatever a damaged file makes Python's libraries raise, as a ValueError in one line that
+    names the file."""
     try:
         yield
-    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError, OSError, NotImplementedError,
-            MemoryError, struct.error, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError, OSError,
+            NotImplementedError, MemoryError, struct.error, zlib.error, zipfile.BadZipFile,
+            tarfile.TarError) as error:
         message = shown(' '.join(str(error).split()), 200)
         raise ValueError(f'{os.fspath(path)} is damaged or not a {what}: {message}') from None
 
 
-def read_file(path: str | os.PathLike[str], allowed: Allowed, what: str = 'checkpoint', data: bool = True) -> Any:  # noqa: ANN401
+def read_file(path: str | os.PathLike[str], allowed: Allowed, what: str = 'checkpoint',
+              data: bool = True) -> Any:  # noqa: ANN401
     """What the file holds; `allowed` are the names that its pickle may refer to.
 
-    With data=False the tensors are on the device 'meta': shapes and types without numbers. `what` says in
-    messages what the file should have been. Raises FileNotFoundError, or ValueError in one line that names
-    the file and what is wrong with it.
+    With data=False the tensors are on the device 'meta': shapes and types without numbers. `what`
+    says in messages what the file should have been. Raises FileNotFoundError, or ValueError in one
+    line that names the file and what is wrong with it.
     """
     path = Path(path)
     if path.is_dir():
@@ -82,14 +85,16 @@ def read_file(path: str | os.PathLike[str], allowed: Allowed, what: str = 'check
         try:
             value = _read(file, allowed, data)
             if sum(tensor.nbytes for tensor in tensors_in(value)) > SHARING * file.seek(0, 2):
-                raise ValueError('its tensors share their numbers and claim to be far larger than the file')
+                raise ValueError('its tensors share their numbers and claim to be far larger than '
+                                 'the file')
             return value
         except ForbiddenError as error:
             raise ValueError(f'{path} is not a {what} of ours or of a kind known here: {error}; '
                              'nothing in it was executed') from None
-        except (ValueError, LookupError, TypeError, ArithmeticError, EOFError, OSError, RuntimeError,
-                struct.error, zipfile.BadZipFile) as error:
-            raise ValueError(f'{path} is damaged or not a {what}: {shown(str(error), 200)}') from None
+        except (ValueError, LookupError, TypeError, ArithmeticError, EOFError, OSError,
+                RuntimeError, struct.error, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f'{path} is damaged or not a {what}: {shown(str(error), 200)}') from None
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
@@ -125,7 +130,8 @@ def _read(file: IO[bytes], allowed: Allowed, data: bool) -> Any:  # noqa: ANN401
     if start.startswith(b'\x80'):
         def load_from_bytes(stream: bytes) -> Storage:
             return _storage_in(stream, data)
-        return read_pickle(file, {**allowed, ('torch.storage', '_load_from_bytes'): load_from_bytes})
+        return read_pickle(file,
+                           {**allowed, ('torch.storage', '_load_from_bytes'): load_from_bytes})
     for beginning, meaning in NO_CHECKPOINTS.items():
         if start.lstrip().lower().startswith(beginning):
             raise ValueError(f'it is {meaning}')
@@ -155,7 +161,8 @@ def _read_zip(file: IO[bytes], allowed: Allowed, data: bool) -> Any:  # noqa: AN
             if key not in storages:
                 info = entries.get(f'{top}/data/{key}')
                 if info is None or info.file_size != count * dtype.itemsize:
-                    raise ValueError(f'its storage {shown(key)} of {count} {dtype} is missing or of another size')
+                    raise ValueError(f'its storage {shown(key)} of {count} {dtype} is missing or '
+                                     f'of another size')
                 storages[key] = _empty(count, dtype, data)
                 if data:
                     with archive.open(info) as entry:
@@ -166,13 +173,15 @@ def _read_zip(file: IO[bytes], allowed: Allowed, data: bool) -> Any:  # noqa: AN
 
 
 def _read_stream(file: IO[bytes], allowed: Allowed, data: bool) -> Any:  # noqa: ANN401
-    """The old format: four pickles (magic number, version, system, value), the keys, then the numbers."""
+    """The old format: four pickles (magic number, version, system, value), the keys, then the
+    numbers."""
     start = file.tell()
     left = file.seek(0, 2) - start
     file.seek(start)
     magic, protocol, system = (read_pickle(file, {}) for _ in range(3))
     if magic != STREAM_MAGIC or protocol != STREAM_PROTOCOL or not isinstance(system, dict):
-        raise ValueError(f'it is no stream of torch.save: {shown(repr(magic))}, version {shown(repr(protocol))}')
+        raise ValueError(f'it is no stream of torch.save: {shown(repr(magic))}, version '
+                         f'{shown(repr(protocol))}')
     if system.get('little_endian') is not True:
         raise ValueError('it was written on a big-endian machine')
     storages: dict[str, Storage] = {}
@@ -194,7 +203,8 @@ def _read_stream(file: IO[bytes], allowed: Allowed, data: bool) -> Any:  # noqa:
     for key in keys:
         count = int.from_bytes(file.read(8), 'little', signed=True)
         if count != storages[key].values.numel():
-            raise ValueError(f'its storage {shown(key)} has {count} elements, not {storages[key].values.numel()}')
+            raise ValueError(f'its storage {shown(key)} has {count} elements, not '
+                             f'{storages[key].values.numel()}')
         if data:
             _fill(storages[key], file)
         else:
@@ -243,10 +253,12 @@ def _same(storage: Storage, dtype: torch.dtype, count: int, key: str) -> Storage
     return storage
 
 
-def rebuild_tensor(storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:  # noqa: ANN401
+def rebuild_tensor(storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...],
+                   *_: Any) -> Tensor:  # noqa: ANN401
     """The view of a storage; whether it requires a gradient, and its hooks, are of no interest."""
     if not isinstance(storage, Storage) or len(size) != len(stride) or len(size) > MAX_DIMENSIONS:
-        raise ValueError(f'one of its tensors has no storage, or {len(size)} sizes and {len(stride)} strides')
+        raise ValueError(f'one of its tensors has no storage, or {len(size)} sizes and '
+                         f'{len(stride)} strides')
     if any(type(n) is not int or not 0 <= n < 2**63 for n in (offset, *size, *stride)):
         raise ValueError('one of its tensors has sizes that are no numbers, or too large')
     count, elements = storage.values.numel(), 1
@@ -254,7 +266,8 @@ def rebuild_tensor(storage: Storage, offset: int, size: tuple[int, ...], stride:
         elements *= n
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     if elements > count or (elements and last >= count) or offset > count:
-        raise ValueError(f'one of its tensors, {list(size)}, exceeds its storage of {count} elements')
+        raise ValueError(f'one of its tensors, {list(size)}, exceeds its storage of {count} '
+                         f'elements')
     return storage.values.as_strided(size, stride, offset)
 
 
@@ -265,8 +278,11 @@ def rebuild_parameter(tensor: Tensor, *_: Any) -> Tensor:  # noqa: ANN401
 
 
 def rebuild_persistent(meta: dict[str, Any]) -> Record:
-    """An object that was stored with the source text of its class, of which only the name is taken."""
-    if not isinstance(meta, dict) or meta.get('type') != 'class' or not isinstance(meta.get('class_name'), str):
+    """An object that was stored with the source text of its class, of which only the name is
+    taken."""
+    if not isinstance(meta,
+                      dict) or meta.get('type') != 'class' or not isinstance(meta.get('class_name'),
+                                                                             str):
         raise ValueError('one of its persistent objects has no class')
     return Record(meta['class_name'], state=meta.get('state'))
 
@@ -275,7 +291,8 @@ def numpy_scalar(dtype: Record, data: bytes) -> float | int | bool:
     """numpy's pickled numbers: dtype(name, ...), with the byte order in its state."""
     kind = dtype.args[0] if isinstance(dtype, Record) and dtype.cls == 'numpy.dtype' else None
     order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else '|'
-    if kind not in ('f8', 'f4', 'f2', 'i8', 'i4', 'i2', 'i1', 'u8', 'u4', 'u2', 'u1', 'b1') or order not in ('<', '|'):
+    if kind not in ('f8', 'f4', 'f2', 'i8', 'i4', 'i2', 'i1', 'u8', 'u4', 'u2', 'u1',
+                    'b1') or order not in ('<', '|'):
         raise ValueError('one of its numpy numbers is of an unknown type')
     if not isinstance(data, bytes) or len(data) != int(kind[1]):
         raise ValueError('one of its numpy numbers has too many bytes, or too few')
@@ -293,8 +310,10 @@ def _only_named(*_: Any) -> Any:  # noqa: ANN401
     raise ForbiddenError('it calls a type of storage')
 
 
-STORAGE_TYPES: dict[tuple[str, str], Callable[..., Any]] = {('torch', name): _only_named for name in STORAGES}
-TENSORS: dict[tuple[str, str], Callable[..., Any]] = {   # the globals of a file of plain values and tensors
+STORAGE_TYPES: dict[tuple[str, str], Callable[..., Any]] = {('torch', name): _only_named
+                                                            for name in STORAGES}
+# the globals of a file of plain values and tensors
+TENSORS: dict[tuple[str, str], Callable[..., Any]] = {
     **STORAGE_TYPES,
     ('torch._utils', '_rebuild_tensor_v2'): rebuild_tensor,
     ('torch._utils', '_rebuild_parameter'): rebuild_parameter,
@@ -314,6 +333,7 @@ CHECKPOINTS: dict[tuple[str, str], Callable[..., Any]] = {   # and of files that
     ('torch.nn.modules.container', 'ModuleDict'): record('ModuleDict'),
 }
 NO_CHECKPOINTS = {
-    b'<!doctype': 'a web page', b'<html': 'a web page', b'version https://git-lfs': 'a pointer of git-lfs',
+    b'<!doctype': 'a web page', b'<html': 'a web page', b'version https://git-lfs': 'a pointer of '
+                                                                                    'git-lfs',
     b'\x1f\x8b': 'compressed by gzip', b'{': 'JSON', b'\x89png': 'an image',
 }

@@ -51,15 +51,16 @@ class OptimizerConfig:
     lr_rampup_nimg: float = 10_000_000
     betas: tuple[float, ...] = (0.9, 0.999)
     eps: float = 1e-8
-    clip: float | None = None   # the largest norm of the gradient of the mean over the batch; None: any
+    # the largest norm of the gradient of the mean over the batch; None: any
+    clip: float | None = None
 
 
 @dataclass(frozen=True)
 class NanConfig:
     """What happens to steps with non-finite gradients, and after `limit` of them in a row.
 
-    policy  'skip' leaves weights and averages as they are; 'zero' replaces nan by 0 and ±inf by ±1e5 in
-            the gradients and goes on, as the reference does
+    policy  'skip' leaves weights and averages as they are; 'zero' replaces nan by 0 and ±inf by
+            ±1e5 in the gradients and goes on, as the reference does
     then    'stop' ends the run; 'rollback' goes back to the last training state with half the
             learning rate
     """
@@ -69,12 +70,14 @@ class NanConfig:
 
 
 def due(nimg: int, batch_size: int, interval: int) -> bool:
-    """Whether the last step has reached or passed a multiple of `interval`, in images; true at the very start."""
+    """Whether the last step has reached or passed a multiple of `interval`, in images; true at the
+    very start."""
     return nimg // interval > (nimg - batch_size) // interval
 
 
 def learning_rate(nimg: int, config: OptimizerConfig) -> float:
-    """lr · min(nimg / ramp-up, 1) at the image counter before the step, hence 0 in the first step."""
+    """lr · min(nimg / ramp-up, 1) at the image counter before the step, hence 0 in the first
+    step."""
     return config.lr * min(nimg / max(config.lr_rampup_nimg, 1e-8), 1)
 
 
@@ -86,7 +89,8 @@ class TrainConfig:
     loss: loss.DenoisingLoss | loss.VelocityLoss | loss.HybridLoss
     optimizer: OptimizerConfig = OptimizerConfig()
     augment: AugmentConfig | None = None
-    averages: tuple[HalfLife | PowerFunction, ...] = (HalfLife(),)   # the first is the one that is sampled from
+    # the first is the one that is sampled from
+    averages: tuple[HalfLife | PowerFunction, ...] = (HalfLife(),)
     label_dropout: float = 0.0
     seed: int = 0
     batch_size: int = 512

@@ -282,7 +282,8 @@ class ImageFolderDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]
         return images, self._label_vectors(self._kept[kept])
 
     def _decoded(self, kept: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(np.stack([self._decode(raw_idx) for raw_idx in self._kept[kept]]))
+        return np.ascontiguousarray(np.stack([self._decode(raw_idx)
+                                              for raw_idx in self._kept[kept]]))
 
     def _cached(self, kept: np.ndarray) -> np.ndarray:
         if self._pixels is None or self._present is None:

@@ -1,8 +1,8 @@
 """Averages of the weights over training, and the reconstruction of averages that were never kept.
 
-Two families: exponential averages with a half-life (Karras et al. 2022), and power-function averages
-(Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models", EDM2), from
-stored snapshots of which an average of any other length can be put together afterwards.
+Two families: exponential averages with a half-life (Karras et al. 2022), and power-function
+averages (Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models",
+EDM2), from stored snapshots of which an average of any other length can be put together afterwards.
 """
 
 import copy
@@ -17,7 +17,8 @@ from torch import nn
 
 @dataclass(frozen=True)
 class HalfLife:
-    """β = 0.5^(batch/H): what happened H images ago counts half; H is at most rampup_ratio · nimg."""
+    """β = 0.5^(batch/H): what happened H images ago counts half; H is at most rampup_ratio ·
+    nimg."""
     halflife_nimg: float = 500_000
     rampup_ratio: float | None = 0.05
 
@@ -38,10 +39,11 @@ class HalfLife:
 
 @dataclass(frozen=True)
 class PowerFunction:
-    """β = (1 − batch/t)^(γ+1), t = nimg + batch: an average whose length is `sigma_rel` of the whole run
+    """β = (1 − batch/t)^(γ+1), t = nimg + batch: an average whose length is `sigma_rel` of the
+    whole run
 
-    The weights of time τ count as τ^γ; sigma_rel is the standard deviation of that profile relative to
-    its length.
+    The weights of time τ count as τ^γ; sigma_rel is the standard deviation of that profile relative
+    to its length.
     """
     sigma_rel: float = 0.10
 
@@ -93,11 +95,13 @@ def inner_product(t_a: float, power_a: float, t_b: float, power_b: float) -> flo
     return (power_a + 1) * (power_b + 1) * ratio / ((power_a + power_b + 1) * t)
 
 
-def reconstruction_weights(stored: Sequence[tuple[float, float]], nimg: float, sigma_rel: float) -> np.ndarray:
-    """How much of each stored average makes the average of width `sigma_rel` at `nimg`: least squares.
+def reconstruction_weights(stored: Sequence[tuple[float, float]], nimg: float,
+                           sigma_rel: float) -> np.ndarray:
+    """How much of each stored average makes the average of width `sigma_rel` at `nimg`: least
+    squares.
 
-    `stored` holds (nimg, sigma_rel) of each. The weights minimise the L2 distance between the profiles and
-    are scaled to sum to 1, as the weights of every average do. (EDM2, Section 3.)
+    `stored` holds (nimg, sigma_rel) of each. The weights minimise the L2 distance between the
+    profiles and are scaled to sum to 1, as the weights of every average do. (EDM2, Section 3.)
     """
     profiles = [(t, power_of(width)) for t, width in stored]
     target = nimg, power_of(sigma_rel)
@@ -109,7 +113,8 @@ def reconstruction_weights(stored: Sequence[tuple[float, float]], nimg: float, s
 
 def reconstruction_error(stored: Sequence[tuple[float, float]], weights: np.ndarray, nimg: float,
                          sigma_rel: float) -> float:
-    """‖Σ w_i p_i − p‖ / ‖p‖ of the profiles: how far a reconstruction is from the average it stands for."""
+    """‖Σ w_i p_i − p‖ / ‖p‖ of the profiles: how far a reconstruction is from the average it stands
+    for."""
     profiles = [*((t, power_of(width)) for t, width in stored), (nimg, power_of(sigma_rel))]
     A = np.array([[inner_product(*a, *b) for b in profiles] for a in profiles])
     w = np.append(weights, -1.0)

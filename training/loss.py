@@ -33,7 +33,8 @@ class VPLoss:
 
     def __call__(self, net: Callable[..., Tensor], images: Tensor, labels: Tensor | None = None,
                  augment_pipe: AugmentPipe | None = None) -> Tensor:
-        loss = DenoisingLoss(UniformTime(VPSchedule(self.beta_d, self.beta_min), self.epsilon_t), InverseVariance())
+        loss = DenoisingLoss(UniformTime(VPSchedule(self.beta_d, self.beta_min), self.epsilon_t),
+                             InverseVariance())
         u = 1 - torch.rand([len(images)], device=images.device)   # early times first
         return _on_fresh_noise(loss, u, net, images, labels, augment_pipe)
 
@@ -46,7 +47,8 @@ class VELoss:
 
     def __call__(self, net: Callable[..., Tensor], images: Tensor, labels: Tensor | None = None,
                  augment_pipe: AugmentPipe | None = None) -> Tensor:
-        loss = DenoisingLoss(LogUniform(VESchedule(self.sigma_min, self.sigma_max)), InverseVariance())
+        loss = DenoisingLoss(LogUniform(VESchedule(self.sigma_min, self.sigma_max)),
+                             InverseVariance())
         u = torch.rand([len(images)], device=images.device)
         return _on_fresh_noise(loss, u, net, images, labels, augment_pipe)
 
@@ -85,9 +87,11 @@ class EDMLoss:
         return _on_fresh_noise(loss, u, net, images, labels, augment_pipe)
 
 
-def _on_fresh_noise(loss: DenoisingLoss | HybridLoss, u: Tensor, net: Callable[..., Any], images: Tensor,
-                    labels: Tensor | None, augment_pipe: AugmentPipe | None) -> Tensor:
-    """images [B, C, H, W] in [-1, 1] -> the loss, elementwise, with noise from torch's own generator."""
+def _on_fresh_noise(loss: DenoisingLoss | HybridLoss, u: Tensor, net: Callable[..., Any],
+                    images: Tensor, labels: Tensor | None,
+                    augment_pipe: AugmentPipe | None) -> Tensor:
+    """images [B, C, H, W] in [-1, 1] -> the loss, elementwise, with noise from torch's own
+    generator."""
     y, conditions = images, {}
     if augment_pipe is not None:
         y, conditions['augment_labels'] = augment_pipe(images)

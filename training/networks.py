@@ -1,8 +1,8 @@
 """Networks: the layers, the backbones DDPM++, NCSN++ and ADM, and the denoiser around them.
 
-The names of classes, constructor arguments and state-dict entries are those that published checkpoints
-use. Images are NCHW. Parameters are float32 and contiguous for good: every layer casts its own to the
-precision of what it is given.
+The names of classes, constructor arguments and state-dict entries are those that published
+checkpoints use. Images are NCHW. Parameters are float32 and contiguous for good: every layer casts
+its own to the precision of what it is given.
 """
 
 import inspect
@@ -24,7 +24,8 @@ from limpid.schedules import VPSchedule
 
 
 def initial(shape: Sequence[int], mode: str, fan_in: int, fan_out: int) -> Tensor:
-    """Random values of unit scale, uniform or normal, of variance 2/(fan_in + fan_out) or 1/fan_in."""
+    """Random values of unit scale, uniform or normal, of variance 2/(fan_in + fan_out) or
+    1/fan_in."""
     if mode not in INIT_MODES:
         raise ValueError(f'init_mode={mode!r} is unknown{did_you_mean(mode, INIT_MODES)}')
     family, distribution = mode.split('_')
@@ -37,22 +38,27 @@ def initial(shape: Sequence[int], mode: str, fan_in: int, fan_out: int) -> Tenso
 class Linear(nn.Module):
     """y = x Wᵀ + b for x [..., in_features]."""
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, init_mode: str = 'kaiming_normal',
-                 init_weight: float = 1, init_bias: float = 0) -> None:
+    def __init__(self, in_features: int, out_features: int, bias: bool = True,
+                 init_mode: str = 'kaiming_normal', init_weight: float = 1,
+                 init_bias: float = 0) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         fans = in_features, out_features
-        self.weight = nn.Parameter(initial([out_features, in_features], init_mode, *fans) * init_weight)
-        self.bias = nn.Parameter(initial([out_features], init_mode, *fans) * init_bias) if bias else None
+        self.weight = nn.Parameter(initial([out_features, in_features], init_mode,
+                                           *fans) * init_weight)
+        self.bias = nn.Parameter(initial([out_features], init_mode,
+                                         *fans) * init_bias) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.weight.to(x.dtype), _cast(self.bias, x.dtype))
 
 
 class Conv2d(nn.Module):
-    """A convolution that can double (up) or halve (down) the resolution with a filter f ⊗ f / (Σf)².
+    """A convolution that can double (up) or halve (down) the resolution with a filter f ⊗ f /
+    (Σf)².
 
-    kernel=0 only resamples. fused_resample lets the convolution take over the padding of the resampling.
+    kernel=0 only resamples. fused_resample lets the convolution take over the padding of the
+    resampling.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, bias: bool = True,
@@ -66,10 +72,13 @@ class Conv2d(nn.Module):
         self.up, self.down, self.fused_resample = up, down, fused_resample
         fans = in_channels * kernel**2, out_channels * kernel**2
         shape = [out_channels, in_channels, kernel, kernel]
-        self.weight = nn.Parameter(initial(shape, init_mode, *fans) * init_weight) if kernel else None
-        self.bias = nn.Parameter(initial([out_channels], init_mode, *fans) * init_bias) if kernel and bias else None
+        self.weight = nn.Parameter(initial(shape, init_mode,
+                                           *fans) * init_weight) if kernel else None
+        self.bias = nn.Parameter(initial([out_channels], init_mode,
+                                         *fans) * init_bias) if kernel and bias else None
         f = torch.as_tensor(resample_filter, dtype=torch.float32)
-        self.register_buffer('resample_filter', (f.outer(f) / f.sum() ** 2)[None, None] if up or down else None)
+        self.register_buffer('resample_filter', (f.outer(f) / f.sum() ** 2)[None, None] if up
+                             or down else None)
         self.padding = kernel // 2
         self.resample_padding = (len(resample_filter) - 1) // 2
 
@@ -79,7 +88,8 @@ class Conv2d(nn.Module):
         if weight is None:
             return self._upsample(x, q) if self.up else self._downsample(x, q) if self.down else x
         if self.fused_resample and self.up:
-            return functional.conv2d(self._upsample(x, max(q - p, 0)), weight, bias, padding=max(p - q, 0))
+            return functional.conv2d(self._upsample(x, max(q - p, 0)), weight, bias,
+                                     padding=max(p - q, 0))
         if self.fused_resample and self.down:
             return self._downsample(functional.conv2d(x, weight, padding=p + q), 0, bias)
         if self.up:
@@ -105,27 +115,32 @@ class GroupNorm(nn.Module):
         super().__init__()
         self.num_groups = min(num_groups, num_channels // min_channels_per_group)
         if self.num_groups < 1 or num_channels % self.num_groups:
-            raise ValueError(f'{num_channels} channels cannot be normalised in {max(self.num_groups, 1)} groups of at '
-                             f'least {min_channels_per_group}; channel counts that are multiples of {num_groups} '
-                             'always can')
+            raise ValueError(f'{num_channels} channels cannot be normalised in '
+                             f'{max(self.num_groups, 1)} groups of at least '
+                             f'{min_channels_per_group}; channel counts that are multiples of '
+                             f'{num_groups} always can')
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(num_channels))
         self.bias = nn.Parameter(torch.zeros(num_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+        return functional.group_norm(x, self.num_groups, self.weight.to(x.dtype),
+                                     self.bias.to(x.dtype), self.eps)
 
 
 class PositionalEmbedding(nn.Module):
-    """[cos(x f), sin(x f)],  f_i = max_positions^(−i/(h − endpoint)),  i = 0 … h−1,  h = num_channels/2"""
+    """[cos(x f), sin(x f)],  f_i = max_positions^(−i/(h − endpoint)),  i = 0 … h−1,  h =
+    num_channels/2"""
 
-    def __init__(self, num_channels: int, max_positions: int = 10000, endpoint: bool = False) -> None:
+    def __init__(self, num_channels: int, max_positions: int = 10000,
+                 endpoint: bool = False) -> None:
         super().__init__()
         self.h, self.max_positions, self.endpoint = _half(num_channels), max_positions, endpoint
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.h
-        exponents = torch.arange(h, dtype=torch.float32, device=x.device) / (h - (1 if self.endpoint else 0))
+        exponents = torch.arange(h, dtype=torch.float32,
+                                 device=x.device) / (h - (1 if self.endpoint else 0))
         phases = x.outer((1 / self.max_positions) ** exponents)
         return torch.cat([phases.cos(), phases.sin()], dim=1)
 
@@ -148,32 +163,36 @@ def attention(qkv: Tensor, num_heads: int) -> Tensor:
     qkv [B, heads · c · 3, H, W], ordered head, channel, (q, k, v) -> [B, heads · c, H, W].
     """
     B, _, H, W = qkv.shape
-    q, k, v = qkv.reshape(B, num_heads, -1, 3, H * W).permute(3, 0, 1, 4, 2).contiguous()   # [B, heads, HW, c]
+    # [B, heads, HW, c]
+    q, k, v = qkv.reshape(B, num_heads, -1, 3, H * W).permute(3, 0, 1, 4, 2).contiguous()
     return functional.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(B, -1, H, W)
 
 
 class UNetBlock(nn.Module):
-    """The residual block of all backbones: two convolutions, steered by the embedding, then attention.
+    """The residual block of all backbones: two convolutions, steered by the embedding, then
+    attention.
 
-    x [B, in_channels, H, W], emb [B or 1, emb_channels] -> [B, out_channels, H′, W′], where H′ is 2H
-    with up and H/2 with down. With fewer channels than channels_per_head there is no attention.
+    x [B, in_channels, H, W], emb [B or 1, emb_channels] -> [B, out_channels, H′, W′], where H′ is
+    2H with up and H/2 with down. With fewer channels than channels_per_head there is no attention.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, emb_channels: int, up: bool = False, down: bool = False,
-                 attention: bool = False, num_heads: int | None = None, channels_per_head: int = 64,
-                 dropout: float = 0, skip_scale: float = 1, eps: float = 1e-5,
-                 resample_filter: Sequence[float] = (1, 1), resample_proj: bool = False, adaptive_scale: bool = True,
+    def __init__(self, in_channels: int, out_channels: int, emb_channels: int, up: bool = False,
+                 down: bool = False, attention: bool = False, num_heads: int | None = None,
+                 channels_per_head: int = 64, dropout: float = 0, skip_scale: float = 1,
+                 eps: float = 1e-5, resample_filter: Sequence[float] = (1, 1),
+                 resample_proj: bool = False, adaptive_scale: bool = True,
                  init: Mapping[str, Any] = MappingProxyType({}),
                  init_zero: Mapping[str, Any] = MappingProxyType({'init_weight': 0}),
                  init_attn: Mapping[str, Any] | None = None) -> None:
         super().__init__()
-        self.in_channels, self.out_channels, self.emb_channels = in_channels, out_channels, emb_channels
+        self.in_channels, self.out_channels, self.emb_channels = (in_channels, out_channels,
+                                                                  emb_channels)
         self.dropout, self.skip_scale, self.adaptive_scale = dropout, skip_scale, adaptive_scale
         heads = out_channels // channels_per_head if num_heads is None else num_heads
         self.num_heads = heads if attention else 0
         if self.num_heads and out_channels % self.num_heads:
-            raise ValueError(f'{out_channels} channels cannot be shared among {self.num_heads} attention heads; '
-                             f'use a multiple of {self.num_heads}')
+            raise ValueError(f'{out_channels} channels cannot be shared among {self.num_heads} '
+                             f'attention heads; use a multiple of {self.num_heads}')
         resampling = {'up': up, 'down': down, 'resample_filter': resample_filter}
 
         self.norm0 = GroupNorm(in_channels, eps=eps)
@@ -187,7 +206,8 @@ class UNetBlock(nn.Module):
             self.skip = Conv2d(in_channels, out_channels, kernel=kernel, **resampling, **init)
         if self.num_heads:
             self.norm2 = GroupNorm(out_channels, eps=eps)
-            self.qkv = Conv2d(out_channels, out_channels * 3, kernel=1, **(init if init_attn is None else init_attn))
+            self.qkv = Conv2d(out_channels, out_channels * 3, kernel=1,
+                              **(init if init_attn is None else init_attn))
             self.proj = Conv2d(out_channels, out_channels, kernel=1, **init_zero)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -207,7 +227,8 @@ class UNetBlock(nn.Module):
 
 
 class EncoderLevel(NamedTuple):
-    """The modules of one resolution by their keys in `enc`, in the order of use; None: not there."""
+    """The modules of one resolution by their keys in `enc`, in the order of use; None: not
+    there."""
     blocks: list[str]
     conv: str | None = None
     down: str | None = None
@@ -227,7 +248,8 @@ class DecoderLevel(NamedTuple):
 
 @dataclass(frozen=True)
 class UNetPlan:
-    """What the two halves of a U-Net share. `widths`: channels per level, from the highest resolution down."""
+    """What the two halves of a U-Net share. `widths`: channels per level, from the highest
+    resolution down."""
     img_resolution: int
     widths: list[int]
     num_blocks: int
@@ -242,7 +264,8 @@ class UNetPlan:
 
 
 def make_encoder(plan: UNetPlan, in_channels: int, first_channels: int,
-                 encoder_type: str = 'standard') -> tuple[nn.ModuleDict, list[EncoderLevel], list[int]]:
+                 encoder_type: str = 'standard') -> tuple[nn.ModuleDict, list[EncoderLevel],
+                                                          list[int]]:
     """The way down: its modules, what they are for, and the channels of the skips they leave."""
     enc, levels, skips = nn.ModuleDict(), [], []
     init = plan.block['init']
@@ -255,8 +278,10 @@ def make_encoder(plan: UNetPlan, in_channels: int, first_channels: int,
             names['down'] = _add(enc, f'{res}_down', UNetBlock(c, c, down=True, **plan.block))
         if level > 0 and encoder_type == 'skip':
             names['aux_down'] = _add(enc, f'{res}_aux_down', Conv2d(
-                aux_channels, aux_channels, kernel=0, down=True, resample_filter=plan.block['resample_filter']))
-            names['aux_skip'] = _add(enc, f'{res}_aux_skip', Conv2d(aux_channels, c, kernel=1, **init))
+                aux_channels, aux_channels, kernel=0, down=True,
+                resample_filter=plan.block['resample_filter']))
+            names['aux_skip'] = _add(enc, f'{res}_aux_skip',
+                                     Conv2d(aux_channels, c, kernel=1, **init))
         if level > 0 and encoder_type == 'residual':
             names['aux_residual'] = _add(enc, f'{res}_aux_residual', Conv2d(
                 aux_channels, c, kernel=3, down=True, resample_filter=plan.block['resample_filter'],
@@ -277,8 +302,8 @@ def make_decoder(plan: UNetPlan, skips: list[int], attending: Sequence[int], out
                  decoder_type: str | None = None) -> tuple[nn.ModuleDict, list[DecoderLevel]]:
     """The way up, in which blocks number `attending` of a level may attend; consumes `skips`.
 
-    With a decoder_type it also makes the image of out_channels: at the highest resolution, or ('skip')
-    by a contribution from each.
+    With a decoder_type it also makes the image of out_channels: at the highest resolution, or
+    ('skip') by a contribution from each.
     """
     dec, levels = nn.ModuleDict(), []
     lowest = len(plan.widths) - 1
@@ -293,12 +318,14 @@ def make_decoder(plan: UNetPlan, skips: list[int], attending: Sequence[int], out
         blocks = []
         for i in range(plan.num_blocks + 1):
             attention = plan.attends(level) and i in attending
-            block = UNetBlock(c + skips.pop(), plan.widths[level], attention=attention, **plan.block)
+            block = UNetBlock(c + skips.pop(), plan.widths[level], attention=attention,
+                              **plan.block)
             blocks.append(_add(dec, f'{res}_block{i}', block))
             c = plan.widths[level]
         if decoder_type == 'skip' and level < lowest:
             names['aux_up'] = _add(dec, f'{res}_aux_up', Conv2d(
-                out_channels, out_channels, kernel=0, up=True, resample_filter=plan.block['resample_filter']))
+                out_channels, out_channels, kernel=0, up=True,
+                resample_filter=plan.block['resample_filter']))
         if decoder_type == 'skip' or (decoder_type is not None and level == 0):
             names['aux_norm'] = _add(dec, f'{res}_aux_norm', GroupNorm(c, eps=plan.block['eps']))
             names['aux_conv'] = _add(dec, f'{res}_aux_conv', Conv2d(
@@ -329,7 +356,8 @@ def encode(enc: nn.ModuleDict, levels: list[EncoderLevel], x: Tensor, emb: Tenso
 
 def decode(dec: nn.ModuleDict, levels: list[DecoderLevel], skips: list[Tensor],
            emb: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Up the U: the skips, used up -> the last features, and the image where the levels contribute to one."""
+    """Up the U: the skips, used up -> the last features, and the image where the levels contribute
+    to one."""
     x, image = skips[-1], None
     for level in levels:
         for name in level.first:
@@ -348,15 +376,17 @@ class SongUNet(nn.Module):
     """DDPM++ and NCSN++ (Song et al. 2021), the U-Nets of configurations A-F.
 
     net(x [B, in_channels, H, W], noise_labels [B or 1], class_labels [B or 1, label_dim],
-    augment_labels [B or 1, augment_dim]) -> [B, out_channels, H, W]. Raises ValueError in one line for
-    arguments that do not fit together.
+    augment_labels [B or 1, augment_dim]) -> [B, out_channels, H, W]. Raises ValueError in one line
+    for arguments that do not fit together.
     """
 
     def __init__(self, img_resolution: int, in_channels: int, out_channels: int, label_dim: int = 0,
-                 augment_dim: int = 0, model_channels: int = 128, channel_mult: Sequence[int] = (1, 2, 2, 2),
-                 channel_mult_emb: int = 4, num_blocks: int = 4, attn_resolutions: Sequence[int] = (16,),
-                 dropout: float = 0.10, label_dropout: float = 0, embedding_type: str = 'positional',
-                 channel_mult_noise: int = 1, encoder_type: str = 'standard', decoder_type: str = 'standard',
+                 augment_dim: int = 0, model_channels: int = 128,
+                 channel_mult: Sequence[int] = (1, 2, 2, 2), channel_mult_emb: int = 4,
+                 num_blocks: int = 4, attn_resolutions: Sequence[int] = (16,),
+                 dropout: float = 0.10, label_dropout: float = 0,
+                 embedding_type: str = 'positional', channel_mult_noise: int = 1,
+                 encoder_type: str = 'standard', decoder_type: str = 'standard',
                  resample_filter: Sequence[float] = (1, 1)) -> None:
         super().__init__()
         _check_resolution(img_resolution, channel_mult)
@@ -364,28 +394,34 @@ class SongUNet(nn.Module):
         _check_choice('encoder_type', encoder_type, ['standard', 'skip', 'residual'])
         _check_choice('decoder_type', decoder_type, ['standard', 'skip'])
         if len(resample_filter) % 2:
-            raise ValueError(f'resample_filter={list(resample_filter)} has an odd number of taps, which cannot double '
-                             'a resolution; use an even number, such as [1, 1] or [1, 3, 3, 1]')
+            raise ValueError(f'resample_filter={list(resample_filter)} has an odd number of taps, '
+                             f'which cannot double a resolution; use an even number, such as [1, '
+                             f'1] or [1, 3, 3, 1]')
         self.label_dim, self.label_dropout = label_dim, label_dropout
-        noise_channels, emb_channels = model_channels * channel_mult_noise, model_channels * channel_mult_emb
+        noise_channels, emb_channels = (model_channels * channel_mult_noise,
+                                        model_channels * channel_mult_emb)
         init: dict[str, Any] = {'init_mode': 'xavier_uniform'}
 
         self.map_noise = FourierEmbedding(noise_channels) if embedding_type == 'fourier' else \
             PositionalEmbedding(noise_channels, endpoint=True)
         self.map_label = Linear(label_dim, noise_channels, **init) if label_dim else None
-        self.map_augment = Linear(augment_dim, noise_channels, bias=False, **init) if augment_dim else None
+        self.map_augment = Linear(augment_dim, noise_channels, bias=False,
+                                  **init) if augment_dim else None
         self.map_layer0 = Linear(noise_channels, emb_channels, **init)
         self.map_layer1 = Linear(emb_channels, emb_channels, **init)
 
         widths = [model_channels * mult for mult in channel_mult]
         plan = UNetPlan(img_resolution, widths, num_blocks, attn_resolutions, {
-            'emb_channels': emb_channels, 'num_heads': 1, 'dropout': dropout, 'skip_scale': math.sqrt(0.5),
-            'eps': 1e-6, 'resample_filter': resample_filter, 'resample_proj': True, 'adaptive_scale': False,
-            'init': init, 'init_zero': {**init, 'init_weight': 1e-5},
+            'emb_channels': emb_channels, 'num_heads': 1, 'dropout': dropout,
+            'skip_scale': math.sqrt(0.5), 'eps': 1e-6, 'resample_filter': resample_filter,
+            'resample_proj': True, 'adaptive_scale': False, 'init': init,
+            'init_zero': {**init, 'init_weight': 1e-5},
             'init_attn': {**init, 'init_weight': math.sqrt(0.2)},
         })
-        self.enc, self.encoder_levels, skips = make_encoder(plan, in_channels, model_channels, encoder_type)
-        self.dec, self.decoder_levels = make_decoder(plan, skips, [num_blocks], out_channels, decoder_type)
+        self.enc, self.encoder_levels, skips = make_encoder(plan, in_channels, model_channels,
+                                                            encoder_type)
+        self.dec, self.decoder_levels = make_decoder(plan, skips, [num_blocks], out_channels,
+                                                     decoder_type)
 
     def forward(self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None,
                 augment_labels: Tensor | None = None) -> Tensor:
@@ -413,19 +449,22 @@ class DhariwalUNet(nn.Module):
     """
 
     def __init__(self, img_resolution: int, in_channels: int, out_channels: int, label_dim: int = 0,
-                 augment_dim: int = 0, model_channels: int = 192, channel_mult: Sequence[int] = (1, 2, 3, 4),
-                 channel_mult_emb: int = 4, num_blocks: int = 3, attn_resolutions: Sequence[int] = (32, 16, 8),
+                 augment_dim: int = 0, model_channels: int = 192,
+                 channel_mult: Sequence[int] = (1, 2, 3, 4), channel_mult_emb: int = 4,
+                 num_blocks: int = 3, attn_resolutions: Sequence[int] = (32, 16, 8),
                  dropout: float = 0.10, label_dropout: float = 0) -> None:
         super().__init__()
         _check_resolution(img_resolution, channel_mult)
         self.label_dim, self.label_dropout = label_dim, label_dropout
         emb_channels = model_channels * channel_mult_emb
         init: dict[str, Any] = {
-            'init_mode': 'kaiming_uniform', 'init_weight': math.sqrt(1 / 3), 'init_bias': math.sqrt(1 / 3)}
+            'init_mode': 'kaiming_uniform', 'init_weight': math.sqrt(1 / 3),
+            'init_bias': math.sqrt(1 / 3)}
         init_zero: dict[str, Any] = {**init, 'init_weight': 0, 'init_bias': 0}
 
         self.map_noise = PositionalEmbedding(model_channels)
-        self.map_augment = Linear(augment_dim, model_channels, bias=False, **init_zero) if augment_dim else None
+        self.map_augment = Linear(augment_dim, model_channels, bias=False,
+                                  **init_zero) if augment_dim else None
         self.map_layer0 = Linear(model_channels, emb_channels, **init)
         self.map_layer1 = Linear(emb_channels, emb_channels, **init)
         self.map_label = Linear(label_dim, emb_channels, bias=False, init_mode='kaiming_normal',
@@ -436,7 +475,8 @@ class DhariwalUNet(nn.Module):
             'emb_channels': emb_channels, 'channels_per_head': 64, 'dropout': dropout,
             'init': init, 'init_zero': init_zero,
         })
-        self.enc, self.encoder_levels, skips = make_encoder(plan, in_channels, first_channels=widths[0])
+        self.enc, self.encoder_levels, skips = make_encoder(plan, in_channels,
+                                                            first_channels=widths[0])
         self.dec, self.decoder_levels = make_decoder(plan, skips, range(num_blocks + 1))
         self.out_norm = GroupNorm(widths[0])
         self.out_conv = Conv2d(widths[0], out_channels, kernel=3, **init_zero)
@@ -456,7 +496,8 @@ class DhariwalUNet(nn.Module):
             emb = emb + self.map_augment(augment_labels.to(emb.dtype))
         emb = self.map_layer1(functional.silu(self.map_layer0(emb)))
         if self.map_label is not None:
-            emb = emb + self.map_label(_dropped(class_labels, self.label_dropout if self.training else 0, batch_size))
+            emb = emb + self.map_label(_dropped(class_labels, self.label_dropout if self.training
+                                                else 0, batch_size))
         return functional.silu(emb)
 
 
@@ -466,7 +507,8 @@ def _cast(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def _half(num_channels: int) -> int:
     if num_channels % 2:
-        raise ValueError(f'an embedding of the noise level takes an even number of channels, not {num_channels}')
+        raise ValueError(f'an embedding of the noise level takes an even number of channels, not '
+                         f'{num_channels}')
     return num_channels // 2
 
 
@@ -478,7 +520,8 @@ def _add(modules: nn.ModuleDict, name: str, module: nn.Module) -> str:
 def _dropped(labels: Tensor | None, p: float, batch_size: int) -> Tensor:
     """The label vectors, each of the batch zeroed with probability p."""
     if labels is None:
-        raise ValueError('a class-conditional backbone needs class_labels; a vector of zeros stands for no class')
+        raise ValueError('a class-conditional backbone needs class_labels; a vector of zeros '
+                         'stands for no class')
     if not p:
         return labels
     return labels * (torch.rand([batch_size, 1], device=labels.device) >= p).to(labels.dtype)
@@ -486,13 +529,14 @@ def _dropped(labels: Tensor | None, p: float, batch_size: int) -> Tensor:
 
 def _check_resolution(img_resolution: int, channel_mult: Sequence[int]) -> None:
     if not channel_mult:
-        raise ValueError('channel_mult is empty; it takes one factor per resolution, such as [1, 2, 2, 2]')
+        raise ValueError('channel_mult is empty; it takes one factor per resolution, such as [1, '
+                         '2, 2, 2]')
     halvings = len(channel_mult) - 1
     if img_resolution % 2**halvings:
         levels = (img_resolution & -img_resolution).bit_length()
-        raise ValueError(f'a resolution of {img_resolution} cannot be halved {halvings} times, as the {halvings + 1} '
-                         f'levels of channel_mult={list(channel_mult)} need: use a multiple of {2**halvings}, or at '
-                         f'most {levels} levels')
+        raise ValueError(f'a resolution of {img_resolution} cannot be halved {halvings} times, as '
+                         f'the {halvings + 1} levels of channel_mult={list(channel_mult)} need: '
+                         f'use a multiple of {2**halvings}, or at most {levels} levels')
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -503,36 +547,42 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 class VPPrecond(Denoiser):
     """The VP column of Table 1, for noise levels from σ(ε_t) to σ(1)."""
 
-    def __init__(self, img_resolution: int, img_channels: int, label_dim: int = 0, use_fp16: bool = False,
-                 beta_d: float = 19.9, beta_min: float = 0.1, M: int = 1000, epsilon_t: float = 1e-5,
-                 model_type: str = 'SongUNet', **model_kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(self, img_resolution: int, img_channels: int, label_dim: int = 0,
+                 use_fp16: bool = False, beta_d: float = 19.9, beta_min: float = 0.1, M: int = 1000,
+                 epsilon_t: float = 1e-5, model_type: str = 'SongUNet',
+                 **model_kwargs: Any) -> None:  # noqa: ANN401
         schedule = VPSchedule(beta_d, beta_min)
         super().__init__(
-            make_backbone(model_type, img_resolution, img_channels, img_channels, label_dim, model_kwargs),
-            VP(schedule, M), *_vp_range(schedule, epsilon_t), img_resolution, img_channels, label_dim, use_fp16)
+            make_backbone(model_type, img_resolution, img_channels, img_channels, label_dim,
+                          model_kwargs),
+            VP(schedule, M), *_vp_range(schedule, epsilon_t), img_resolution, img_channels,
+            label_dim, use_fp16)
         self.beta_d, self.beta_min, self.M, self.epsilon_t = beta_d, beta_min, M, epsilon_t
 
 
 class VEPrecond(Denoiser):
     """The VE column of Table 1."""
 
-    def __init__(self, img_resolution: int, img_channels: int, label_dim: int = 0, use_fp16: bool = False,
-                 sigma_min: float = 0.02, sigma_max: float = 100,
+    def __init__(self, img_resolution: int, img_channels: int, label_dim: int = 0,
+                 use_fp16: bool = False, sigma_min: float = 0.02, sigma_max: float = 100,
                  model_type: str = 'SongUNet', **model_kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(
-            make_backbone(model_type, img_resolution, img_channels, img_channels, label_dim, model_kwargs),
+            make_backbone(model_type, img_resolution, img_channels, img_channels, label_dim,
+                          model_kwargs),
             VE(), sigma_min, sigma_max, img_resolution, img_channels, label_dim, use_fp16)
 
 
 class iDDPMPrecond(Denoiser):  # noqa: N801 (the published name)
-    """The iDDPM column of Table 1, for noise levels from u_{M−1} to u_0; the backbone has 2C outputs."""
+    """The iDDPM column of Table 1, for noise levels from u_{M−1} to u_0; the backbone has 2C
+    outputs."""
 
-    def __init__(self, img_resolution: int, img_channels: int, label_dim: int = 0, use_fp16: bool = False,
-                 C_1: float = 0.001, C_2: float = 0.008, M: int = 1000,
+    def __init__(self, img_resolution: int, img_channels: int, label_dim: int = 0,
+                 use_fp16: bool = False, C_1: float = 0.001, C_2: float = 0.008, M: int = 1000,
                  model_type: str = 'DhariwalUNet', **model_kwargs: Any) -> None:  # noqa: ANN401
         levels = IDDPMLevels(M, C_1, C_2)
         super().__init__(
-            make_backbone(model_type, img_resolution, img_channels, 2 * img_channels, label_dim, model_kwargs),
+            make_backbone(model_type, img_resolution, img_channels, 2 * img_channels, label_dim,
+                          model_kwargs),
             IDDPM(levels), *_iddpm_range(levels), img_resolution, img_channels, label_dim, use_fp16)
         self.C_1, self.C_2, self.M = C_1, C_2, M
 
@@ -545,18 +595,22 @@ class iDDPMPrecond(Denoiser):  # noqa: N801 (the published name)
 class EDMPrecond(Denoiser):
     """The EDM column of Table 1."""
 
-    def __init__(self, img_resolution: int, img_channels: int, label_dim: int = 0, use_fp16: bool = False,
-                 sigma_min: float = 0, sigma_max: float = float('inf'), sigma_data: float = 0.5,
-                 model_type: str = 'DhariwalUNet', **model_kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(self, img_resolution: int, img_channels: int, label_dim: int = 0,
+                 use_fp16: bool = False, sigma_min: float = 0, sigma_max: float = float('inf'),
+                 sigma_data: float = 0.5, model_type: str = 'DhariwalUNet',
+                 **model_kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(
-            make_backbone(model_type, img_resolution, img_channels, img_channels, label_dim, model_kwargs),
-            EDM(sigma_data), sigma_min, sigma_max, img_resolution, img_channels, label_dim, use_fp16)
+            make_backbone(model_type, img_resolution, img_channels, img_channels, label_dim,
+                          model_kwargs),
+            EDM(sigma_data), sigma_min, sigma_max, img_resolution, img_channels, label_dim,
+            use_fp16)
         self.sigma_data = sigma_data
 
 
 def _vp_range(schedule: VPSchedule, epsilon_t: float = 1e-5) -> tuple[float, float]:
     """σ(ε_t) and σ(1), in float64."""
-    low, high = schedule.sigma(torch.tensor([epsilon_t, 1], dtype=torch.float64, device='cpu')).tolist()
+    low, high = schedule.sigma(torch.tensor([epsilon_t, 1], dtype=torch.float64,
+                                            device='cpu')).tolist()
     return low, high
 
 
@@ -570,7 +624,8 @@ def _iddpm_range(levels: IDDPMLevels) -> tuple[float, float]:
 class NetworkConfig:
     """A network without its weights: all that `build_network` needs.
 
-    model_type  key of MODELS;  model: the backbone's arguments (complete_arguments fills in defaults)
+    model_type  key of MODELS;  model: the backbone's arguments (complete_arguments fills in
+                defaults)
     precision   key of PRECISIONS, in which the backbone works
     """
     model_type: str
@@ -585,36 +640,42 @@ class NetworkConfig:
 
 
 def complete_arguments(model_type: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All arguments of a backbone beyond resolution, channels and labels: as given, else its defaults.
+    """All arguments of a backbone beyond resolution, channels and labels: as given, else its
+    defaults.
 
-    Sequences come out as lists, as JSON has them. Raises ValueError for a name that the backbone does not
-    take, with the nearest that it does.
+    Sequences come out as lists, as JSON has them. Raises ValueError for a name that the backbone
+    does not take, with the nearest that it does.
     """
     if model_type not in MODELS:
         raise ValueError(f'model_type={model_type!r} is unknown{did_you_mean(model_type, MODELS)}')
     parameters = inspect.signature(MODELS[model_type]).parameters
-    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty and name != 'label_dim'}
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty
+                and name != 'label_dim'}
     for name in given:
         if name not in defaults:
-            raise ValueError(f'{model_type} takes no argument {name!r}{did_you_mean(name, defaults)}')
+            raise ValueError(f'{model_type} takes no argument '
+                             f'{name!r}{did_you_mean(name, defaults)}')
     complete = {**defaults, **given}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in complete.items()}
+    return {name: list(value) if isinstance(value, tuple) else value
+            for name, value in complete.items()}
 
 
-def make_backbone(model_type: str, img_resolution: int, in_channels: int, out_channels: int, label_dim: int,
-                  arguments: Mapping[str, Any]) -> nn.Module:
+def make_backbone(model_type: str, img_resolution: int, in_channels: int, out_channels: int,
+                  label_dim: int, arguments: Mapping[str, Any]) -> nn.Module:
     """F by the name of its class; ValueError for unknown names."""
     arguments = complete_arguments(model_type, arguments)
     return MODELS[model_type](img_resolution, in_channels, out_channels, label_dim, **arguments)
 
 
 def build_network(config: NetworkConfig) -> Denoiser:
-    """The network of a configuration, freshly initialised: the published class that it is, or a Denoiser.
+    """The network of a configuration, freshly initialised: the published class that it is, or a
+    Denoiser.
 
     Raises ValueError in one line for what does not fit together.
     """
     if config.precision not in PRECISIONS:
-        raise ValueError(f'precision={config.precision!r} is unknown{did_you_mean(config.precision, PRECISIONS)}')
+        raise ValueError(f'precision={config.precision!r} is '
+                         f'unknown{did_you_mean(config.precision, PRECISIONS)}')
     c, limits = config.precond, (config.sigma_min, config.sigma_max)
     size = config.img_resolution, config.img_channels, config.label_dim
     model = {'model_type': config.model_type, **config.model}
@@ -629,8 +690,8 @@ def build_network(config: NetworkConfig) -> Denoiser:
         net = iDDPMPrecond(*size, False, c.levels.C_1, c.levels.C_2, c.levels.M, **model)
     else:
         out_channels = config.img_channels * (2 if isinstance(c, IDDPM) else 1)
-        backbone = make_backbone(config.model_type, config.img_resolution, config.img_channels, out_channels,
-                                 config.label_dim, config.model)
+        backbone = make_backbone(config.model_type, config.img_resolution, config.img_channels,
+                                 out_channels, config.label_dim, config.model)
         net = Denoiser(backbone, c, *limits, *size)
     net.dtype = PRECISIONS[config.precision]
     return net
@@ -647,11 +708,13 @@ MODELS: dict[str, Any] = {'SongUNet': SongUNet, 'DhariwalUNet': DhariwalUNet}
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     'ddpmpp': ('SongUNet', {
         'embedding_type': 'positional', 'encoder_type': 'standard', 'decoder_type': 'standard',
-        'channel_mult_noise': 1, 'resample_filter': [1, 1], 'model_channels': 128, 'channel_mult': [2, 2, 2],
+        'channel_mult_noise': 1, 'resample_filter': [1, 1], 'model_channels': 128,
+        'channel_mult': [2, 2, 2],
     }),
     'ncsnpp': ('SongUNet', {
         'embedding_type': 'fourier', 'encoder_type': 'residual', 'decoder_type': 'standard',
-        'channel_mult_noise': 2, 'resample_filter': [1, 3, 3, 1], 'model_channels': 128, 'channel_mult': [2, 2, 2],
+        'channel_mult_noise': 2, 'resample_filter': [1, 3, 3, 1], 'model_channels': 128,
+        'channel_mult': [2, 2, 2],
     }),
     'adm': ('DhariwalUNet', {'model_channels': 192, 'channel_mult': [1, 2, 3, 4]}),
 }

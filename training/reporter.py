@@ -57,8 +57,9 @@ class Reporter:
         if self.is_first:
             self._forget()
         if self.is_first and is_terminal():
-            self.bar = tqdm.tqdm(total=config.total_nimg / 1000, initial=state.nimg / 1000, leave=False,
-                                 bar_format='{l_bar}{bar}| {n:.1f}/{total:.1f} kimg [{elapsed}<{remaining}]')
+            self.bar = tqdm.tqdm(total=config.total_nimg / 1000, initial=state.nimg / 1000,
+                                 leave=False, bar_format='{l_bar}{bar}| {n:.1f}/{total:.1f} kimg '
+                                                         '[{elapsed}<{remaining}]')
 
     def progress(self) -> None:
         """Call after every step."""
@@ -68,18 +69,21 @@ class Reporter:
             self.bar.update(self.state.nimg / 1000 - self.bar.n)
 
     def ready_by(self) -> float:
-        """When another step and saving everything will be done, with half as much again to be safe."""
+        """When another step and saving everything will be done, with half as much again to be
+        safe."""
         return time.monotonic() + 1.5 * (self.longest_step + self.longest_save)
 
     def rewind(self) -> None:
         """The run went back to an earlier state: so do its statistics."""
         self.tick_nimg, self.tick_start, self.maintenance = self.state.nimg, time.monotonic(), 0.0
-        self.start_nimg, self.start, self.start_seconds = self.state.nimg, time.monotonic(), self.state.seconds
+        self.start_nimg, self.start, self.start_seconds = (self.state.nimg, time.monotonic(),
+                                                           self.state.seconds)
         if self.is_first:
             self._forget()
 
     def _forget(self) -> None:
-        """Leave out of the statistics, and of the choice of the best snapshot, what comes after the state."""
+        """Leave out of the statistics, and of the choice of the best snapshot, what comes after the
+        state."""
         forget_statistics(self.run_dir / 'stats.jsonl', self.state.nimg)
         best = read_best(self.run_dir)
         if best is not None:
@@ -117,13 +121,15 @@ class Reporter:
             f'maintenance {self.maintenance:<6.1f}',
             f"cpumem {numbers['Resources/cpu_mem_gb']:<6.2f}",
             f"gpumem {numbers['Resources/peak_gpu_mem_gb']:<6.2f}",
-            f'left {duration(left * pace) if self.state.nimg > self.start_nimg and not done else "-"}',
+            f'left '
+            f'{duration(left * pace) if self.state.nimg > self.start_nimg and not done else "-"}',
         ])
         if nonfinite:
             line += f'  NON-FINITE gradients in {nonfinite:.0%} of the steps'
         self._say(line.rstrip())
         if self.is_first:
-            entry: dict[str, Any] = {name: {'num': 1, 'mean': value, 'std': 0} for name, value in numbers.items()}
+            entry: dict[str, Any] = {name: {'num': 1, 'mean': value, 'std': 0}
+                                     for name, value in numbers.items()}
             with open(self.run_dir / 'stats.jsonl', 'a') as file:
                 file.write(json.dumps({**losses, **entry, 'timestamp': time.time()}) + '\n')
         self.tick_start, self.tick_nimg, self.maintenance = now, self.state.nimg, 0.0
@@ -164,13 +170,16 @@ class Reporter:
                 save_state(self.state, self.config, self.run_dir, self.fingerprint, stats)
                 prune_states(self.run_dir, self.config.keep_states)
 
-    def evaluate(self, evaluation: Evaluation, stopping: Callable[[], bool], votes: distributed.Votes) -> bool:
-        """Judge the averaged network, note the numbers, choose the best snapshot: False where stopped; collective.
+    def evaluate(self, evaluation: Evaluation, stopping: Callable[[], bool],
+                 votes: distributed.Votes) -> bool:
+        """Judge the averaged network, note the numbers, choose the best snapshot: False where
+        stopped; collective.
 
         Images that are not finite leave a line and numbers without a value, and training goes on.
         """
         def asked() -> bool:
-            self.progress()   # a batch of images is what cannot be cut short here, as a step is in training
+            # a batch of images is what cannot be cut short here, as a step is in training
+            self.progress()
             return stopping()
 
         start = time.monotonic()
@@ -188,7 +197,8 @@ class Reporter:
                 self._note(evaluation, numbers, trouble, time.monotonic() - start)
         return True
 
-    def _note(self, evaluation: Evaluation, numbers: dict[str, float], trouble: str, seconds: float) -> None:
+    def _note(self, evaluation: Evaluation, numbers: dict[str, float], trouble: str,
+              seconds: float) -> None:
         config, nimg = evaluation.config, self.state.nimg
         add_numbers(self.run_dir / 'stats.jsonl', nimg, numbers, evaluation.protocol)
         best = choose_best(self.run_dir, config.names[0], evaluation.protocol)
@@ -215,9 +225,11 @@ class Reporter:
 def _gpu_memory(device: torch.device) -> dict[str, float]:
     allocated = reserved = 0
     if device.type == 'cuda':
-        allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+        allocated, reserved = torch.cuda.max_memory_allocated(
+            device), torch.cuda.max_memory_reserved(device)
         torch.cuda.reset_peak_memory_stats(device)
-    return {'Resources/peak_gpu_mem_gb': allocated / 2**30, 'Resources/peak_gpu_mem_reserved_gb': reserved / 2**30}
+    return {'Resources/peak_gpu_mem_gb': allocated / 2**30,
+            'Resources/peak_gpu_mem_reserved_gb': reserved / 2**30}
 
 
 def duration(seconds: float) -> str:
@@ -231,9 +243,11 @@ def duration(seconds: float) -> str:
 
 
 def grid_labels(dataset: ImageFolderDataset) -> tuple[Tensor, int]:
-    """Labels [N, label_dim] of the picture, and its number of columns: one row a class where that fits.
+    """Labels [N, label_dim] of the picture, and its number of columns: one row a class where that
+    fits.
 
-    For labels that are vectors, those of the first images; N is at most 100, fewer for large images.
+    For labels that are vectors, those of the first images; N is at most 100, fewer for large
+    images.
     """
     columns = max(2, min(GRID, 1280 // dataset.resolution))
     if dataset.label_dim == 0:
@@ -246,7 +260,8 @@ def grid_labels(dataset: ImageFolderDataset) -> tuple[Tensor, int]:
 
 
 def real_images(dataset: ImageFolderDataset, labels: Tensor) -> np.ndarray:
-    """The first training images with these labels, uint8 [N, C, H, W]; black where there are too few."""
+    """The first training images with these labels, uint8 [N, C, H, W]; black where there are too
+    few."""
     images = np.zeros([len(labels), *dataset.image_shape], dtype=np.uint8)
     wanted: dict[bytes, list[int]] = {}
     for place, label in enumerate(labels.numpy()):
@@ -260,7 +275,8 @@ def real_images(dataset: ImageFolderDataset, labels: Tensor) -> np.ndarray:
     return images
 
 
-def generate_grid(net: Denoiser, labels: Tensor, device: torch.device, batch: int = 64) -> np.ndarray:
+def generate_grid(net: Denoiser, labels: Tensor, device: torch.device,
+                  batch: int = 64) -> np.ndarray:
     """Images of seeds 0, 1, … with these labels by the deterministic sampler, uint8 [N, C, H, W].
 
     Each rank makes its share; collective.
@@ -271,12 +287,15 @@ def generate_grid(net: Denoiser, labels: Tensor, device: torch.device, batch: in
     parts = []
     for seeds in mine.split(batch):
         generator = StackedGenerator(seeds.tolist(), device)
-        noise = generator.randn([len(seeds), net.img_channels, net.img_resolution, net.img_resolution])
+        noise = generator.randn([len(seeds), net.img_channels, net.img_resolution,
+                                 net.img_resolution])
         denoise = Conditioned(net, labels[seeds].to(device) if net.label_dim else None)
         levels = denoise.levels(sampling.discretization, sampling.num_steps)
         parts.append(to_uint8(run(sampling.sampler, denoise, noise, levels)).cpu().numpy())
-    images = np.zeros([len(labels), net.img_channels, net.img_resolution, net.img_resolution], dtype=np.uint8)
-    for other, theirs in enumerate(distributed.gather_objects(np.concatenate(parts) if parts else None)):
+    images = np.zeros([len(labels), net.img_channels, net.img_resolution, net.img_resolution],
+                      dtype=np.uint8)
+    for other, theirs in enumerate(distributed.gather_objects(np.concatenate(parts) if parts
+                                                              else None)):
         if theirs is not None:
             images[other::world_size] = theirs
     return images

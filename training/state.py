@@ -4,8 +4,8 @@ network-snapshot-<kimg>.pkl   the averaged networks, to generate images with
 training-state-<kimg>.pt      everything, to continue with
 
 Both hold plain values and tensors only, are read with weights_only=True, and carry a checksum. No
-generator state is ever saved: all randomness is a function of (seed, nimg). Where snapshots are judged,
-network-best.pkl is a link to the best of them, and best.json says which it is and why.
+generator state is ever saved: all randomness is a function of (seed, nimg). Where snapshots are
+judged, network-best.pkl is a link to the best of them, and best.json says which it is and why.
 """
 
 import contextlib
@@ -34,14 +34,15 @@ SNAPSHOT, STATE = 'network snapshot', 'training state'
 BEST = 'network-best.pkl'
 KEYS = {   # of format 1
     SNAPSHOT: ('config', 'nimg', 'ema', 'ema_name', 'averages'),
-    STATE: ('config', 'fingerprint', 'nimg', 'seconds', 'ema_rampup', 'lr_factor', 'bad_steps', 'loss_scale', 'net',
-            'averages', 'optimizer', 'stats'),
+    STATE: ('config', 'fingerprint', 'nimg', 'seconds', 'ema_rampup', 'lr_factor', 'bad_steps',
+            'loss_scale', 'net', 'averages', 'optimizer', 'stats'),
 }
 
 
 @dataclass
 class LossScale:
-    """The factor of the loss in float16: static, or halved after an overflow and doubled after a long calm."""
+    """The factor of the loss in float16: static, or halved after an overflow and doubled after a
+    long calm."""
     scale: float = 1.0
     dynamic: bool = False
     calm: int = 0            # steps since the last change
@@ -65,7 +66,8 @@ class TrainState:
     stats: Collector
     loss_scale: LossScale = field(default_factory=LossScale)
     nimg: int = 0
-    seconds: float = 0.0       # of training, over all the processes that took part one after another
+    # of training, over all the processes that took part one after another
+    seconds: float = 0.0
     ema_rampup: bool = True    # not where training starts from another network's weights
     lr_factor: float = 1.0     # halved at each roll-back
     bad_steps: int = 0         # with non-finite gradients, in a row
@@ -86,14 +88,16 @@ def file_of(run_dir: Path, kind: str, nimg: int) -> Path:
 def files_of(run_dir: Path, kind: str) -> list[Path]:
     """The snapshots or states of a run, the oldest first."""
     pattern = r'network-snapshot-(\d+)\.pkl' if kind == SNAPSHOT else r'training-state-(\d+)\.pt'
-    found = [(re.fullmatch(pattern, path.name), path) for path in run_dir.iterdir()] if run_dir.is_dir() else []
+    found = [(re.fullmatch(pattern, path.name), path)
+             for path in run_dir.iterdir()] if run_dir.is_dir() else []
     return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
 
 def save_snapshot(state: TrainState, config: TrainConfig, run_dir: Path) -> Path:
     """Write network-snapshot-<kimg>.pkl: the averaged weights and what is needed to use them."""
     path = file_of(run_dir, SNAPSHOT, state.nimg)
-    main, *others = [(name, checkpoint.state_dict_of(average.net)) for name, average in state.averages.items()]
+    main, *others = [(name, checkpoint.state_dict_of(average.net))
+                     for name, average in state.averages.items()]
     checkpoint.save({
         'kind': SNAPSHOT,
         'format': configs.FORMAT,
@@ -108,18 +112,21 @@ def save_snapshot(state: TrainState, config: TrainConfig, run_dir: Path) -> Path
 
 def load_snapshot(path: str | os.PathLike[str], device: torch.device | str = 'cpu',
                   weights: str = 'ema') -> tuple[Denoiser, dict[str, Any]]:
-    """A network of a snapshot or a training state, in evaluation mode, and the rest of what the file holds.
+    """A network of a snapshot or a training state, in evaluation mode, and the rest of what the
+    file holds.
 
-    `weights` is 'ema', the main average; 'ema:NAME', any average; or 'raw', which training states have.
-    Raises FileNotFoundError or ValueError, in one line that names the file.
+    `weights` is 'ema', the main average; 'ema:NAME', any average; or 'raw', which training states
+    have. Raises FileNotFoundError or ValueError, in one line that names the file.
     """
     contents = _upgraded(checkpoint.load(path, SNAPSHOT, STATE), path)
-    net = build_network(configs.decode(contents['config']['network'], NetworkConfig, f'{path}: network'))
+    net = build_network(configs.decode(contents['config']['network'], NetworkConfig, f'{path}: '
+                                                                                     f'network'))
     checkpoint.load_into(net, choose_weights(contents, weights, path), str(path))
     return net.eval().requires_grad_(False).to(device), contents
 
 
-def choose_weights(contents: dict[str, Any], weights: str, path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+def choose_weights(contents: dict[str, Any], weights: str,
+                   path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """The state dict called `weights`; ValueError that says what there is."""
     if contents['kind'] == STATE:
         names = list(contents['averages'])
@@ -136,7 +143,8 @@ def choose_weights(contents: dict[str, Any], weights: str, path: str | os.PathLi
 
 def save_state(state: TrainState, config: TrainConfig, run_dir: Path, fingerprint: str = '',
                stats: list[dict[str, torch.Tensor]] | None = None) -> Path:
-    """Write training-state-<kimg>.pt; `fingerprint` is that of the data set, `stats` those of all ranks."""
+    """Write training-state-<kimg>.pt; `fingerprint` is that of the data set, `stats` those of all
+    ranks."""
     path = file_of(run_dir, STATE, state.nimg)
     checkpoint.save({
         'kind': STATE,
@@ -150,7 +158,8 @@ def save_state(state: TrainState, config: TrainConfig, run_dir: Path, fingerprin
         'bad_steps': state.bad_steps,
         'loss_scale': [state.loss_scale.scale, state.loss_scale.calm],
         'net': checkpoint.state_dict_of(state.net),
-        'averages': {name: checkpoint.state_dict_of(average.net) for name, average in state.averages.items()},
+        'averages': {name: checkpoint.state_dict_of(average.net)
+                     for name, average in state.averages.items()},
         'optimizer': state.optimizer.state_dict(),
         'stats': [state.stats.state_dict()] if stats is None else stats,
     }, path)
@@ -163,9 +172,12 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def restore_state(state: TrainState, contents: dict[str, Any], origin: str) -> None:
-    """Continue from the contents of a training state; ValueError in one line where they do not fit."""
-    if list(contents['averages']) == [None] and len(state.averages) == 1:   # of a file that does not say how long it is
-        contents = {**contents, 'averages': dict(zip(state.averages, contents['averages'].values(), strict=True))}
+    """Continue from the contents of a training state; ValueError in one line where they do not
+    fit."""
+    # of a file that does not say how long it is
+    if list(contents['averages']) == [None] and len(state.averages) == 1:
+        contents = {**contents, 'averages': dict(zip(state.averages, contents['averages'].values(),
+                                                     strict=True))}
     if list(contents['averages']) != list(state.averages):
         there, wanted = ', '.join(map(str, contents['averages'])), ', '.join(state.averages)
         raise ValueError(f'{origin} has the averages {there}, not {wanted}')
@@ -177,12 +189,14 @@ def restore_state(state: TrainState, contents: dict[str, Any], origin: str) -> N
         state.stats.restore(contents['stats'])
     if contents['loss_scale'] is not None:
         state.loss_scale.scale, state.loss_scale.calm = contents['loss_scale']
-    state.nimg, state.seconds, state.ema_rampup = contents['nimg'], contents['seconds'], contents['ema_rampup']
+    state.nimg, state.seconds, state.ema_rampup = contents['nimg'], contents['seconds'], contents[
+        'ema_rampup']
     state.lr_factor, state.bad_steps = contents['lr_factor'], contents['bad_steps']
 
 
 def latest_state(run_dir: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest training state of a run that is whole; a damaged one is passed over, and `say` is told."""
+    """The newest training state of a run that is whole; a damaged one is passed over, and `say` is
+    told."""
     for path in reversed(files_of(run_dir, STATE)):
         try:
             return path, load_state(path)
@@ -192,8 +206,8 @@ def latest_state(run_dir: Path, say: Callable[[str], None]) -> tuple[Path, dict[
 
 
 # What may differ between a run and its continuation: how long, how often, and how it is shared out.
-MAY_CHANGE = {'total_nimg', 'tick_nimg', 'snapshot_nimg', 'state_nimg', 'batch_gpu', 'data.workers', 'data.cache',
-              'data.path', 'keep_states', 'keep_snapshots'}
+MAY_CHANGE = {'total_nimg', 'tick_nimg', 'snapshot_nimg', 'state_nimg', 'batch_gpu', 'data.workers',
+              'data.cache', 'data.path', 'keep_states', 'keep_snapshots'}
 
 
 def differences(stored: dict[str, Any], config: TrainConfig) -> list[str]:
@@ -205,8 +219,10 @@ def differences(stored: dict[str, Any], config: TrainConfig) -> list[str]:
 
 
 def network_differences(network: NetworkConfig, config: TrainConfig) -> list[str]:
-    """The same for a file that tells the network alone; its dropout, precision and noise levels may be chosen anew."""
-    old, new = (_flat(configs.encode(replace(net, precision='fp32'))) for net in (network, config.network))
+    """The same for a file that tells the network alone; its dropout, precision and noise levels may
+    be chosen anew."""
+    old, new = (_flat(configs.encode(replace(net, precision='fp32')))
+                for net in (network, config.network))
     return [f'network.{name}: {old.get(name, "absent")}, now {new.get(name, "absent")}'
             for name in sorted(old.keys() | new.keys())
             if name not in ('model.dropout', 'model.label_dropout', 'sigma_min', 'sigma_max')
@@ -217,7 +233,8 @@ def _flat(data: Any, prefix: str = '') -> dict[str, Any]:  # noqa: ANN401
     if isinstance(data, list) and any(isinstance(item, dict) for item in data):
         data = dict(enumerate(data))
     if isinstance(data, dict):
-        parts = (_flat(item, f'{prefix}.{key}' if prefix else str(key)) for key, item in data.items())
+        parts = (_flat(item, f'{prefix}.{key}' if prefix else str(key))
+                 for key, item in data.items())
         return {name: value for part in parts for name, value in part.items()}
     return {prefix: data}
 
@@ -230,13 +247,15 @@ def prune_states(run_dir: Path, keep: int | None) -> None:
 
 
 def thin_snapshots(run_dir: Path, keep: int | None) -> None:
-    """Delete snapshots until at most `keep` are left, evenly spread over the run; first, last and best stay."""
+    """Delete snapshots until at most `keep` are left, evenly spread over the run; first, last and
+    best stay."""
     paths = files_of(run_dir, SNAPSHOT)
     times = [int(path.stem.rsplit('-', 1)[1]) for path in paths]
     best = (read_best(run_dir) or {}).get('snapshot')
     while keep is not None and len(paths) > keep:
         # The one whose neighbours are closest to each other is missed least.
-        gaps = {i: times[i + 1] - times[i - 1] for i in range(1, len(times) - 1) if paths[i].name != best}
+        gaps = {i: times[i + 1] - times[i - 1] for i in range(1, len(times) - 1)
+                if paths[i].name != best}
         if not gaps:
             break
         victim = min(gaps, key=lambda i: gaps[i])
@@ -252,7 +271,8 @@ def read_best(run_dir: Path) -> dict[str, Any] | None:
 
 
 def write_best(run_dir: Path, best: dict[str, Any] | None) -> None:
-    """Make best.json of `best`, and network-best.pkl a link to its 'snapshot'; None: neither is left."""
+    """Make best.json of `best`, and network-best.pkl a link to its 'snapshot'; None: neither is
+    left."""
     link = run_dir / BEST
     if best is None:
         (run_dir / 'best.json').unlink(missing_ok=True)
@@ -264,22 +284,25 @@ def write_best(run_dir: Path, best: dict[str, Any] | None) -> None:
     temporary.unlink(missing_ok=True)
     try:
         temporary.symlink_to(best['snapshot'])   # relative: the folder may move
-    except (OSError, NotImplementedError):       # a system without links, or where they are not for everybody
+    # a system without links, or where they are not for everybody
+    except (OSError, NotImplementedError):
         with open(run_dir / best['snapshot'], 'rb') as source, atomic_write(link) as file:
             shutil.copyfileobj(source, file)
     else:
         temporary.replace(link)
 
 
-def transfer_weights(state: TrainState, source: Denoiser, origin: str) -> tuple[list[str], list[str]]:
+def transfer_weights(state: TrainState, source: Denoiser,
+                     origin: str) -> tuple[list[str], list[str]]:
     """Start from the weights of another network: every tensor of the same place and shape.
 
     Places are levels of the U-Net, so that networks of another resolution, with other classes or
-    channels take what fits. Returns the names that were copied and those that start fresh. The averages
-    start from the same weights, without ramp-up. Raises ValueError when nothing fits.
+    channels take what fits. Returns the names that were copied and those that start fresh. The
+    averages start from the same weights, without ramp-up. Raises ValueError when nothing fits.
     """
     given, own = _by_level(source), _by_level(state.net)
-    fits = [place for place in own if place in given and given[place][1].shape == own[place][1].shape]
+    fits = [place for place in own if place in given and given[place][1].shape
+            == own[place][1].shape]
     weights = [place for place in fits if not place.endswith(('resample_filter', 'freqs'))]
     if not weights:
         raise ValueError(f'--transfer={origin}: no tensor of that network fits this one')
@@ -291,26 +314,31 @@ def transfer_weights(state: TrainState, source: Denoiser, origin: str) -> tuple[
 
 
 def _by_level(net: Denoiser) -> dict[str, tuple[str, torch.Tensor]]:
-    """{place: (name, tensor)}, where the place has 'level1' for '16x16' in a network of 32 pixels."""
+    """{place: (name, tensor)}, where the place has 'level1' for '16x16' in a network of 32
+    pixels."""
     def place(match: re.Match[str]) -> str:
         return f'.level{(net.img_resolution // int(match[1])).bit_length() - 1}_'
 
-    return {re.sub(r'\.(\d+)x\1_', place, name): (name, tensor) for name, tensor in net.state_dict().items()}
+    return {re.sub(r'\.(\d+)x\1_', place, name): (name, tensor)
+            for name, tensor in net.state_dict().items()}
 
 
 def _upgraded(contents: dict[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
-    """`contents` in today's format; ValueError for a format of the future, and for what lacks something."""
+    """`contents` in today's format; ValueError for a format of the future, and for what lacks
+    something."""
     number = contents.get('format')
     while number in UPGRADES:
         contents = {**UPGRADES[number](contents), 'format': number + 1}
         number += 1
     if number != configs.FORMAT:
-        raise ValueError(f'{path} has format {number}; this version reads formats 1 to {configs.FORMAT}')
+        raise ValueError(f'{path} has format {number}; this version reads formats 1 to '
+                         f'{configs.FORMAT}')
     for key in KEYS[contents['kind']]:
         if key not in contents:
             raise ValueError(f"{path} is a {contents['kind']} without {key!r}")
     return contents
 
 
-# What turns the contents of a file of format n into those of format n + 1. There has been one format only.
+# What turns the contents of a file of format n into those of format n + 1. There has been one
+# format only.
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}

@@ -11,7 +11,8 @@ from dnnlib.files import atomic_write
 
 
 def forget_statistics(path: Path, nimg: int) -> None:
-    """Leave out of stats.jsonl what comes after `nimg`: ticks that a killed run reported but did not save.
+    """Leave out of stats.jsonl what comes after `nimg`: ticks that a killed run reported but did
+    not save.
 
     A run that starts anew in a folder leaves the statistics of the one before beside its own.
     """
@@ -45,8 +46,10 @@ def _write_statistics(path: Path, lines: Sequence[dict[str, Any]]) -> None:
 
 
 def add_numbers(path: Path, nimg: int, numbers: dict[str, float], protocol: dict[str, Any]) -> None:
-    """Put the numbers of an evaluation into the line of `nimg` in stats.jsonl; what is not finite has no value."""
+    """Put the numbers of an evaluation into the line of `nimg` in stats.jsonl; what is not finite
+    has no value."""
     entries = {f'Metrics/{name}': {'num': 1, 'mean': value, 'std': 0} if math.isfinite(value) else
                {'num': 0, 'mean': None, 'std': None} for name, value in numbers.items()}
-    _write_statistics(path, [{**line, **entries, 'evaluation': protocol} if nimg_of(line) == nimg else line
+    _write_statistics(path, [{**line, **entries, 'evaluation': protocol} if nimg_of(line) == nimg
+                             else line
                              for line in read_statistics(path)])

@@ -33,7 +33,8 @@ class Randomness:
 
 def draw(config: TrainConfig, pipe: AugmentPipe | None, nimg: int, image_shape: list[int],
          device: torch.device) -> Randomness:
-    """The randomness of the step at `nimg`: a function of (seed, nimg), not of the number of ranks."""
+    """The randomness of the step at `nimg`: a function of (seed, nimg), not of the number of
+    ranks."""
     batch = config.batch_size
 
     def generator(purpose: int, where: torch.device | str = 'cpu') -> torch.Generator:
@@ -47,7 +48,8 @@ def draw(config: TrainConfig, pipe: AugmentPipe | None, nimg: int, image_shape: 
 
 
 class StepFunction:
-    """One training step on this rank's share of a batch (math of the optimiser: Adam, Section 5)."""
+    """One training step on this rank's share of a batch (math of the optimiser: Adam, Section
+    5)."""
 
     def __init__(self, config: TrainConfig, state: TrainState, device: torch.device) -> None:
         self.config, self.state, self.device = config, state, device
@@ -57,11 +59,14 @@ class StepFunction:
         if self.world_size > 1:
             ddp = torch.nn.parallel.DistributedDataParallel
             known = inspect.signature(ddp).parameters   # torch 2.13 has another name for it
-            sync = 'forward_sync_buffers' if 'forward_sync_buffers' in known else 'broadcast_buffers'
-            self.net = ddp(state.net, device_ids=[device] if device.type == 'cuda' else None, **{sync: False})
+            sync = ('forward_sync_buffers' if 'forward_sync_buffers' in known
+                    else 'broadcast_buffers')
+            self.net = ddp(state.net, device_ids=[device] if device.type == 'cuda' else None,
+                           **{sync: False})
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
-        """images uint8 [b, C, H, W] and labels [b, label_dim]: this rank's share of the batch at nimg."""
+        """images uint8 [b, C, H, W] and labels [b, label_dim]: this rank's share of the batch at
+        nimg."""
         state, config = self.state, self.config
         share = len(images)
         mine = slice(self.rank * share, (self.rank + 1) * share)
@@ -79,7 +84,8 @@ class StepFunction:
 
     def _accumulate(self, images: Tensor, labels: Tensor, randomness: Randomness,
                     mine: slice, part: slice, number: int) -> None:
-        """Add the gradient of one micro-batch: rows `part` of the share, which is rows `mine` of the batch."""
+        """Add the gradient of one micro-batch: rows `part` of the share, which is rows `mine` of
+        the batch."""
         config = self.config
         rows = slice(mine.start + part.start, mine.start + part.stop)
         y = from_uint8(images[part].to(self.device, non_blocking=True))
@@ -94,11 +100,13 @@ class StepFunction:
                            kept if config.network.label_dim else None, **conditions)
         self.state.stats.add('Loss/loss', loss)
         # DDP averages over ranks, so that the sum of gradients is that of the mean over the batch.
-        (loss.sum() * (self.state.loss_scale.scale * self.world_size / config.batch_size)).backward()
+        (loss.sum() * (self.state.loss_scale.scale * self.world_size
+                       / config.batch_size)).backward()
 
     @torch.no_grad()
     def _update(self) -> None:
-        """Adam on the gradients, which are the same on every rank, and so is what is decided from them."""
+        """Adam on the gradients, which are the same on every rank, and so is what is decided from
+        them."""
         state, config = self.state, self.config
         gradients = [p.grad for p in state.net.parameters() if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
@@ -118,10 +126,12 @@ class StepFunction:
                 torch._foreach_div_(gradients, scale)
                 norm, scale = norm / scale, 1.0
             if config.optimizer.clip is not None:
-                torch._foreach_mul_(gradients, (config.optimizer.clip * scale / (norm + 1e-12)).clamp(max=1))
+                torch._foreach_mul_(gradients,
+                                    (config.optimizer.clip * scale / (norm + 1e-12)).clamp(max=1))
             state.optimizer.step()
             for average in config.averages:
                 if isinstance(average, HalfLife) and not state.ema_rampup:
                     average = replace(average, rampup_ratio=None)
-                state.averages[average.name].update(state.net, average.beta(state.nimg, config.batch_size))
+                state.averages[average.name].update(state.net,
+                                                    average.beta(state.nimg, config.batch_size))
         state.nimg += config.batch_size

@@ -34,7 +34,8 @@ def records(path, count):
     pixels = random.randint(0, 256, [5, count, 3072]).astype(np.uint8)
     with tarfile.open(path, 'w:gz') as archive:
         for number in range(5):
-            data = np.concatenate([random.randint(0, 10, [count, 1]).astype(np.uint8), pixels[number]], axis=1).tobytes()
+            data = np.concatenate([random.randint(0, 10, [count, 1]).astype(np.uint8),
+                                   pixels[number]], axis=1).tobytes()
             info = tarfile.TarInfo(f'cifar-10-batches-bin/data_batch_{number + 1}.bin')
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
@@ -57,19 +58,26 @@ def test_one_digest_for_all_files_or_a_difference(bench, tmp_path, monkeypatch):
         paths.append(tmp_path / f'{len(paths)}.pth')
         torch.save(random_weights(seed), paths[-1])
     urls = [file.url for file in bench.PUBLISHED] + [bench.NGC_URL]
-    same = run(bench, monkeypatch, dict(zip(urls, [paths[0], paths[1], paths[0], paths[1]], strict=True)), 'detectors')
+    same = run(bench, monkeypatch, dict(zip(urls, [paths[0], paths[1], paths[0], paths[1]],
+                                            strict=True)), 'detectors')
     assert same.exit_code == 0 and same.output.count('agrees ') == 4
-    other = run(bench, monkeypatch, dict(zip(urls, [paths[0], paths[1], paths[2], paths[1]], strict=True)), 'detectors')
-    assert other.exit_code == 1 and [line[:7] for line in other.output.splitlines()] == ['agrees ', 'agrees ', 'DIFFERS', 'agrees ']
+    other = run(bench, monkeypatch, dict(zip(urls, [paths[0], paths[1], paths[2], paths[1]],
+                                             strict=True)), 'detectors')
+    assert other.exit_code == 1 and [line[:7] for line in other.output.splitlines()] == ['agrees ',
+                                                                                         'agrees ',
+                                                                                         'DIFFERS',
+                                                                                         'agrees ']
 
 
 def test_the_training_set_against_its_own_statistics(bench, tmp_path, monkeypatch):
-    """With random weights: statistics of the same images, through our own file, give 0; others do not."""
+    """With random weights: statistics of the same images, through our own file, give 0; others do
+    not."""
     torch.save(random_weights(0), tmp_path / 'weights.pth')
     monkeypatch.setenv('LIMPID_DETECTOR', str(tmp_path / 'weights.pth'))
     pixels = records(tmp_path / 'cifar.tgz', 1)
     moments = Moments.zero(2048)
-    moments.add(load_detector('inception', torch.device('cpu')).features(torch.from_numpy(pixels))['pool_3'])
+    moments.add(load_detector('inception',
+                              torch.device('cpu')).features(torch.from_numpy(pixels))['pool_3'])
     write_reference(tmp_path / 'ref.npz', {'pool_3': Statistics(moments.mean(), moments.cov())})
     monkeypatch.setattr(bench, 'EDM_CIFAR10', str(tmp_path / 'ref.npz'))
     result = run(bench, monkeypatch, {bench.CIFAR10: tmp_path / 'cifar.tgz'}, 'cifar10')

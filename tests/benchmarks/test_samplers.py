@@ -1,4 +1,5 @@
-"""The benchmark of samplers: its numbers against closed forms and generate.py, its files byte for byte."""
+"""The benchmark of samplers: its numbers against closed forms and generate.py, its files byte for
+byte."""
 
 import json
 
@@ -30,27 +31,31 @@ def resolve(command):
 def draw(net, command, count=3):
     sampling = resolve(command)
     assert sampling.notes == ()
-    return images_of(net, sampling.sampler, sampling.discretization, sampling.num_steps, range(count), None,
-                     torch.device('cpu'))
+    return images_of(net, sampling.sampler, sampling.discretization, sampling.num_steps,
+                     range(count), None, torch.device('cpu'))
 
 
-@pytest.mark.parametrize('curve', [*samplers.DETERMINISTIC, *samplers.STOCHASTIC], ids=lambda curve: curve.name)
+@pytest.mark.parametrize('curve', [*samplers.DETERMINISTIC, *samplers.STOCHASTIC],
+                         ids=lambda curve: curve.name)
 def test_every_curve_spends_what_it_may(curve):
     commands = curve.commands(16, quick=False)
-    assert commands and all(command.endswith(' --sigma_min=0.01 --sigma_max=80') for _, command in commands)
+    assert commands and all(command.endswith(' --sigma_min=0.01 --sigma_max=80')
+                            for _, command in commands)
     for budget, command in commands:
         if curve.steps is not None:
             net = Counting(Net())
             draw(net, command)
             spent = net.images / 3
-            one_less = curve.steps is samplers.heun and curve is not samplers.PC or curve is samplers.ADAMS and budget == 4
+            one_less = (curve.steps is samplers.heun and curve is not samplers.PC
+                        or curve is samplers.ADAMS and budget == 4)
             assert spent == budget - one_less
 
 
 def test_the_original_sampler_of_ve_is_euler_in_its_frame():
     for steps in (4, 32):
         noise_range = f'--steps={steps} {samplers.RANGE}'
-        original = draw(Net(), f'--sampler=pc --predictor=probability-flow --corrector=none {noise_range}')
+        original = draw(Net(), f'--sampler=pc --predictor=probability-flow --corrector=none '
+                               f'{noise_range}')
         assert torch.equal(original, draw(Net(), f'{samplers.VE_EULER.options} {noise_range}'))
 
 
@@ -58,7 +63,8 @@ def test_how_far_images_are():
     real = torch.tensor([0, 100, 200], dtype=torch.uint8).reshape(3, 1, 1, 1).expand(3, 1, 2, 2)
     exact, images = real[[0, 0, 1, 2]], real[[0, 1, 1, 2]].clone()
     images[3] -= 30   # still nearest to itself
-    assert samplers.rms(images, exact) == pytest.approx(((100**2 + 30**2) / 4) ** 0.5 / 127.5, rel=1e-12)
+    assert samplers.rms(images, exact) == pytest.approx(((100**2 + 30**2) / 4) ** 0.5 / 127.5,
+                                                        rel=1e-12)
     assert samplers.elsewhere(images, exact, real) == 0.25
     assert samplers.rms(exact, exact) == samplers.elsewhere(exact, exact, real) == 0
 
@@ -68,7 +74,8 @@ def facts(heun, other):
     results = {'floor': {'mean': 1.0, 'std': 0.1}}
     for curve, numbers in ((samplers.HEUN, heun), (samplers.VP_EULER, other)):
         for (n, command), value in zip(curve.commands(32, quick=False)[-3:], numbers, strict=True):
-            results[command] = {'nfe': float(n), 'distance': 1 + value, 'rms': value, 'elsewhere': value / 10}
+            results[command] = {'nfe': float(n), 'distance': 1 + value, 'rms': value,
+                                'elsewhere': value / 10}
     return samplers.Facts(results)
 
 
@@ -86,12 +93,15 @@ def test_what_is_said_of_the_numbers():
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
     """Arguments of a small benchmark: random images of two classes, and two curves."""
-    for i, image in enumerate(np.random.RandomState(0).randint(256, size=[6, 8, 8, 1]).astype(np.uint8)):
+    for i, image in enumerate(np.random.RandomState(0).randint(256,
+                                                               size=[6, 8, 8, 1]).astype(np.uint8)):
         save_png(image, tmp_path / 'data' / f'{i % 2}' / f'{i}.png')
     monkeypatch.setattr(samplers, 'EXACT', f'--solver=heun --steps=20 {samplers.RANGE}')
-    monkeypatch.setattr(samplers, 'DETERMINISTIC', (samplers.HEUN, samplers.VP_EULER, samplers.RK45))
+    monkeypatch.setattr(samplers, 'DETERMINISTIC', (samplers.HEUN, samplers.VP_EULER,
+                                                    samplers.RK45))
     monkeypatch.setattr(samplers, 'STOCHASTIC', (samplers.CHURN_10,))
-    return [f'--data={tmp_path}/data', '--images=4', '--quick', f'--results={tmp_path}/results.json', f'--dest={tmp_path}/out']
+    return [f'--data={tmp_path}/data', '--images=4', '--quick',
+            f'--results={tmp_path}/results.json', f'--dest={tmp_path}/out']
 
 
 def run(arguments):
@@ -104,15 +114,20 @@ def test_points_are_those_of_generate_and_are_measured_once(bench, tmp_path, mon
     assert result.exit_code == 0, result.output
     (setting, results), = json.loads((tmp_path / 'results.json').read_text()).items()
     assert setting.startswith('4 images, demo-v1, data ')
-    assert len(results) == 2 + 2 * 3 + 3 + 2   # floor and exact; budgets 4, 16 and 64; tolerances 1 and 0.03
+    # floor and exact; budgets 4, 16 and 64; tolerances 1 and 0.03
+    assert len(results) == 2 + 2 * 3 + 3 + 2
     command = f'--solver=heun --steps=2 {samplers.RANGE}'
 
     network = [f'--network=ideal:{tmp_path}/data', '--seeds=0-3', '--device=cpu']
     drawn = {}
     for name, options in (('point', command), ('exact', samplers.EXACT)):
-        made = click.testing.CliRunner().invoke(generate.main, [*network, f'--outdir={tmp_path}/{name}', *options.split()])
+        made = click.testing.CliRunner().invoke(generate.main,
+                                                [*network, f'--outdir={tmp_path}/{name}',
+                                                 *options.split()])
         assert made.exit_code == 0, made.output
-        drawn[name] = torch.stack([torch.from_numpy(np.array(Image.open(tmp_path / name / f'{i:06d}.png'))) for i in range(4)])
+        drawn[name] = torch.stack(
+            [torch.from_numpy(np.array(Image.open(tmp_path / name / f'{i:06d}.png')))
+             for i in range(4)])
     assert results[command]['rms'] == samplers.rms(drawn['point'], drawn['exact']) > 0
     assert results[command]['nfe'] == 3
 
@@ -121,7 +136,8 @@ def test_points_are_those_of_generate_and_are_measured_once(bench, tmp_path, mon
     assert f'| {results[command]["distance"]:.3g} |' in text and samplers.VP_EULER.options in text
     monkeypatch.setattr(samplers, 'generate', None)   # nothing is left to draw
     assert run(bench).exit_code == 0
-    assert files == [(tmp_path / 'out' / name).read_bytes() for name in ('samplers.md', 'samplers.png')]
+    assert files == [(tmp_path / 'out' / name).read_bytes()
+                     for name in ('samplers.md', 'samplers.png')]
     assert files[1][:4] == b'\x89PNG' and b'Software' not in files[1]
 
 
@@ -131,15 +147,17 @@ def test_damaged_results(bench, tmp_path, content):
     result = run(bench)
     assert result.exit_code == 2
     assert result.output.startswith(f'Error: {tmp_path}/results.json is damaged (')
-    assert result.output.endswith('): delete it to measure anew\n') and result.output.count('\n') == 1
+    assert result.output.endswith('): delete it to measure anew\n') and result.output.count(
+        '\n') == 1
 
 
 def test_without_the_digits(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run(['--quick'])
     assert result.exit_code == 2
-    assert result.output == ('Error: datasets/digits-16x16.zip is missing: make it with python dataset_tool.py '
-                             '--source=digits --dest=datasets/digits-16x16.zip, or name another set with --data\n')
+    assert result.output == ('Error: datasets/digits-16x16.zip is missing: make it with python '
+                             'dataset_tool.py --source=digits --dest=datasets/digits-16x16.zip, or '
+                             'name another set with --data\n')
 
 
 def test_the_document_names_every_command():

@@ -39,11 +39,15 @@ def test_inspect():
     result = run('inspect', PUBLISHED)
     assert result.exit_code == 0, result.output
     told = {title: text.strip() for title, text in lines(result).items()}
-    assert told['File'] == f'{PUBLISHED} (0.8 MB)' and told['Kind'] == 'EDM network snapshot, averaged weights'
+    assert told['File'] == f'{PUBLISHED} (0.8 MB)' and told[
+        'Kind'] == 'EDM network snapshot, averaged weights'
     assert told['Network'] == 'SongUNet, preconditioned as EDM: EDM(sigma_data=0.5)'
-    assert told['Parameters'] == '183,235 (0.2 M)' and told['Images'] == '3 x 16 x 16' and told['Classes'] == '4'
-    assert told['Noise levels'] == '0 to infinity' and told['Trained with'] == 'unknown number of images'
-    assert json.loads(told['Loss']) == {'class': 'EDMLoss', 'P_mean': -1.2, 'P_std': 1.2, 'sigma_data': 0.5}
+    assert told['Parameters'] == '183,235 (0.2 M)' and told['Images'] == '3 x 16 x 16' and told[
+        'Classes'] == '4'
+    assert told['Noise levels'] == '0 to infinity' and told[
+        'Trained with'] == 'unknown number of images'
+    assert json.loads(told['Loss']) == {'class': 'EDMLoss', 'P_mean': -1.2, 'P_std': 1.2,
+                                        'sigma_data': 0.5}
     assert told['Digest'] == DIGEST
 
 
@@ -58,7 +62,8 @@ def test_the_digest_is_what_its_description_says():
 
 
 def test_convert_there_and_back(tmp_path):
-    """Published -> ours -> safetensors -> ours: every tensor bit for bit, and the same configuration."""
+    """Published -> ours -> safetensors -> ours: every tensor bit for bit, and the same
+    configuration."""
     steps = [PUBLISHED, tmp_path / 'a.pkl', tmp_path / 'b.safetensors', tmp_path / 'c.pkl']
     for source, dest in zip(steps, steps[1:], strict=False):
         result = run('convert', source, f'--dest={dest}')
@@ -69,7 +74,9 @@ def test_convert_there_and_back(tmp_path):
     assert type(net) is type(other) and info['config'] == told['config']
     assert told['kind'] == 'network snapshot' and told['nimg'] is None
     assert told['training']['origin']['kind'] == 'EDM network snapshot'
-    assert 'EDMLoss' in run('inspect', steps[-1]).output and 'unknown number' in run('inspect', steps[-1]).output
+    assert 'EDMLoss' in run('inspect', steps[-1]).output and 'unknown number' in run('inspect',
+                                                                                     steps[
+                                                                                         -1]).output
 
 
 def test_other_programs_read_the_safetensors(tmp_path):
@@ -81,29 +88,37 @@ def test_other_programs_read_the_safetensors(tmp_path):
 
 def small(path, **changes):
     """A snapshot of ours."""
-    net = lively(build_network(NetworkConfig('SongUNet', configs.preconditioning.EDM(), 0.0, float('inf'), 8, 1, model={
+    net = lively(build_network(NetworkConfig('SongUNet', configs.preconditioning.EDM(), 0.0,
+                                             float('inf'), 8, 1, model={
         'model_channels': 16, 'channel_mult': [1], 'num_blocks': 1, 'attn_resolutions': []})))
     tensors = checkpoint.state_dict_of(net)
-    config = NetworkConfig('SongUNet', configs.preconditioning.EDM(), 0.0, float('inf'), 8, 1, model={
+    config = NetworkConfig('SongUNet', configs.preconditioning.EDM(), 0.0, float('inf'), 8, 1,
+                           model={
         'model_channels': 16, 'channel_mult': [1], 'num_blocks': 1, 'attn_resolutions': []})
-    checkpoint.save({'kind': 'network snapshot', 'format': configs.FORMAT, 'config': {'network': configs.encode(config)}, 'nimg': 64000,
+    checkpoint.save({'kind': 'network snapshot', 'format': configs.FORMAT,
+                     'config': {'network': configs.encode(config)}, 'nimg': 64000,
                      'ema': {**tensors, **changes}, 'ema_name': '0.5', 'averages': {}}, path)
     return net
 
 
 def test_verify(tmp_path):
-    assert run('verify', PUBLISHED).output == f'{PUBLISHED}: 149 tensors, all finite; the 149 of the network fit it\n'
+    assert run('verify',
+               PUBLISHED).output == f'{PUBLISHED}: 149 tensors, all finite; the 149 of the network fit it\n'
     small(tmp_path / 'fine.pkl')
     result = run('verify', tmp_path / 'fine.pkl')
     assert result.exit_code == 0, result.output
-    assert lines(run('inspect', tmp_path / 'fine.pkl'))['Trained with'].strip() == '64,000 images (0.064 Mimg)'
+    assert lines(run('inspect',
+                     tmp_path / 'fine.pkl'))['Trained with'].strip() == '64,000 images (0.064 Mimg)'
 
 
 FAULTS = {
-    'nan': ({'model.map_layer0.bias': torch.full([64], float('nan'))}, 'model.map_layer0.bias holds 64 numbers that are not finite'),
+    'nan': ({'model.map_layer0.bias': torch.full([64], float('nan'))}, 'model.map_layer0.bias '
+                                                                       'holds 64 numbers that are '
+                                                                       'not finite'),
     'infinity': ({'model.map_layer0.bias': torch.tensor([0.0] * 63 + [float('inf')])},
                  'model.map_layer0.bias holds 1 numbers that are not finite'),
-    'a shape': ({'model.map_layer0.bias': torch.zeros(7)}, 'the tensor model.map_layer0.bias has shape [7], not [64]'),
+    'a shape': ({'model.map_layer0.bias': torch.zeros(7)}, 'the tensor model.map_layer0.bias has '
+                                                           'shape [7], not [64]'),
     'one too many': ({'extra': torch.zeros(1)}, 'the tensor extra is unknown to this network'),
 }
 
@@ -123,7 +138,8 @@ def test_verify_looks_at_everything_in_the_file(tmp_path):
     checkpoint.save(contents, tmp_path / 'net.pkl')
     result = run('verify', tmp_path / 'net.pkl')
     assert result.exit_code == 1
-    assert result.output == f'Error: {tmp_path}/net.pkl: beside the network, a tensor [3] holds 3 numbers that are not finite\n'
+    assert (result.output == f'Error: {tmp_path}/net.pkl: beside the network, a tensor [3] holds 3 '
+                             f'numbers that are not finite\n')
     data = (tmp_path / 'net.pkl').read_bytes()
     (tmp_path / 'net.pkl').write_bytes(data[:len(data) // 2])
     assert run('verify', tmp_path / 'net.pkl').exit_code == 1
@@ -135,7 +151,8 @@ def test_an_altered_snapshot_of_ours_is_noticed(tmp_path):
     contents = checkpoint.load(tmp_path / 'net.pkl', 'network snapshot')
     contents['config']['network']['model']['model_channels'] = 1 << 18
     checkpoint.save(contents, tmp_path / 'net.pkl')
-    with pytest.raises(ValueError, match=r'the tensor model.map_layer0.weight has shape \[64, 16\], not \[1048576, 262144\]$'):
+    with pytest.raises(ValueError, match=r'the tensor model.map_layer0.weight has shape \[64, '
+                                         r'16\], not \[1048576, 262144\]$'):
         read_network(tmp_path / 'net.pkl')
 
 
@@ -143,8 +160,10 @@ MISTAKES = {
     ('inspect', 'nowhere.pkl'): 'nowhere.pkl: there is no such network snapshot or training state',
     ('verify', 'nowhere.pkl'): 'nowhere.pkl: there is no such network snapshot or training state',
     ('inspect', 'tests'): 'tests is a folder, not a network snapshot or training state',
-    ('inspect', 'README.md'): "README.md is damaged or not a network snapshot or training state: it starts with b'# limpid'",
-    ('convert', PUBLISHED, '--dest=net.pth'): '--dest=net.pth should be the name of a file that ends in .pkl or .safetensors',
+    ('inspect', 'README.md'): "README.md is damaged or not a network snapshot or training state: "
+                              "it starts with b'# limpid'",
+    ('convert', PUBLISHED, '--dest=net.pth'): '--dest=net.pth should be the name of a file that '
+                                              'ends in .pkl or .safetensors',
     ('inspect', PUBLISHED, '--weights=raw'): f'--weights=raw: {PUBLISHED} has ema',
 }
 
@@ -157,9 +176,13 @@ def test_mistakes_end_in_one_line(arguments):
 
 def test_safetensors_that_are_damaged(tmp_path):
     path = tmp_path / 'a.safetensors'
-    save_tensors({'a': torch.ones(5), 'b': torch.tensor(2.0), 'c': torch.empty(0, 3)}, {'x': 'y'}, path)
+    save_tensors({'a': torch.ones(5), 'b': torch.tensor(2.0), 'c': torch.empty(0, 3)}, {'x': 'y'},
+                 path)
     tensors, metadata = load_tensors(path)
-    assert metadata == {'x': 'y'} and tensors['c'].shape == (0, 3) and tensors['b'] == 2 and torch.equal(tensors['a'], torch.ones(5))
+    assert metadata == {'x': 'y'} and tensors['c'].shape == (0,
+                                                             3) and tensors[
+                                                                 'b'] == 2 and torch.equal(
+                                                                     tensors['a'], torch.ones(5))
     with pytest.raises(ValueError, match='its metadata do not say which network it is$'):
         read_network(path)
     data = path.read_bytes()
@@ -167,8 +190,10 @@ def test_safetensors_that_are_damaged(tmp_path):
         path.write_bytes(data[:len(data) * cut // 100])
         with pytest.raises(ValueError):
             load_tensors(path)
-    huge = json.dumps({'a': {'dtype': 'F32', 'shape': [1 << 40], 'data_offsets': [0, 1 << 42]}}).encode()
-    negative = json.dumps({'a': {'dtype': 'F32', 'shape': [-2, -2], 'data_offsets': [0, 16]}}).encode()
+    huge = json.dumps({'a': {'dtype': 'F32', 'shape': [1 << 40],
+                             'data_offsets': [0, 1 << 42]}}).encode()
+    negative = json.dumps({'a': {'dtype': 'F32', 'shape': [-2, -2],
+                                 'data_offsets': [0, 16]}}).encode()
     for header in (huge, negative, b'{' + b'[' * 100_000, b'[]', b'{"a": 3}'):
         path.write_bytes(len(header).to_bytes(8, 'little') + header + bytes(16))
         with pytest.raises(ValueError, match='is a damaged safetensors file: '):
@@ -176,5 +201,6 @@ def test_safetensors_that_are_damaged(tmp_path):
 
 
 def test_it_runs_as_a_script():
-    result = subprocess.run([sys.executable, 'checkpoint.py', '--help'], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, 'checkpoint.py', '--help'], capture_output=True,
+                            text=True, check=True)
     assert 'inspect' in result.stdout and 'without running' in result.stdout

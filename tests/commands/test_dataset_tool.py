@@ -66,11 +66,14 @@ def test_layout_of_a_zip(photos: Path, tmp_path: Path) -> None:
     assert convert(photos, dest) == f'{dest}: 3 images, 8x8 RGB, with labels'
     with zipfile.ZipFile(dest) as archive:
         assert archive.namelist() == [
-            '00000/img00000000.png', '00000/img00000001.png', '00000/img00000002.png', 'dataset.json']
+            '00000/img00000000.png', '00000/img00000001.png', '00000/img00000002.png',
+            'dataset.json']
         assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
         assert json.loads(archive.read('dataset.json')) == {'labels': [
-            ['00000/img00000000.png', 0], ['00000/img00000001.png', 1], ['00000/img00000002.png', 1]]}
-        assert all(entry.file_size > 8 * 8 * 3 for entry in archive.infolist()[:3])   # PNG, not compressed
+            ['00000/img00000000.png', 0], ['00000/img00000001.png', 1],
+            ['00000/img00000002.png', 1]]}
+        # PNG, not compressed
+        assert all(entry.file_size > 8 * 8 * 3 for entry in archive.infolist()[:3])
     data = ImageFolderDataset(dest, use_labels=True)
     for i, seed in enumerate([2, 1, 0]):
         np.testing.assert_array_equal(data[i][0], random_image(seed, 8, 8, 3).transpose(2, 0, 1))
@@ -94,7 +97,8 @@ def test_a_folder_has_a_thousand_images(tmp_path: Path) -> None:
     convert('digits', dest, '--max-images=1002')
     assert sorted(path.name for path in dest.iterdir()) == ['00000', '00001', 'dataset.json']
     assert len(list((dest / '00000').iterdir())) == 1000
-    assert sorted(path.name for path in (dest / '00001').iterdir()) == ['img00001000.png', 'img00001001.png']
+    assert sorted(path.name for path in (dest / '00001').iterdir()) == ['img00001000.png',
+                                                                        'img00001001.png']
 
 
 def test_digits(tmp_path: Path) -> None:
@@ -119,27 +123,33 @@ def test_digits_without_scikit_learn(tmp_path: Path, monkeypatch: pytest.MonkeyP
         '--source=digits needs scikit-learn, of the extra demo: pip install ".[demo]"')
 
 
-@pytest.mark.parametrize('h, w, box', [(8, 13, (2, 0, 10, 8)), (13, 8, (0, 2, 8, 10)), (8, 8, (0, 0, 8, 8))])
+@pytest.mark.parametrize('h, w, box', [(8, 13, (2, 0, 10, 8)), (13, 8, (0, 2, 8, 10)),
+                                       (8, 8, (0, 0, 8, 8))])
 def test_center_crop(tmp_path: Path, h: int, w: int, box: tuple[int, ...]) -> None:
     """(h - c) // 2 to (h + c) // 2: for 13 and 8, pixels 2 to 9."""
     pixels = random_image(0, h, w, 3)
     save(tmp_path / 'in' / 'a.png', pixels)
     convert(tmp_path / 'in', tmp_path / 'out', '--transform=center-crop', '--resolution=8x8')
     left, top, right, bottom = box
-    np.testing.assert_array_equal(load(tmp_path / 'out', '00000/img00000000.png'), pixels[top:bottom, left:right])
+    np.testing.assert_array_equal(load(tmp_path / 'out', '00000/img00000000.png'),
+                                  pixels[top:bottom, left:right])
     convert(tmp_path / 'in', tmp_path / 'four', '--transform=center-crop', '--resolution=4,4')
-    small = PIL.Image.fromarray(pixels[top:bottom, left:right]).resize((4, 4), PIL.Image.Resampling.LANCZOS)
-    np.testing.assert_array_equal(load(tmp_path / 'four', '00000/img00000000.png'), np.asarray(small))
+    small = PIL.Image.fromarray(pixels[top:bottom, left:right]).resize((4, 4),
+                                                                       PIL.Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(load(tmp_path / 'four', '00000/img00000000.png'),
+                                  np.asarray(small))
 
 
 def test_center_crop_wide(tmp_path: Path) -> None:
-    """The middle ch = round(W h / w) rows, resized to W x H = 8 x 4, in the middle of black 8 x 8."""
+    """The middle ch = round(W h / w) rows, resized to W x H = 8 x 4, in the middle of black 8 x
+    8."""
     exact, tall = random_image(0, 4, 8, 3), random_image(1, 11, 8, 3)
     save(tmp_path / 'in' / 'a.png', exact)                         # ch = 4: all rows
     save(tmp_path / 'in' / 'b.png', random_image(2, 4, 7, 3))      # w < W
     save(tmp_path / 'in' / 'c.png', random_image(3, 3, 8, 3))      # ch = 3 < H
     save(tmp_path / 'in' / 'd.png', tall)                          # ch = 11: squeezed
-    save(tmp_path / 'in' / 'e.png', wide := random_image(4, 13, 16, 3))   # ch = round(6.5) = 6: rows 3 to 8
+    # ch = round(6.5) = 6: rows 3 to 8
+    save(tmp_path / 'in' / 'e.png', wide := random_image(4, 13, 16, 3))
     dest = tmp_path / 'out'
     assert convert(tmp_path / 'in', dest, '--transform=center-crop-wide', '--resolution=8x4') == (
         f'{dest}: 3 images, 8x8 RGB, without labels, 2 skipped')
@@ -157,7 +167,8 @@ def test_resizing_keeps_grey_and_crops_make_rgb(tmp_path: Path) -> None:
     save(tmp_path / 'in' / 'a.png', grey)
     convert(tmp_path / 'in', tmp_path / 'plain', '--resolution=4x4')
     small = PIL.Image.fromarray(grey).resize((4, 4), PIL.Image.Resampling.LANCZOS)
-    np.testing.assert_array_equal(load(tmp_path / 'plain', '00000/img00000000.png'), np.asarray(small))
+    np.testing.assert_array_equal(load(tmp_path / 'plain', '00000/img00000000.png'),
+                                  np.asarray(small))
     crop = ('--transform=center-crop', '--resolution=6x6')
     convert(tmp_path / 'in', tmp_path / 'crop', *crop)
     np.testing.assert_array_equal(
@@ -169,7 +180,8 @@ def test_resizing_keeps_grey_and_crops_make_rgb(tmp_path: Path) -> None:
 def test_max_images_counts_source_images(tmp_path: Path) -> None:
     for i, size in enumerate([8, 3, 8, 8]):
         save(tmp_path / 'in' / f'{i}.png', random_image(i, size, size, 3))
-    convert(tmp_path / 'in', tmp_path / 'out', '--transform=center-crop-wide', '--resolution=8x8', '--max-images=3')
+    convert(tmp_path / 'in', tmp_path / 'out', '--transform=center-crop-wide', '--resolution=8x8',
+            '--max-images=3')
     assert [path.name for path in sorted((tmp_path / 'out' / '00000').iterdir())] == [
         'img00000000.png', 'img00000002.png']
 
@@ -184,19 +196,24 @@ def test_order_of_folders_and_zips(tmp_path: Path) -> None:
             archive.write(tmp_path / 'in' / name, name)
     convert(tmp_path / 'in', tmp_path / 'folder')
     convert(tmp_path / 'in.zip', tmp_path / 'zip')
-    np.testing.assert_array_equal(load(tmp_path / 'folder', '00000/img00000000.png'), random_image(0, 4, 4, 3))
-    np.testing.assert_array_equal(load(tmp_path / 'zip', '00000/img00000000.png'), random_image(1, 4, 4, 3))
-    assert [label for _, label in labels(tmp_path / 'folder')] == [0, 1]   # both sort the folders' names
+    np.testing.assert_array_equal(load(tmp_path / 'folder', '00000/img00000000.png'),
+                                  random_image(0, 4, 4, 3))
+    np.testing.assert_array_equal(load(tmp_path / 'zip', '00000/img00000000.png'),
+                                  random_image(1, 4, 4, 3))
+    # both sort the folders' names
+    assert [label for _, label in labels(tmp_path / 'folder')] == [0, 1]
     assert [label for _, label in labels(tmp_path / 'zip')] == [1, 0]
 
 
 @pytest.mark.parametrize('content, expected, said', [
     ([['a/3.png', 7], ['b/1.png', 5], ['b/2.png', 3]], [7, 5, 3], 'with labels'),
-    ([['a/3.png', [1, 2.5]], ['b/1.png', [0, 0]], ['b/2.png', [3, 4]]], [[1, 2.5], [0, 0], [3, 4]], 'with labels'),
+    ([['a/3.png', [1, 2.5]], ['b/1.png', [0, 0]], ['b/2.png', [3, 4]]], [[1, 2.5], [0, 0], [3, 4]],
+     'with labels'),
     ([['a/3.png', 7], ['b/1.png', 5]], None, 'without labels (1 have none, b/2.png for one)'),
     (None, [0, 1, 1], 'with labels'),     # as if absent
 ], ids=['classes', 'vectors', 'one missing', 'null'])
-def test_labels_of_dataset_json(photos: Path, tmp_path: Path, content: Any, expected: Any, said: str) -> None:
+def test_labels_of_dataset_json(photos: Path, tmp_path: Path, content: Any, expected: Any,
+                                said: str) -> None:
     (photos / 'dataset.json').write_text(json.dumps({'labels': content}))
     assert convert(photos, tmp_path / 'out').endswith(said)
     written = labels(tmp_path / 'out')
@@ -211,7 +228,8 @@ def test_folder_labels() -> None:
 
 
 def test_modes(tmp_path: Path) -> None:
-    """What each kind of file becomes: grey stays grey, transparency is laid on white, 16 bits lose 8."""
+    """What each kind of file becomes: grey stays grey, transparency is laid on white, 16 bits lose
+    8."""
     rgb = PIL.Image.fromarray(random_image(0, 4, 4, 3))
     rgba = rgb.copy()
     rgba.putalpha(PIL.Image.fromarray(np.uint8([[255, 255, 0, 0]] * 4)))
@@ -225,8 +243,8 @@ def test_modes(tmp_path: Path) -> None:
     bilevel = PIL.Image.fromarray(grey > 127)
     for image, mode, expected in [
         (rgb, 'RGB', np.asarray(rgb)), (rgba, 'RGB', over_white), (la, 'L', grey),
-        (palette, 'RGB', np.asarray(palette.convert('RGB'))), (deep, 'L', np.uint8([[0, 0, 1, 255]] * 4)),
-        (bilevel, 'L', np.uint8(grey > 127) * 255),
+        (palette, 'RGB', np.asarray(palette.convert('RGB'))),
+        (deep, 'L', np.uint8([[0, 0, 1, 255]] * 4)), (bilevel, 'L', np.uint8(grey > 127) * 255),
     ]:
         image.save(tmp_path / 'a.png')
         result = dataset_tool.to_grey_or_rgb(PIL.Image.open(tmp_path / 'a.png'))
@@ -240,7 +258,8 @@ def test_mixed_colors(tmp_path: Path) -> None:
     assert fails(tmp_path / 'in', tmp_path / 'out') == (
         'b.png is greyscale, but a.png is RGB: convert all images with --color=rgb or --color=grey')
     convert(tmp_path / 'in', tmp_path / 'rgb', '--color=rgb')
-    np.testing.assert_array_equal(load(tmp_path / 'rgb', '00000/img00000001.png'), np.stack([grey] * 3, axis=-1))
+    np.testing.assert_array_equal(load(tmp_path / 'rgb', '00000/img00000001.png'),
+                                  np.stack([grey] * 3, axis=-1))
     convert(tmp_path / 'in', tmp_path / 'grey.zip', '--color=grey')
     luma = np.asarray(PIL.Image.fromarray(color).convert('L'))
     np.testing.assert_array_equal(ImageFolderDataset(tmp_path / 'grey.zip')[0][0][0], luma)
@@ -248,12 +267,14 @@ def test_mixed_colors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('dest', ['out', 'out.zip', 'new/deep/out', 'new/deep/out.zip'])
 @pytest.mark.parametrize('bad, message', [
-    (random_image(1, 6, 6, 3), 'b.png is 6x6, but a.png is 4x4: resize all images with --resolution=4x4'),
+    (random_image(1, 6, 6, 3), 'b.png is 6x6, but a.png is 4x4: resize all images with '
+                               '--resolution=4x4'),
     (random_image(1, 4, 6, 3),
      'b.png is 6x4, not square: crop it with --transform=center-crop --resolution=4x4'),
     (b'hello', 'IN: b.png is not an image, or a damaged one'),
 ])
-def test_bad_images_leave_nothing_behind(tmp_path: Path, dest: str, bad: np.ndarray | bytes, message: str) -> None:
+def test_bad_images_leave_nothing_behind(tmp_path: Path, dest: str, bad: np.ndarray | bytes,
+                                         message: str) -> None:
     save(tmp_path / 'in' / 'a.png', random_image(0, 4, 4, 3))
     if isinstance(bad, bytes):
         (tmp_path / 'in' / 'b.png').write_bytes(bad)
@@ -277,24 +298,30 @@ def test_floating_point_pixels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('options, message', [
-    (['--transform=center-crop'], '--transform=center-crop needs --resolution, for example --resolution=64x64'),
+    (['--transform=center-crop'], '--transform=center-crop needs --resolution, for example '
+                                  '--resolution=64x64'),
     (['--transform=center-crop-wide'],
      '--transform=center-crop-wide needs --resolution, for example --resolution=64x64'),
     (['--resolution=8x4'], '--resolution=8x4 is not square: use --resolution=8x8, '
      'or --transform=center-crop-wide for black bars'),
-    (['--transform=center-crop', '--resolution=8x4'], '--resolution=8x4 is not square: use --resolution=8x8, '
+    (['--transform=center-crop', '--resolution=8x4'], '--resolution=8x4 is not square: use '
+                                                      '--resolution=8x8, '
      'or --transform=center-crop-wide for black bars'),
-    (['--transform=center-crop-wide', '--resolution=4x8'], '--resolution=4x8 is higher than wide: center-crop-wide '
+    (['--transform=center-crop-wide', '--resolution=4x8'], '--resolution=4x8 is higher than wide: '
+                                                           'center-crop-wide '
      'needs a width of at least the height, for example --resolution=512x384'),
     (['--transform=center-crop-wide', '--resolution=16x12'],
      '--transform=center-crop-wide skips images smaller than --resolution: all of them are'),
-    (['--resolution=64'], "Invalid value for '--resolution': '64' is not a width and a height in pixels "
+    (['--resolution=64'], "Invalid value for '--resolution': '64' is not a width and a height in "
+                          "pixels "
      'such as 64x64'),
-    (['--resolution=0x0'], "Invalid value for '--resolution': '0x0' is not a width and a height in pixels "
+    (['--resolution=0x0'], "Invalid value for '--resolution': '0x0' is not a width and a height in "
+                           "pixels "
      'such as 64x64'),
     (['--max-images=0'], "Invalid value for '--max-images': 0 is not in the range x>=1."),
 ])
-def test_combinations_that_cannot_work(photos: Path, tmp_path: Path, options: list[str], message: str) -> None:
+def test_combinations_that_cannot_work(photos: Path, tmp_path: Path, options: list[str],
+                                       message: str) -> None:
     assert fails(photos, tmp_path / 'out.zip', *options) == message
 
 
@@ -305,13 +332,15 @@ def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / 'a.rar').write_bytes(b'Rar!')
     assert fails(tmp_path / 'a.rar', dest) == f'--source={tmp_path}/a.rar cannot be used: {hint}'
     (tmp_path / 'a.zip').write_bytes(b'PK')
-    assert fails(tmp_path / 'a.zip', dest) == f'{tmp_path}/a.zip is not a zip, or a damaged one: File is not a zip file'
+    assert fails(tmp_path / 'a.zip',
+                 dest) == f'{tmp_path}/a.zip is not a zip, or a damaged one: File is not a zip file'
     (tmp_path / 'empty').mkdir()
-    assert fails(tmp_path / 'empty', dest).startswith(f'{tmp_path}/empty holds no images (files that end in ')
+    assert fails(tmp_path / 'empty', dest).startswith(f'{tmp_path}/empty holds no images (files '
+                                                      f'that end in ')
     for name in ('cat_lmdb', 'cifar-10-python.tar.gz', 'train-images-idx3-ubyte.gz'):
         assert fails(tmp_path / name, dest) == (
-            f'--source={tmp_path / name}: LSUN (lmdb), CIFAR-10 and MNIST files are not supported yet: '
-            'unpack the images into a folder, with one subfolder per class')
+            f'--source={tmp_path / name}: LSUN (lmdb), CIFAR-10 and MNIST files are not supported '
+            f'yet: unpack the images into a folder, with one subfolder per class')
 
 
 def test_labels_that_training_would_refuse(photos: Path, tmp_path: Path) -> None:
@@ -322,13 +351,16 @@ def test_labels_that_training_would_refuse(photos: Path, tmp_path: Path) -> None
 
 
 def test_destinations_that_are_taken(photos: Path, tmp_path: Path) -> None:
-    assert fails(photos, photos) == f'--dest={photos} is not empty: give a new name or an empty folder'
+    assert fails(photos,
+                 photos) == f'--dest={photos} is not empty: give a new name or an empty folder'
     (tmp_path / 'file').write_bytes(b'')
     assert fails(photos, tmp_path / 'file') == (
-        f'--dest={tmp_path}/file is a file: give a new name, an empty folder or a name that ends in .zip')
+        f'--dest={tmp_path}/file is a file: give a new name, an empty folder or a name that ends '
+        f'in .zip')
     (tmp_path / 'dir.zip').mkdir()
     assert fails(photos, tmp_path / 'dir.zip') == (
-        f'--dest={tmp_path}/dir.zip is a folder: give the name of a zip file, or a folder without .zip')
+        f'--dest={tmp_path}/dir.zip is a folder: give the name of a zip file, or a folder without '
+        f'.zip')
 
 
 def test_permissions_are_the_usual_ones(photos: Path, tmp_path: Path) -> None:
@@ -339,7 +371,7 @@ def test_permissions_are_the_usual_ones(photos: Path, tmp_path: Path) -> None:
 
 def test_the_help_explains_every_option() -> None:
     text = run('--help').output
-    for option in ('--source PATH', '--dest PATH', '--max-images INT', '--transform', 'center-crop-wide',
-                   '--resolution WxH', '--color [grey|rgb]', 'Examples:'):
+    for option in ('--source PATH', '--dest PATH', '--max-images INT', '--transform',
+                   'center-crop-wide', '--resolution WxH', '--color [grey|rgb]', 'Examples:'):
         assert option in text
     assert all(option.help for option in dataset_tool.main.params)

@@ -21,8 +21,9 @@ def test_images_come_back_from_their_latents(snapshots, digits, tmp_path):  # no
     """The order of the solver shows in the round trip; the file holds what decoding needs."""
     errors = []
     for steps in [32, 64]:
-        result = run(flow.main, 'encode', f'--network=ideal:{digits}', f'--images={digits}', '--max-images=6', '--class=3', '--check',
-                     f'--dest={tmp_path}/z.npz', f'--steps={steps}', '--sigma_min=1', '--sigma_max=40', '--device=cpu')
+        result = run(flow.main, 'encode', f'--network=ideal:{digits}', f'--images={digits}',
+                     '--max-images=6', '--class=3', '--check', f'--dest={tmp_path}/z.npz',
+                     f'--steps={steps}', '--sigma_min=1', '--sigma_max=40', '--device=cpu')
         assert result.exit_code == 0, result.output
         errors.append(float(result.output.split('off by ')[1].split()[0]))
     assert errors[1] < errors[0] / 3 and errors[1] < 2
@@ -30,49 +31,63 @@ def test_images_come_back_from_their_latents(snapshots, digits, tmp_path):  # no
         assert stored['latents'].shape == (6, 1, 8, 8) and stored['latents'].dtype == np.float32
         assert stored['labels'].argmax(axis=1).tolist() == [3] * 6 and len(stored['names']) == 6
         assert (float(stored['sigma_min']), float(stored['sigma_max'])) == pytest.approx((1, 40))
-    result = run(flow.main, 'decode', f'--network=ideal:{digits}', f'--latents={tmp_path}/z.npz', f'--outdir={tmp_path}/x',
-                 '--steps=64', '--sigma_min=1', '--sigma_max=40', '--device=cpu')
+    result = run(flow.main, 'decode', f'--network=ideal:{digits}', f'--latents={tmp_path}/z.npz',
+                 f'--outdir={tmp_path}/x', '--steps=64', '--sigma_min=1', '--sigma_max=40',
+                 '--device=cpu')
     assert result.exit_code == 0, result.output
-    assert sorted(path.name for path in (tmp_path / 'x').iterdir()) == [f'{i:06d}.png' for i in range(6)]
+    assert sorted(path.name for path in (tmp_path / 'x').iterdir()) == [f'{i:06d}.png'
+                                                                        for i in range(6)]
 
 
 def test_two_processes_encode_and_judge_like_one(digits, tmp_path):  # noqa: F811
-    common = [f'--network=ideal:{digits}', f'--images={digits}', '--max-images=5', '--batch=2', '--device=cpu']
-    for command, extra, file in [('encode', ['--steps=6'], 'z.npz'), ('likelihood', ['--steps=5', '--sigma_min=0.5'], 'bits.csv')]:
+    common = [f'--network=ideal:{digits}', f'--images={digits}', '--max-images=5', '--batch=2',
+              '--device=cpu']
+    for command, extra, file in [('encode', ['--steps=6'], 'z.npz'),
+                                 ('likelihood', ['--steps=5', '--sigma_min=0.5'], 'bits.csv')]:
         (tmp_path / 'one').mkdir(exist_ok=True)
         result = run(flow.main, command, *common, *extra, f'--dest={tmp_path}/one/{file}')
         assert result.exit_code == 0, result.output
         two = torchrun(2, 'flow.py', command, *common, *extra, f'--dest={tmp_path}/two/{file}')
         assert two.returncode == 0, two.stderr
-        assert two.stdout.splitlines()[0].split(' to ')[0] == result.output.splitlines()[0].split(' to ')[0]
+        assert two.stdout.splitlines()[0].split(' to ')[0] == result.output.splitlines()[0].split(
+            ' to ')[0]
     one, two = (np.load(tmp_path / name / 'z.npz')['latents'] for name in ['one', 'two'])
     assert np.array_equal(one, two)
-    assert (tmp_path / 'one' / 'bits.csv').read_bytes() == (tmp_path / 'two' / 'bits.csv').read_bytes()
+    assert (tmp_path / 'one' / 'bits.csv').read_bytes() == (tmp_path / 'two'
+                                                            / 'bits.csv').read_bytes()
 
 
 def test_likelihood_writes_a_number_for_each_image(digits, tmp_path):  # noqa: F811
-    result = run(flow.main, 'likelihood', f'--network=ideal:{digits}', f'--images={digits}', '--max-images=4', '--steps=17',
-                 '--sigma_min=0.5', f'--dest={tmp_path}/bits.csv', '--device=cpu', '--draws=2', '--probes=2')
+    result = run(flow.main, 'likelihood', f'--network=ideal:{digits}', f'--images={digits}',
+                 '--max-images=4', '--steps=17', '--sigma_min=0.5', f'--dest={tmp_path}/bits.csv',
+                 '--device=cpu', '--draws=2', '--probes=2')
     assert result.exit_code == 0, result.output
     rows = list(csv.DictReader((tmp_path / 'bits.csv').open()))
     assert len(rows) == 4 and rows[0]['name'].endswith('.png')
     for row in rows:
-        assert float(row['bits_per_dim']) == pytest.approx(-float(row['nats']) / (64 * np.log(2)) + np.log2(127.5), rel=1e-12)
+        assert float(row['bits_per_dim']) == pytest.approx(-float(row['nats']) / (64 * np.log(2))
+                                                           + np.log2(127.5), rel=1e-12)
     mean = np.mean([float(row['bits_per_dim']) for row in rows])
     assert f'{mean:.4f} bits per dimension' in result.output and 'at sigma_min=0.5' in result.output
 
 
 def test_the_ends_of_a_path_are_the_images_of_its_seeds(snapshots, tmp_path):  # noqa: F811
     network = f'--network={snapshots}/cond.pkl'
-    result = run(flow.main, 'interpolate', network, '--seeds=4,9,4', '--frames=3', '--class=2', '--steps=3', f'--dest={tmp_path}/p.png', '--device=cpu')
+    result = run(flow.main, 'interpolate', network, '--seeds=4,9,4', '--frames=3', '--class=2',
+                 '--steps=3', f'--dest={tmp_path}/p.png', '--device=cpu')
     assert result.exit_code == 0, result.output
-    strip = np.asarray(PIL.Image.open(tmp_path / 'p.png'))[::4, ::4].astype(int)   # 8 pixels are shown as 32
+    # 8 pixels are shown as 32
+    strip = np.asarray(PIL.Image.open(tmp_path / 'p.png'))[::4, ::4].astype(int)
     assert strip.shape == (19, 28)   # with a line around each image
-    assert run(generate.main, network, '--seeds=4,9', '--class=2', '--steps=3', f'--outdir={tmp_path}', '--device=cpu').exit_code == 0
-    for seed, place in [(4, strip[1:9, 1:9]), (9, strip[1:9, 19:27]), (9, strip[10:18, 1:9]), (4, strip[10:18, 19:27])]:
-        assert np.abs(np.asarray(PIL.Image.open(tmp_path / f'{seed:06d}.png')).astype(int) - place).max() <= 1
+    assert run(generate.main, network, '--seeds=4,9', '--class=2', '--steps=3',
+               f'--outdir={tmp_path}', '--device=cpu').exit_code == 0
+    for seed, place in [(4, strip[1:9, 1:9]), (9, strip[1:9, 19:27]), (9, strip[10:18, 1:9]),
+                        (4, strip[10:18, 19:27])]:
+        assert np.abs(np.asarray(PIL.Image.open(tmp_path / f'{seed:06d}.png')).astype(int)
+                      - place).max() <= 1
     for name in ['p.gif', 'p.apng']:
-        assert run(flow.main, 'interpolate', network, '--seeds=4,9', '--frames=5', '--steps=2', f'--dest={tmp_path}/{name}', '--device=cpu').exit_code == 0
+        assert run(flow.main, 'interpolate', network, '--seeds=4,9', '--frames=5', '--steps=2',
+                   f'--dest={tmp_path}/{name}', '--device=cpu').exit_code == 0
         assert PIL.Image.open(tmp_path / name).n_frames == 5
 
 
@@ -83,7 +98,8 @@ MISTAKES = {
     'encode --class=11': '--class=11 is out of range: this network knows the classes 0 to 9',
     'encode --max-images=1000': 'has 100 images, fewer than --max-images=1000',
     'encode --images=nowhere': 'nowhere: no such zip or folder',
-    'interpolate --seeds=3': '--seeds=3 is one seed; an interpolation needs two or more, such as 3,8',
+    'interpolate --seeds=3': '--seeds=3 is one seed; an interpolation needs two or more, such as '
+                             '3,8',
     'interpolate --seeds=3,4 --fps=5': '--fps would have no effect with --dest=',
     'interpolate --seeds=3,4 --dest=a.jpg': '--dest=a.jpg should end in .png or .gif or .apng',
     'likelihood --dest=a.txt': '--dest=a.txt should end in .csv',
@@ -96,12 +112,15 @@ MISTAKES = {
 def test_mistakes_end_in_one_line(snapshots, digits, tmp_path, line):  # noqa: F811
     command, *arguments = line.replace('{digits}', digits).split()
     given = {'--network': f'{snapshots}/cond.pkl', '--device': 'cpu'}
-    given |= {'encode': {'--images': digits, '--dest': f'{tmp_path}/out/z.npz'}, 'decode': {'--outdir': f'{tmp_path}/out'},
-              'interpolate': {'--dest': f'{tmp_path}/out/p.png'}, 'likelihood': {'--images': digits, '--dest': f'{tmp_path}/out/b.csv'}}[command]
+    given |= {'encode': {'--images': digits, '--dest': f'{tmp_path}/out/z.npz'},
+              'decode': {'--outdir': f'{tmp_path}/out'},
+              'interpolate': {'--dest': f'{tmp_path}/out/p.png'},
+              'likelihood': {'--images': digits, '--dest': f'{tmp_path}/out/b.csv'}}[command]
     given.update(argument.split('=', 1) for argument in arguments)
     result = run(flow.main, command, *[f'{name}={value}' for name, value in given.items()])
     assert result.exit_code == 2, result.output
-    assert MISTAKES[line] in result.output.splitlines()[-1] and result.output.splitlines()[-1].startswith('Error: ')
+    assert MISTAKES[line] in result.output.splitlines()[-1] and result.output.splitlines()[
+        -1].startswith('Error: ')
     assert not (tmp_path / 'out').exists()
 
 
@@ -109,4 +128,5 @@ def test_help_of_every_command_is_grouped_and_ends_with_examples():
     for command in flow.main.commands.values():
         result = run(command, '--help')
         assert result.exit_code == 0 and 'Examples:' in result.output.split('Performance:')[1]
-        assert all(parameter.opts[0] in result.output and parameter.help for parameter in command.params)
+        assert all(parameter.opts[0] in result.output and parameter.help
+                   for parameter in command.params)

@@ -35,8 +35,9 @@ def snapshots(digits, tmp_path_factory):  # noqa: F811
             for parameter in net.parameters():
                 if parameter.ndim > 1:
                     parameter.normal_(std=parameter[0].numel() ** -0.5)
-        checkpoint.save({'kind': 'network snapshot', 'format': 1, 'config': configs.encode(config), 'nimg': 0,
-                         'ema': checkpoint.state_dict_of(net), 'ema_name': '0.5', 'averages': {}}, folder / f'{name}.pkl')
+        checkpoint.save({'kind': 'network snapshot', 'format': 1, 'config': configs.encode(config),
+                         'nimg': 0, 'ema': checkpoint.state_dict_of(net), 'ema_name': '0.5',
+                         'averages': {}}, folder / f'{name}.pkl')
     return folder
 
 
@@ -45,7 +46,8 @@ def run(command, *arguments):
 
 
 def pixels(folder, seeds):
-    return np.stack([np.asarray(PIL.Image.open(Path(folder) / f'{seed:06d}.png')) for seed in seeds])
+    return np.stack([np.asarray(PIL.Image.open(Path(folder) / f'{seed:06d}.png'))
+                     for seed in seeds])
 
 
 def test_an_image_depends_on_its_seed_alone(snapshots, tmp_path):
@@ -53,7 +55,8 @@ def test_an_image_depends_on_its_seed_alone(snapshots, tmp_path):
     common = [f'--network={snapshots}/cond.pkl', '--steps=3', '--device=cpu']
     result = run(generate.main, *common, f'--outdir={tmp_path}/a', '--seeds=3,0,7-9', '--S_churn=2')
     assert result.exit_code == 0, result.output
-    result = run(generate.main, *common, f'--outdir={tmp_path}/b', '--seeds=0-9', '--batch=4', '--S_churn=2')
+    result = run(generate.main, *common, f'--outdir={tmp_path}/b', '--seeds=0-9', '--batch=4',
+                 '--S_churn=2')
     assert result.exit_code == 0, result.output
     a, b = (pixels(tmp_path / name, [0, 3, 7, 8, 9]).astype(int) for name in 'ab')
     assert a.shape == (5, 8, 8) and a.std() > 10
@@ -62,18 +65,21 @@ def test_an_image_depends_on_its_seed_alone(snapshots, tmp_path):
 
 
 def test_two_processes_generate_like_one(snapshots, tmp_path):
-    arguments = [f'--network={snapshots}/cond.pkl', '--steps=4', '--seeds=0-12', '--batch=3', '--device=cpu', '--subdirs']
+    arguments = [f'--network={snapshots}/cond.pkl', '--steps=4', '--seeds=0-12', '--batch=3',
+                 '--device=cpu', '--subdirs']
     result = torchrun(2, 'generate.py', *arguments, f'--outdir={tmp_path}/two')
     assert result.returncode == 0, result.stderr
     assert run(generate.main, *arguments, f'--outdir={tmp_path}/one').exit_code == 0
-    one, two = (pixels(tmp_path / name / '000000', range(13)).astype(int) for name in ['one', 'two'])
+    one, two = (pixels(tmp_path / name / '000000', range(13)).astype(int)
+                for name in ['one', 'two'])
     assert np.abs(one - two).max() <= 1 and (one != two).mean() <= 1e-3
 
 
 def test_the_reference_shares_seeds_in_the_same_way():
     arrays = np.load(Path(__file__).parents[1] / 'golden' / 'stacked_rng.npz')
     for count, batch, world_size, expected in json.loads(str(arrays['__meta__']))['batches']:
-        shares = [[part.tolist() for part in share_of(range(count), batch, rank, world_size)] for rank in range(world_size)]
+        shares = [[part.tolist() for part in share_of(range(count), batch, rank, world_size)]
+                  for rank in range(world_size)]
         assert shares == expected
 
 
@@ -82,7 +88,8 @@ def test_a_grid_is_one_picture_of_the_same_images(snapshots, tmp_path):
     assert run(generate.main, *common, f'--outdir={tmp_path}/grid', '--grid=2x3').exit_code == 0
     assert run(generate.main, *common, f'--outdir={tmp_path}/files', '--seeds=0-5').exit_code == 0
     grid = np.asarray(PIL.Image.open(tmp_path / 'grid' / 'grid.png'))
-    assert grid.shape == (4 * (2 * 9 + 1), 4 * (3 * 9 + 1))   # 8 pixels and a line, shown four times as large
+    # 8 pixels and a line, shown four times as large
+    assert grid.shape == (4 * (2 * 9 + 1), 4 * (3 * 9 + 1))
     assert np.array_equal(grid[40:72:4, 40:72:4], pixels(tmp_path / 'files', range(6))[4])
     assert [path.name for path in (tmp_path / 'grid').iterdir()] == ['grid.png']
 
@@ -90,7 +97,8 @@ def test_a_grid_is_one_picture_of_the_same_images(snapshots, tmp_path):
 def test_classes_are_cycled_and_random_ones_come_from_the_seed(snapshots, tmp_path):
     net, _ = load_snapshot(snapshots / 'cond.pkl')
     seen = []
-    net.model.register_forward_pre_hook(lambda module, args: seen.append(args[2].argmax(dim=1).tolist()))
+    net.model.register_forward_pre_hook(lambda module, args: seen.append(
+        args[2].argmax(dim=1).tolist()))
     device = torch.device('cpu')
     sampler, discretization = FlowSampler(), EDMSteps()
     generate.generate(net, sampler, discretization, 1, [5, 6], None, device)
@@ -103,33 +111,43 @@ def test_classes_are_cycled_and_random_ones_come_from_the_seed(snapshots, tmp_pa
 
 def test_one_step_works_and_an_unconditional_network_too(snapshots, tmp_path):
     for solver in ['euler', 'heun', 'dpmpp-2m', 'adams']:
-        result = run(generate.main, f'--network={snapshots}/uncond.pkl', f'--outdir={tmp_path}/{solver}', '--seeds=0-1',
-                     '--steps=1', f'--solver={solver}', '--device=cpu')
+        result = run(generate.main, f'--network={snapshots}/uncond.pkl',
+                     f'--outdir={tmp_path}/{solver}', '--seeds=0-1', '--steps=1',
+                     f'--solver={solver}', '--device=cpu')
         assert result.exit_code == 0, result.output
         assert pixels(tmp_path / solver, [0, 1]).shape == (2, 8, 8)
 
 
 def test_an_old_option_without_effect_is_a_note_and_an_added_one_an_error(snapshots, tmp_path):
-    common = [f'--network={snapshots}/cond.pkl', '--seeds=0', '--steps=2', '--device=cpu', f'--outdir={tmp_path}/x']
+    common = [f'--network={snapshots}/cond.pkl', '--seeds=0', '--steps=2', '--device=cpu',
+              f'--outdir={tmp_path}/x']
     result = run(generate.main, *common, '--disc=ve', '--rho=5')
-    assert result.exit_code == 0 and 'Note: --rho has no effect with --sampler=table1 --disc=ve' in result.output
+    assert (result.exit_code == 0
+            and 'Note: --rho has no effect with --sampler=table1 --disc=ve' in result.output)
     result = run(generate.main, *common, '--solver=euler', '--alpha=0.5')
-    assert result.exit_code == 2 and 'Error: --alpha would have no effect with --sampler=table1 --solver=euler' in result.output
+    assert (result.exit_code == 2 and 'Error: --alpha would have no effect with --sampler=table1 '
+                                      '--solver=euler' in result.output)
 
 
 MISTAKES = {
-    '--class=3 --network={cond}/../uncond.pkl': '--class=3: this network is unconditional and knows no classes; leave --class out',
+    '--class=3 --network={cond}/../uncond.pkl': '--class=3: this network is unconditional and '
+                                                'knows no classes; leave --class out',
     '--class=12': '--class=12 is out of range: this network knows the classes 0 to 9',
-    '--seeds=': "Invalid value for '--seeds': '' is not a list of integers and ranges such as 1,2,5-10",
-    '--seeds=5-3': "Invalid value for '--seeds': the range 5-3 is empty: write the smaller number first",
+    '--seeds=': "Invalid value for '--seeds': '' is not a list of integers and ranges such as "
+                "1,2,5-10",
+    '--seeds=5-3': "Invalid value for '--seeds': the range 5-3 is empty: write the smaller number "
+                   "first",
     '--device=cuda': '--device=cuda: no CUDA device was found here; use --device=cpu or auto',
     '--device=gpu': '--device=gpu is not a device: use auto, cuda, cuda:1, mps or cpu',
     '--steps=0': "Invalid value for '--steps': 0 is not in the range x>=1.",
     '--grid=2x2 --seeds=0-6': '--grid=2x2 holds 4 images, but --seeds names 7',
-    '--grid=2by2': "Invalid value for '--grid': '2by2' is not a number of rows and columns such as 3x5",
-    '--sigma_min=5 --sigma_max=1': 'no noise levels are left: sigma_min=5 and sigma_max=1 must satisfy 0 < sigma_min <= '
-                                   'sigma_max < inf within the range of the network, [0, inf]',
-    '--S_churn=5 --solver=dpmpp-2m': 'S_churn=5: a multistep solver cannot take fresh noise between its steps; use euler or heun',
+    '--grid=2by2': "Invalid value for '--grid': '2by2' is not a number of rows and columns such as "
+                   "3x5",
+    '--sigma_min=5 --sigma_max=1': 'no noise levels are left: sigma_min=5 and sigma_max=1 must '
+                                   'satisfy 0 < sigma_min <= sigma_max < inf within the range of '
+                                   'the network, [0, inf]',
+    '--S_churn=5 --solver=dpmpp-2m': 'S_churn=5: a multistep solver cannot take fresh noise '
+                                     'between its steps; use euler or heun',
 }
 
 
@@ -137,7 +155,8 @@ MISTAKES = {
 @pytest.mark.skipif(torch.cuda.is_available(), reason='expects no GPU')
 def test_mistakes_end_in_one_line(snapshots, tmp_path, arguments):
     given = {'--network': f'{snapshots}/cond.pkl', '--outdir': f'{tmp_path}/out', '--device': 'cpu'}
-    given.update(argument.replace('{cond}', f'{snapshots}/cond.pkl').split('=', 1) for argument in arguments.split())
+    given.update(argument.replace('{cond}', f'{snapshots}/cond.pkl').split('=', 1)
+                 for argument in arguments.split())
     given['--network'] = given['--network'].replace('cond.pkl/../', '')
     result = run(generate.main, *[f'{name}={value}' for name, value in given.items()])
     assert result.exit_code == 2, result.output
@@ -166,12 +185,17 @@ def test_missing_damaged_and_foreign_networks(snapshots, tmp_path):
     unnamed = tmp_path / 'unnamed.pkl'
     torch.save({'a': 1}, unnamed)
     for path, message in [
-            (tmp_path / 'no.pkl', f'{tmp_path}/no.pkl: there is no such network snapshot or training state'),
-            (tmp_path, f'{tmp_path} is a folder without model_index.json or config.json, which a folder of diffusers has; of the folder of a run name a file, such as network-best.pkl or network-snapshot-*.pkl'),
-            (damaged(snapshots / 'cond.pkl', tmp_path), 'broken.pkl is damaged or not a network snapshot or training state'),
+            (tmp_path / 'no.pkl', f'{tmp_path}/no.pkl: there is no such network snapshot or '
+                                  f'training state'),
+            (tmp_path, f'{tmp_path} is a folder without model_index.json or config.json, which a '
+                       f'folder of diffusers has; of the folder of a run name a file, such as '
+                       f'network-best.pkl or network-snapshot-*.pkl'),
+            (damaged(snapshots / 'cond.pkl', tmp_path), 'broken.pkl is damaged or not a network '
+                                                        'snapshot or training state'),
             (foreign, 'foreign.pkl is not a network snapshot or training state of ours'),
             (other, 'other.pkl is a shopping list, not a network snapshot or training state'),
-            (unnamed, 'unnamed.pkl is not a network snapshot or training state: it does not say what it is')]:
+            (unnamed, 'unnamed.pkl is not a network snapshot or training state: it does not say '
+                      'what it is')]:
         result = run(generate.main, f'--network={path}', f'--outdir={tmp_path}/out', '--device=cpu')
         assert result.exit_code == 2 and message in result.output, result.output
         assert len(result.output.strip().splitlines()) == 1
@@ -201,7 +225,8 @@ def test_mistakes_in_training_end_in_one_line(digits, tmp_path, arguments):  # n
     plain.mkdir()
     PIL.Image.new('L', (8, 8)).save(plain / 'a.png')
     given = {'--data': digits, '--outdir': f'{tmp_path}/runs', '--cres': '1,2', '--device': 'cpu'}
-    given.update(argument.replace('{plain}', str(plain)).split('=', 1) for argument in arguments.split())
+    given.update(argument.replace('{plain}', str(plain)).split('=', 1)
+                 for argument in arguments.split())
     result = run(train.main, *[f'{name}={value}' for name, value in given.items()])
     assert result.exit_code == 2, result.output
     assert TRAIN_MISTAKES[arguments] in result.output.splitlines()[-1]
@@ -211,17 +236,21 @@ def test_mistakes_in_training_end_in_one_line(digits, tmp_path, arguments):  # n
 
 def test_a_batch_that_does_not_divide_is_told_what_would():
     for batch, right in [(10, '9 or 12'), (2, '3')]:
-        with pytest.raises(ValueError, match=f'--batch={batch} is not a multiple of the 3 processes: use {right}$'):
+        with pytest.raises(ValueError, match=f'--batch={batch} is not a multiple of the 3 '
+                                             f'processes: use {right}$'):
             train.check_batch(batch, world_size=3)
     train.check_batch(12, world_size=3)
 
 
 def test_dry_run_prints_the_options_and_makes_nothing(digits, tmp_path):  # noqa: F811
-    result = run(train.main, f'--data={digits}', f'--outdir={tmp_path}/runs', '--cres=1,2', '--precond=iddpm', '-n', '--device=cpu')
+    result = run(train.main, f'--data={digits}', f'--outdir={tmp_path}/runs', '--cres=1,2',
+                 '--precond=iddpm', '-n', '--device=cpu')
     assert result.exit_code == 0, result.output
     config = configs.decode(json.loads(result.output), configs.TrainConfig)
-    assert type(config.loss).__name__ == 'HybridLoss' and config.seed == 0 and config.batch_size == 512
-    assert (config.total_nimg, config.tick_nimg, config.snapshot_nimg, config.state_nimg) == (200_000_000, 50_000, 2_500_000, 25_000_000)
+    assert type(
+        config.loss).__name__ == 'HybridLoss' and config.seed == 0 and config.batch_size == 512
+    assert (config.total_nimg, config.tick_nimg, config.snapshot_nimg,
+            config.state_nimg) == (200_000_000, 50_000, 2_500_000, 25_000_000)
     assert config.averages[0].halflife_nimg == 500_000 and config.averages[0].rampup_ratio == 0.05
     assert config.network.model['dropout'] == 0.13
     assert config.augment.p == 0.12 and config.optimizer.lr_rampup_nimg == 10_000_000
@@ -231,29 +260,36 @@ def test_dry_run_prints_the_options_and_makes_nothing(digits, tmp_path):  # noqa
 def test_run_folders_are_numbered_and_named(digits, tmp_path):  # noqa: F811
     (tmp_path / '00007-old').mkdir()
     (tmp_path / 'notes').mkdir()
-    arguments = [f'--data={digits}', f'--outdir={tmp_path}', '--cond=1', '--cbase=16', '--cres=1,2', '--blocks=1', '--attn=4',
-                 '--batch=4', '--duration=0.000004', '--workers=0', '--device=cpu', '--desc=mine']
+    arguments = [f'--data={digits}', f'--outdir={tmp_path}', '--cond=1', '--cbase=16', '--cres=1,2',
+                 '--blocks=1', '--attn=4', '--batch=4', '--duration=0.000004', '--workers=0',
+                 '--device=cpu', '--desc=mine']
     assert run(train.main, *arguments).exit_code == 0
     folder = tmp_path / '00008-digits-8x8-cond-ddpmpp-edm-gpus1-batch4-fp32-mine'
     assert {path.name for path in folder.iterdir()} == {
-        'training_options.json', 'log.txt', 'stats.jsonl', 'reals.png', 'fakes000000.png', 'network-snapshot-000000.pkl',
-        'training-state-000000.pt', '.lock'}
+        'training_options.json', 'log.txt', 'stats.jsonl', 'reals.png', 'fakes000000.png',
+        'network-snapshot-000000.pkl', 'training-state-000000.pt', '.lock'}
     assert 'tick 0' in (folder / 'log.txt').read_text()
 
 
 def test_a_transfer_is_listed(snapshots, digits, tmp_path):  # noqa: F811
-    result = run(train.main, f'--data={digits}', f'--run={tmp_path}/run', '--cbase=16', '--cres=1,2', '--blocks=1', '--attn=4', '--cond=1',
-                 '--batch=4', '--duration=0.000004', '--workers=0', '--device=cpu', f'--transfer={snapshots}/uncond.pkl')
-    assert result.exit_code == 0 and 'fresh: model.map_label.weight, model.map_label.bias' in result.output, result.output
+    result = run(train.main, f'--data={digits}', f'--run={tmp_path}/run', '--cbase=16',
+                 '--cres=1,2', '--blocks=1', '--attn=4', '--cond=1', '--batch=4',
+                 '--duration=0.000004', '--workers=0', '--device=cpu',
+                 f'--transfer={snapshots}/uncond.pkl')
+    assert (result.exit_code == 0
+            and 'fresh: model.map_label.weight, model.map_label.bias' in result.output), result.output
     listed = json.loads((tmp_path / 'run' / 'transfer.json').read_text())
-    assert listed['fresh'] == ['model.map_label.weight', 'model.map_label.bias'] and 'model.map_layer0.weight' in listed['copied']
+    assert listed['fresh'] == ['model.map_label.weight',
+                               'model.map_label.bias'] and 'model.map_layer0.weight' in listed[
+                                   'copied']
 
 
 @pytest.mark.parametrize('command', [train.main, generate.main])
 def test_help_is_grouped_and_ends_with_examples(command):
     result = run(command, '--help')
     assert result.exit_code == 0
-    sections = [line for line in result.output.splitlines() if line.endswith(':') and not line.startswith(' ')]
+    sections = [line for line in result.output.splitlines() if line.endswith(':')
+                and not line.startswith(' ')]
     assert len(sections) >= 4 and sections[-1] == 'Examples:'
     for parameter in command.params:
         assert parameter.opts[0] in result.output

@@ -25,7 +25,8 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(('127.0.0.1', 0), Handler)
-        self.content, self.breaks, self.portion, self.ranges, self.requests = CONTENT, 0, 700_000, True, []
+        self.content, self.breaks, self.portion, self.ranges, self.requests = (CONTENT, 0, 700_000,
+                                                                               True, [])
         self.etag, self.type, self.status = '"one"', 'application/octet-stream', None
 
     def handle_error(self, request, client_address):
@@ -53,7 +54,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.send_error(416)
                 return
             self.send_response(206)
-            self.send_header('Content-Range', f'bytes {start}-{len(server.content) - 1}/{len(server.content)}')
+            self.send_header('Content-Range', f'bytes '
+                                              f'{start}-{len(server.content) - 1}/{len(server.content)}')
         else:
             self.send_response(200)
         body = server.content[start:]
@@ -108,7 +110,8 @@ def test_a_later_call_continues(server):
     server.portion = 100_000
     with pytest.raises(ValueError, match='the connection broke before the end'):
         fetch(server.url(), SHA256, pause=0)
-    assert left_over(cached_path(server.url())) == [f'{cached_path(server.url()).name}.{end}' for end in ('part', 'validator')]
+    assert left_over(cached_path(server.url())) == [f'{cached_path(server.url()).name}.{end}'
+                                                    for end in ('part', 'validator')]
     assert fetch(server.url(), SHA256, pause=0).read_bytes() == CONTENT
     assert server.requests[-1] == 'bytes=600000-'
 
@@ -148,7 +151,8 @@ def test_a_wrong_checksum_leaves_nothing(server):
     path = cached_path(server.url())
     assert not path.exists() and not path.with_name(f'{path.name}.part').exists()
     fetch(server.url())
-    with pytest.raises(ValueError, match=f'^{path} does not have the checksum {wrong}: delete it, and it is fetched from '):
+    with pytest.raises(ValueError, match=f'^{path} does not have the checksum {wrong}: delete it, '
+                                         f'and it is fetched from '):
         fetch(server.url(), wrong)
 
 
@@ -157,13 +161,15 @@ def test_what_is_not_there_says_where_to_put_it(server, monkeypatch):
     path = cached_path(server.url())
     with pytest.raises(ValueError) as error:
         fetch(server.url())
-    assert str(error.value) == f'{server.url()} cannot be fetched (HTTP Error 404: Not Found): download it elsewhere and save it as {path}'
+    assert str(
+        error.value) == f'{server.url()} cannot be fetched (HTTP Error 404: Not Found): download it elsewhere and save it as {path}'
     assert server.requests == [None]
     offline = 'http://127.0.0.1:1/net.pkl'
     with pytest.raises(ValueError) as error:
         fetch(offline)
     assert str(error.value).startswith(f'{offline} cannot be fetched (')
-    assert str(error.value).endswith(f'): download it elsewhere and save it as {cached_path(offline)}')
+    assert str(error.value).endswith(f'): download it elsewhere and save it as '
+                                     f'{cached_path(offline)}')
     cached_path(offline).write_bytes(CONTENT)
     assert fetch(offline, SHA256).read_bytes() == CONTENT   # as it was told
 
@@ -177,7 +183,8 @@ def test_a_server_in_trouble_is_asked_again(server):
 
 def test_a_web_page_is_no_file(server):
     server.type = 'text/html; charset=utf-8'
-    with pytest.raises(ValueError, match=f'^{server.url()} answers with a web page, not with a file$'):
+    with pytest.raises(ValueError, match=f'^{server.url()} answers with a web page, not with a '
+                                         f'file$'):
         fetch(server.url())
     assert left_over(cached_path(server.url())) == []
 
@@ -189,14 +196,16 @@ def test_only_http(tmp_path):
 
 
 def test_names_are_safe(server):
-    assert re.fullmatch(r'[0-9a-f]{16}-a_b__c.pkl', cached_path('http://h/x/a%b%%c.pkl?y=../../z').name)
+    assert re.fullmatch(r'[0-9a-f]{16}-a_b__c.pkl',
+                        cached_path('http://h/x/a%b%%c.pkl?y=../../z').name)
     assert cached_path('http://h').name.endswith('-file')
     assert len(cached_path('http://h/' + 'x' * 1000).name) == 117
 
 
 def test_processes_download_once(server):
     script = 'import sys; from dnnlib.download import fetch; print(fetch(sys.argv[1]))'
-    processes = [subprocess.Popen([sys.executable, '-c', script, server.url()], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    processes = [subprocess.Popen([sys.executable, '-c', script, server.url()], cwd=ROOT,
+                                  stdout=subprocess.PIPE, text=True)
                  for _ in range(4)]
     answers = {process.communicate(timeout=30)[0].strip() for process in processes}
     assert answers == {str(cached_path(server.url()))} and server.requests == [None]

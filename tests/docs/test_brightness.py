@@ -1,4 +1,5 @@
-"""The brightness experiment, without its training: its data, its numbers, what it asks the commands for, its picture."""
+"""The brightness experiment, without its training: its data, its numbers, what it asks the commands
+for, its picture."""
 
 import json
 import math
@@ -79,7 +80,8 @@ def test_what_is_asked(flawed, corrected, problem):
 
 
 def test_where_the_samplers_start():
-    """First noise levels, as generate.py resolves the options: 1/√SNR of timestep 961 or 1000, ∞ at zero SNR."""
+    """First noise levels, as generate.py resolves the options: 1/√SNR of timestep 961 or 1000, ∞ at
+    zero SNR."""
     @click.command()
     @sampler_options
     def parse(**options):
@@ -92,14 +94,16 @@ def test_where_the_samplers_start():
         assert sampling.notes == () and sampling.num_steps == experiment.STEPS
         starts.append(float(sampling.discretization.sigmas(sampling.num_steps)[0]))
         a = setting.signal
-        assert math.isclose(starts[-1], math.sqrt(1 - a**2) / a, rel_tol=1e-9) if a else starts[-1] == math.inf
+        assert math.isclose(starts[-1], math.sqrt(1 - a**2) / a,
+                            rel_tol=1e-9) if a else starts[-1] == math.inf
     assert [s.signal == 0 for s in SETTINGS] == [False, False, False, True, False, True]
     assert math.isclose(SETTINGS[1].signal, 0.0682649, rel_tol=1e-5)   # Table 1 of Lin et al.: √ᾱ_T
     assert FLAWED.signal > SETTINGS[1].signal > SETTINGS[2].signal > CORRECTED.signal == 0
 
 
 def test_the_networks_differ_in_the_schedule_alone(tmp_path, monkeypatch):
-    """What would be trained: the same configuration but for zero_terminal_snr, with a range up to √(1/SNR) or ∞."""
+    """What would be trained: the same configuration but for zero_terminal_snr, with a range up to
+    √(1/SNR) or ∞."""
     for i in range(2):
         save_png(np.full([24, 24, 3], 100 * i, dtype=np.uint8), tmp_path / 'data' / f'{i:06d}.png')
     lines = []
@@ -112,9 +116,12 @@ def test_the_networks_differ_in_the_schedule_alone(tmp_path, monkeypatch):
         assert (program, result.exit_code) == ('train.py', 0), result.output
         configs.append(result.output[result.output.index('{'):result.output.rindex('}') + 1])
     flawed, corrected = (text.splitlines() for text in configs)
-    changed = [(a.strip(' ,'), b.strip(' ,')) for a, b in zip(flawed, corrected, strict=True) if a != b]
-    assert {(a, b) for a, b in changed if 'sigma_max' not in a} == {('"zero_terminal_snr": false', '"zero_terminal_snr": true')}
-    assert [json.loads(f'{{{a}}}')['sigma_max'] for a, b in changed if 'sigma_max' in a] == pytest.approx([14.6147], rel=1e-5)
+    changed = [(a.strip(' ,'), b.strip(' ,')) for a, b in zip(flawed, corrected, strict=True)
+               if a != b]
+    assert {(a, b) for a, b in changed if 'sigma_max' not in a} == {('"zero_terminal_snr": false',
+                                                                     '"zero_terminal_snr": true')}
+    assert [json.loads(f'{{{a}}}')['sigma_max'] for a, b in changed
+            if 'sigma_max' in a] == pytest.approx([14.6147], rel=1e-5)
 
 
 def images_of(levels):
@@ -127,7 +134,8 @@ def test_the_strip_is_sorted():
     levels = np.linspace(-1, 1, 160)
     strip = experiment.strip(images_of(np.random.RandomState(0).permutation(levels)))
     assert strip.shape == (6, 16 * 5 + 1, 3)
-    expected = np.rint((levels[[2, 12, 22, 33, 43, 54, 64, 74, 85, 95, 105, 116, 126, 137, 147, 157]] + 1) * 127.5)
+    expected = np.rint((levels[[2, 12, 22, 33, 43, 54, 64, 74, 85, 95, 105, 116, 126, 137, 147,
+                                157]] + 1) * 127.5)
     assert np.array_equal(strip[2, 2::5, 0], expected)
     assert (strip[[0, -1]] == experiment.GREY).all() and (strip[:, ::5] == experiment.GREY).all()
 
@@ -135,7 +143,8 @@ def test_the_strip_is_sorted():
 def test_the_picture_is_the_same_to_the_byte(tmp_path):
     pytest.importorskip('matplotlib')
     levels = np.linspace(-0.7, 0.7, 64)
-    made = {'data': images_of(levels), 'flawed': images_of(levels / 2), 'corrected': images_of(levels)}
+    made = {'data': images_of(levels), 'flawed': images_of(levels / 2),
+            'corrected': images_of(levels)}
     files = []
     for i in range(2):
         experiment.draw_picture(made, str(tmp_path / f'{i}.png'))
@@ -148,14 +157,21 @@ def test_the_picture_is_the_same_to_the_byte(tmp_path):
 def test_the_report_has_every_number():
     data = np.linspace(-0.7, 0.7, 1001)
     numbers = {setting: Numbers.of(data * (i + 1) / 8, data) for i, setting in enumerate(SETTINGS)}
-    text = experiment.report(Numbers.of(data, data), numbers, 1797, (3, 24, 24), {'train.py --x': 90.0, 'generate.py --y': 30.0}, '2 CPU threads', 'b.png')
-    rows = {row[0]: row[1:] for row in ([cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines() if line.startswith('|'))}
-    assert rows['data'] == ['', '-0.69', '-0.63', '0.00', '0.63', '0.69', '100.0%', '10.0%', '10.0%', '0.000']
+    text = experiment.report(Numbers.of(data, data), numbers, 1797, (3, 24, 24),
+                             {'train.py --x': 90.0, 'generate.py --y': 30.0}, '2 CPU threads',
+                             'b.png')
+    rows = {row[0]: row[1:] for row in ([cell.strip() for cell in line.strip('|').split('|')]
+                                        for line in text.splitlines() if line.startswith('|'))}
+    assert rows['data'] == ['', '-0.69', '-0.63', '0.00', '0.63', '0.69', '100.0%', '10.0%',
+                            '10.0%', '0.000']
     assert rows['**flawed**: trained, flawed schedule, leading'] == [
-        f'{FLAWED.signal:.4f}', '-0.09', '-0.08', '0.00', '0.08', '0.09', '12.5%', '0.0%', '0.0%', '0.307']   # W₁ = ⅞ mean |m|
+        # W₁ = ⅞ mean |m|
+        f'{FLAWED.signal:.4f}', '-0.09', '-0.08', '0.00', '0.08', '0.09', '12.5%', '0.0%', '0.0%',
+        '0.307']
     assert rows['**corrected**: trained, corrected schedule, trailing'][:2] == ['0.0000', '-0.34']
     assert len(rows) == 3 + len(SETTINGS)   # with the head and the line under it
-    assert 'took 2 minutes on 2 CPU threads' in text and 'python train.py --x\npython generate.py --y\n' in text and '](b.png)' in text
+    assert ('took 2 minutes on 2 CPU threads' in text and 'python train.py --x\npython generate.py '
+                                                          '--y\n' in text and '](b.png)' in text)
     assert f'{1 / math.sqrt(1728):.4f}' in text
 
 
@@ -165,7 +181,8 @@ def test_commands_run_once(tmp_path, monkeypatch, capsys):
     class Result:
         returncode = 0
 
-    monkeypatch.setattr(experiment.subprocess, 'run', lambda arguments, check: ran.append(arguments) or Result)
+    monkeypatch.setattr(experiment.subprocess, 'run', lambda arguments, check: ran.append(arguments)
+                        or Result)
     for _ in range(2):
         Kept(tmp_path).command('train.py --run=x --batch=32')
     assert [arguments[2:] for arguments in ran] == [['--run=x', '--batch=32']]
@@ -173,7 +190,9 @@ def test_commands_run_once(tmp_path, monkeypatch, capsys):
     Result.returncode = 75
     with pytest.raises(SystemExit) as stopped:
         Kept(tmp_path).command('train.py --run=y')
-    assert stopped.value.code == 75 and list(json.loads((tmp_path / 'seconds.json').read_text())) == ['train.py --run=x --batch=32']
+    assert stopped.value.code == 75 and list(json.loads((tmp_path
+                                                         / 'seconds.json').read_text())) == [
+                                                             'train.py --run=x --batch=32']
     (tmp_path / 'seconds.json').write_text('[]')
     with pytest.raises(ValueError, match='seconds.json is damaged: delete .* to start anew'):
         Kept(tmp_path)

@@ -24,7 +24,8 @@ def test_trajectories_keep_their_quantiles():
     assert torch.allclose(paths[:, -1], start, rtol=1e-12)
     at_the_start = sum(torch.special.ndtr((start - y) / 25) for y in (-1, 1))
     for sigma, x in zip(sigmas[1:], paths.T[1:], strict=True):
-        assert torch.allclose(sum(torch.special.ndtr((x - y) / sigma) for y in (-1, 1)), at_the_start, rtol=1e-12)
+        assert torch.allclose(sum(torch.special.ndtr((x - y) / sigma) for y in (-1, 1)),
+                              at_the_start, rtol=1e-12)
 
 
 def test_the_density_of_two_points():
@@ -55,7 +56,8 @@ def test_local_errors_of_gaussian_data():
 
 @pytest.fixture
 def data(tmp_path):
-    for i, image in enumerate(np.random.RandomState(0).randint(256, size=[5, 8, 8, 1]).astype(np.uint8)):
+    for i, image in enumerate(np.random.RandomState(0).randint(256,
+                                                               size=[5, 8, 8, 1]).astype(np.uint8)):
         save_png(image, tmp_path / 'data' / f'{i}.png')
     return str(tmp_path / 'data')
 
@@ -85,8 +87,9 @@ def test_without_the_digits(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = draw('denoiser')
     assert result.exit_code == 2
-    assert result.output == ('Error: datasets/digits-16x16.zip is missing: make it with python dataset_tool.py '
-                             '--source=digits --dest=datasets/digits-16x16.zip, or name another set with --data\n')
+    assert result.output == ('Error: datasets/digits-16x16.zip is missing: make it with python '
+                             'dataset_tool.py --source=digits --dest=datasets/digits-16x16.zip, or '
+                             'name another set with --data\n')
 
 
 def test_without_matplotlib(monkeypatch):
@@ -100,5 +103,5 @@ def test_without_matplotlib(monkeypatch):
     monkeypatch.setattr(builtins, '__import__', without)
     result = draw('trajectories')
     assert result.exit_code == 2
-    assert result.output == ('Error: pictures need matplotlib, of the extra demo: pip install ".[demo]", '
-                             'or pip install matplotlib\n')
+    assert result.output == ('Error: pictures need matplotlib, of the extra demo: pip install '
+                             '".[demo]", or pip install matplotlib\n')

@@ -42,7 +42,8 @@ def sampled(sampler, net, z, sigmas, randn_like=None, labels=None):
 
 
 def test_the_pair_of_dormand_and_prince():
-    """Rows sum to the nodes; the weights satisfy the order conditions of order 5 and 4 for y' = t^k and y' = y."""
+    """Rows sum to the nodes; the weights satisfy the order conditions of order 5 and 4 for y' = t^k
+    and y' = y."""
     nodes = np.array([0, *NODES])
     A = np.zeros([7, 7])
     for i, row in enumerate(STAGES, start=1):
@@ -74,7 +75,8 @@ def scipy_flow(net, x, sigma_max, sigma_min, rtol, atol):
 @pytest.mark.parametrize('tolerance', [1e7, 3.0, 1e-3, 1e-5])
 @pytest.mark.parametrize('original', [False, True])
 def test_rk45_takes_the_steps_of_scipy(net, tolerance, original):
-    """Each image alone, or with original=True the batch as one system: the same steps, hence the same result."""
+    """Each image alone, or with original=True the batch as one system: the same steps, hence the
+    same result."""
     z, sigmas = normal(0, 6, 1, 4, 4), levels(EDMSteps(sigma_min=0.05))
     z = z * torch.tensor([0.01, 0.1, 0.5, 1, 2, 5], dtype=f64).reshape(6, 1, 1, 1)
     x, nfe = sampled(RK45(rtol=tolerance, atol=tolerance, original=original), net, z, sigmas)
@@ -92,7 +94,8 @@ def test_where_nothing_moves_the_steps_are_those_of_scipy():
 
     z, sigmas = normal(0, 2, 1, 2, 2), levels(EDMSteps())
     x, nfe = sampled(RK45(), still, z, sigmas)
-    assert torch.equal(x, 80 * z) and nfe == [scipy_flow(still, 80 * z, 80, 0.002, 1e-5, 1e-5)[1]] * 2
+    assert torch.equal(x, 80 * z) and nfe == [scipy_flow(still, 80 * z, 80, 0.002, 1e-5,
+                                                         1e-5)[1]] * 2
 
 
 def test_the_error_of_rk45_is_in_proportion_to_the_tolerance():
@@ -107,13 +110,15 @@ def test_the_error_of_rk45_is_in_proportion_to_the_tolerance():
     assert 0.8 < slope < 1.2, errors
 
 
-@pytest.mark.parametrize(('schedule', 'scaling'), [(VPSchedule(), VPScaling()), (VESchedule(), NoScaling()),
+@pytest.mark.parametrize(('schedule', 'scaling'), [(VPSchedule(), VPScaling()),
+                                                   (VESchedule(), NoScaling()),
                                                    (LinearSchedule(), VPScaling())])
 def test_rk45_in_other_frames(schedule, scaling):
     net, z, sigmas = Gaussian(MU, C), normal(2, 3, 1, 4, 4), levels(VPSteps())
     x, _ = sampled(RK45(rtol=1e-8, atol=1e-8, schedule=schedule, scaling=scaling), net, z, sigmas)
     high, low = float(sigmas[0]), float(sigmas[-2])
-    torch.testing.assert_close(x, net.flow(high * z, high, 0), rtol=0, atol=low)   # the step to zero is Euler's
+    # the step to zero is Euler's
+    torch.testing.assert_close(x, net.flow(high * z, high, 0), rtol=0, atol=low)
 
 
 def test_one_noise_level_is_one_euler_step():
@@ -126,13 +131,16 @@ def test_one_noise_level_is_one_euler_step():
         assert nfe == [1, 1] and bool(x.isfinite().all())
 
 
-# Standard deviation and largest number of evaluations of data N(0, 0.5²), n = 192, from 10 runs each.
-@pytest.mark.parametrize(('eps_rel', 'std', 'nfe'), [(0.01, 0.501, 321), (0.05, 0.5015, 149), (0.5, 0.482, 39)])
+# Standard deviation and largest number of evaluations of data N(0, 0.5²), n = 192, from 10 runs
+# each.
+@pytest.mark.parametrize(('eps_rel', 'std', 'nfe'), [(0.01, 0.501, 321), (0.05, 0.5015, 149),
+                                                     (0.5, 0.482, 39)])
 def test_the_adaptive_sde_on_gaussian_data(eps_rel, std, nfe):
     count, n = 50, 192
     z = normal(4, count, 3, 8, 8)
     torch.manual_seed(0)
-    x, evaluations = sampled(AdaptiveSDE(eps_rel=eps_rel), Gaussian(0.0, C), z, levels(VPSteps()), torch.randn_like)
+    x, evaluations = sampled(AdaptiveSDE(eps_rel=eps_rel), Gaussian(0.0, C), z, levels(VPSteps()),
+                             torch.randn_like)
     assert max(evaluations) == pytest.approx(nfe, rel=0.12)
     assert float(x.mean()) == pytest.approx(0, abs=4 * std / math.sqrt(count * n))
     assert float(x.std()) == pytest.approx(std, abs=4 * std / math.sqrt(2 * count * n))
@@ -141,8 +149,8 @@ def test_the_adaptive_sde_on_gaussian_data(eps_rel, std, nfe):
 def test_the_adaptive_sde_of_ve():
     count, n = 50, 192
     torch.manual_seed(0)
-    x, _ = sampled(AdaptiveSDE(eps_rel=0.05, sde='ve'), Gaussian(MU, C), normal(5, count, 3, 8, 8), levels(VESteps()),
-                   torch.randn_like)
+    x, _ = sampled(AdaptiveSDE(eps_rel=0.05, sde='ve'), Gaussian(MU, C), normal(5, count, 3, 8, 8),
+                   levels(VESteps()), torch.randn_like)
     assert float(x.mean()) == pytest.approx(MU, abs=4 * C / math.sqrt(count * n))
     assert float(x.std()) == pytest.approx(C, abs=4 * C / math.sqrt(2 * count * n) + 2e-3)
 
@@ -197,7 +205,8 @@ def test_every_sampler_is_tested():
 
 @pytest.mark.parametrize('name', BATCHED)
 def test_an_image_does_not_depend_on_its_batch(name):
-    """Bitwise, with different data behind different labels, and with steps that the images do not share."""
+    """Bitwise, with different data behind different labels, and with steps that the images do not
+    share."""
     class Labelled(Gaussian):
         def __call__(self, x, sigma, class_labels):
             assert class_labels.shape == (len(x), 1)
@@ -209,7 +218,8 @@ def test_an_image_does_not_depend_on_its_batch(name):
         generator = StackedGenerator(seeds, 'cpu')
         labels = torch.tensor([[seed % 5 / 4] for seed in seeds])
         z = generator.randn([len(seeds), 3, 16, 16]).to(f64)
-        return sampled(BATCHED[name][0], Labelled(), z, levels(VPSteps()), generator.randn_like, labels)
+        return sampled(BATCHED[name][0], Labelled(), z, levels(VPSteps()), generator.randn_like,
+                       labels)
 
     x, nfe = images(range(64))
     assert len(set(nfe)) > 2
@@ -242,7 +252,10 @@ def test_one_label_for_the_whole_batch_stays():
             seen.add(tuple(class_labels.shape))
             return super().__call__(x, sigma)
 
-    sampled(RK45(), Labelled(), normal(8, 5, 1, 4, 4) * torch.tensor([0.01, 1, 2, 5, 9]).reshape(5, 1, 1, 1),
+    sampled(RK45(), Labelled(), normal(8, 5, 1, 4, 4) * torch.tensor([0.01, 1, 2, 5, 9]).reshape(5,
+                                                                                                 1,
+                                                                                                 1,
+                                                                                                 1),
             levels(EDMSteps()), labels=labels)
     assert seen == {(1, 3)}
 
@@ -250,7 +263,8 @@ def test_one_label_for_the_whole_batch_stays():
 def test_they_are_samplers_like_all_others():
     torch.manual_seed(0)
     for cls in ADAPTIVE.values():
-        x = run(cls(), Conditioned(Gaussian(MU, C)), torch.randn(3, 1, 2, 2), levels(EDMSteps(), 18))
+        x = run(cls(), Conditioned(Gaussian(MU, C)), torch.randn(3, 1, 2, 2),
+                levels(EDMSteps(), 18))
         assert x.shape == (3, 1, 2, 2) and x.dtype == f64 and bool(x.isfinite().all())
 
 
@@ -263,8 +277,10 @@ def test_a_broken_denoiser_ends_in_one_line(sampler, from_call):
         calls.append(1)
         return x * math.nan if len(calls) >= from_call else x / 2
 
-    with pytest.raises(ValueError, match=r'^(RK45 with rtol=1e-05, atol=1e-05|AdaptiveSDE with eps_rel=0.02): an image '
-                                         r'needs steps below the rounding of its time; the denoiser is not finite '
+    with pytest.raises(ValueError, match=r'^(RK45 with rtol=1e-05, atol=1e-05|AdaptiveSDE with '
+                                         r'eps_rel=0.02): an image '
+                                         r'needs steps below the rounding of its time; the '
+                                         r'denoiser is not finite '
                                          r'there, or the tolerance is too small$'):
         sampled(sampler, broken, normal(9, 2, 1, 2, 2), levels(EDMSteps()), torch.randn_like)
     assert len(calls) < 1000

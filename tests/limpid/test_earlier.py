@@ -1,4 +1,5 @@
-"""The samplers of previous work against closed forms: on Gaussian data they are affine, so that moments are exact."""
+"""The samplers of previous work against closed forms: on Gaussian data they are affine, so that
+moments are exact."""
 
 import itertools
 import math
@@ -49,7 +50,8 @@ def forbidden(x):
 
 
 def impulse_response(sampler, sigmas, draws, net=None):
-    """mean and variance of x = m + A z + sum of w_k xi_k, exactly: row 1 gets z = 1, row k + 2 gets xi_k = 1."""
+    """mean and variance of x = m + A z + sum of w_k xi_k, exactly: row 1 gets z = 1, row k + 2 gets
+    xi_k = 1."""
     drawn = itertools.count(2)
     noise = torch.zeros(draws + 3, 1, 1, 1, dtype=f64)
     noise[1] = 1
@@ -102,7 +104,8 @@ def test_moments_of_euler_maruyama(num_steps, options):
     expected = em_recursion(sigmas, **options)
     assert (mean, variance) == pytest.approx(expected, rel=1e-9, abs=1e-12)
     if num_steps == 1000 and 'deterministic' not in options:
-        assert mean == pytest.approx(MU, abs=5e-4) and math.sqrt(variance) == pytest.approx(C, abs=5e-4)
+        assert mean == pytest.approx(MU, abs=5e-4) and math.sqrt(variance) == pytest.approx(C,
+                                                                                            abs=5e-4)
 
 
 class Recorder(Gaussian):
@@ -114,7 +117,8 @@ class Recorder(Gaussian):
 
 
 def test_euler_maruyama_has_weak_order_one():
-    """Where the last step, to zero, begins, the errors of mean and variance halve when the steps do."""
+    """Where the last step, to zero, begins, the errors of mean and variance halve when the steps
+    do."""
     errors = []
     for num_steps in [250, 500, 1000, 2000]:
         net = Recorder(MU, C)
@@ -128,7 +132,8 @@ def test_euler_maruyama_has_weak_order_one():
 
 
 def test_original_steps_need_uniform_times():
-    with pytest.raises(ValueError, match='^original: steps of 1/N need time steps that are uniform in t; use the vp'):
+    with pytest.raises(ValueError, match='^original: steps of 1/N need time steps that are uniform '
+                                         'in t; use the vp'):
         impulse_response(EulerMaruyama(original=True), levels(EDMSteps(), 8), 7)
 
 
@@ -140,9 +145,12 @@ def test_consistent_steps_take_any_noise_levels():
 def test_deterministic_euler_maruyama_is_eulers_method_in_the_vp_frame():
     z = torch.randn(2, 1, 3, 3, dtype=f64, generator=torch.Generator().manual_seed(0))
     sigmas = levels(VPSteps(), 40)
-    schedule, scale = VPSchedule.through(float(sigmas[-2]), float(sigmas[0])), sigmas[0] / (1 + sigmas[0] ** 2).sqrt()
-    ours = run(EulerMaruyama(deterministic=True), Conditioned(Gaussian()), z * scale, sigmas, forbidden)
-    euler = run(FlowSampler(Euler(), schedule, VPScaling()), Conditioned(Gaussian()), z, sigmas, forbidden)
+    schedule, scale = VPSchedule.through(float(sigmas[-2]),
+                                         float(sigmas[0])), sigmas[0] / (1 + sigmas[0] ** 2).sqrt()
+    ours = run(EulerMaruyama(deterministic=True), Conditioned(Gaussian()), z * scale, sigmas,
+               forbidden)
+    euler = run(FlowSampler(Euler(), schedule, VPScaling()), Conditioned(Gaussian()), z, sigmas,
+                forbidden)
     torch.testing.assert_close(ours, euler, rtol=1e-9, atol=1e-9)
 
 
@@ -176,8 +184,9 @@ def pc_recursion(sigmas, predictor, ald_steps, snr, vp):
 @pytest.mark.parametrize('num_steps', [1, 2, 50])
 def test_moments_of_the_predictor_corrector(predictor, corrector, vp, num_steps):
     name, corrector_steps = corrector
-    sampler = PredictorCorrector(predictor=predictor, corrector=name, corrector_steps=corrector_steps,
-                                 scaling=VPScaling() if vp else NoScaling())
+    sampler = PredictorCorrector(predictor=predictor, corrector=name,
+                                 corrector_steps=corrector_steps, scaling=VPScaling() if vp
+                                 else NoScaling())
     sigmas = levels(VPSteps() if vp else VESteps(), num_steps)
     draws = num_steps * corrector_steps + (0 if predictor == 'probability-flow' else num_steps - 1)
     expected = pc_recursion(sigmas, predictor, corrector_steps, 0.16, vp)
@@ -197,7 +206,8 @@ def test_langevin_steps_by_the_formula():
         norms = [v.mean() for v in norms] if original else norms
         e = 2 * (0.16 * norms[0] / norms[1]) ** 2
         expected = net(x + e * g + (2 * e).sqrt() * z, sigma)
-        ours = run(PredictorCorrector(original=original), Conditioned(net), noise, sigmas, lambda x: z)
+        ours = run(PredictorCorrector(original=original), Conditioned(net), noise, sigmas,
+                   lambda x: z)
         torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -206,23 +216,26 @@ def test_predictor_corrector_on_gaussian_data(snr, std):
     torch.manual_seed(0)
     count, n = 40, 192
     sampler = PredictorCorrector(snr=snr)
-    x = run(sampler, Conditioned(Gaussian(MU, C)), torch.randn(count, 3, 8, 8), levels(VESteps(), 1000))
+    x = run(sampler, Conditioned(Gaussian(MU, C)), torch.randn(count, 3, 8, 8),
+            levels(VESteps(), 1000))
     standard_error = std / math.sqrt(2 * count * n)
-    assert float(x.std()) == pytest.approx(std, abs=4 * standard_error + 5e-4)   # the value has three digits
+    # the value has three digits
+    assert float(x.std()) == pytest.approx(std, abs=4 * standard_error + 5e-4)
     assert float(x.mean()) == pytest.approx(MU, abs=4 * std / math.sqrt(count * n) + 5e-4)
 
 
 def test_the_original_deterministic_ve_sampler_is_eulers_method_in_sigma_squared():
     z = torch.randn(2, 1, 3, 3, dtype=f64, generator=torch.Generator().manual_seed(2))
     sigmas = levels(VESteps(), 30)
-    ours = run(PredictorCorrector(predictor='probability-flow', corrector='none'), Conditioned(Gaussian()), z, sigmas,
-               forbidden)
+    ours = run(PredictorCorrector(predictor='probability-flow', corrector='none'),
+               Conditioned(Gaussian()), z, sigmas, forbidden)
     euler = run(FlowSampler(Euler(), VESchedule()), Conditioned(Gaussian()), z, sigmas, forbidden)
     torch.testing.assert_close(ours, euler, rtol=1e-11, atol=1e-11)
 
 
 def test_discrete_vp_predictors_by_their_betas():
-    """Song's forms in beta_i = 1 - alpha_i: reverse diffusion, and ancestral sampling with the large variance."""
+    """Song's forms in beta_i = 1 - alpha_i: reverse diffusion, and ancestral sampling with the
+    large variance."""
     sigmas = levels(VPSteps(), 25)
     z = torch.randn(2, 1, 2, 2, dtype=f64, generator=torch.Generator().manual_seed(3))
     draws = torch.randn(25, 2, 1, 2, 2, dtype=f64, generator=torch.Generator().manual_seed(4))
@@ -234,13 +247,14 @@ def test_discrete_vp_predictors_by_their_betas():
             beta = 1 - alpha_bars[i] / alpha_bars[i + 1]
             s = math.sqrt(alpha_bars[i])
             D = net(x / s, sigmas[i])
-            x = step(x, beta, (s * D - x) / (1 - alpha_bars[i])) + (math.sqrt(beta) * draws[i] if i < 24 else 0)
+            x = step(x, beta, (s * D - x) / (1 - alpha_bars[i])) + (math.sqrt(beta) * draws[i]
+                                                                    if i < 24 else 0)
         return x
 
     scale = sigmas[0] / (1 + sigmas[0] ** 2).sqrt()
     feed = iter(draws)
-    ours = run(PredictorCorrector(corrector='none', scaling=VPScaling()), Conditioned(Gaussian()), z, sigmas,
-               lambda x: next(feed))
+    ours = run(PredictorCorrector(corrector='none', scaling=VPScaling()), Conditioned(Gaussian()),
+               z, sigmas, lambda x: next(feed))
     expected = chain(lambda x, beta, score: (2 - math.sqrt(1 - beta)) * x + beta * score, scale * z)
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
     feed = iter(draws)
@@ -255,12 +269,14 @@ def ancestral_recursion(sigmas, nu):
     for a, b in itertools.pairwise(sigmas.tolist()):
         q = b**2 / a**2
         A = q + (1 - q) * shrink(a)
-        w2 = (b**2 * (1 - q)) ** (1 - nu) * ((a**2 - b**2) * (1 + b**2) / (1 + a**2)) ** nu if b else 0
+        w2 = (b**2 * (1 - q)) ** (1 - nu) * ((a**2 - b**2) * (1 + b**2)
+                                             / (1 + a**2)) ** nu if b else 0
         m, V = MU + A * (m - MU), A**2 * V + w2
     return m, V
 
 
-@pytest.mark.parametrize(('variance', 'nu'), [('small', 0.0), ('large', 1.0), ('learned', 0.3), ('learned', 1.2)])
+@pytest.mark.parametrize(('variance', 'nu'), [('small', 0.0), ('large', 1.0), ('learned', 0.3),
+                                              ('learned', 1.2)])
 @pytest.mark.parametrize('num_steps', [1, 2, 100, 992])
 def test_moments_of_ancestral_sampling(variance, nu, num_steps):
     sigmas = levels(IDDPMSteps(), num_steps)
@@ -268,7 +284,8 @@ def test_moments_of_ancestral_sampling(variance, nu, num_steps):
     moments = impulse_response(Ancestral(variance), sigmas, num_steps - 1, net)
     assert moments == pytest.approx(ancestral_recursion(sigmas, nu), rel=1e-9, abs=1e-12)
     if num_steps == 992 and variance != 'learned':   # every level up to 80
-        assert math.sqrt(moments[1]) == pytest.approx(0.497 if variance == 'small' else 0.501, abs=1e-3)
+        assert math.sqrt(moments[1]) == pytest.approx(0.497 if variance == 'small' else 0.501,
+                                                      abs=1e-3)
 
 
 def test_monte_carlo_agrees_with_the_recursions():
@@ -277,7 +294,8 @@ def test_monte_carlo_agrees_with_the_recursions():
     for sampler, discretization, expected in [
             (Ancestral('small'), IDDPMSteps(), lambda sigmas: ancestral_recursion(sigmas, 0)),
             (EulerMaruyama(), VPSteps(), em_recursion),
-            (PredictorCorrector(corrector='ald'), VESteps(), lambda s: pc_recursion(s, 'reverse-diffusion', 1, 0.16, 0))]:
+            (PredictorCorrector(corrector='ald'), VESteps(),
+             lambda s: pc_recursion(s, 'reverse-diffusion', 1, 0.16, 0))]:
         sigmas = levels(discretization, 30)
         mean, variance = expected(sigmas)
         x = run(sampler, Conditioned(Gaussian(MU, C)), torch.randn(count, 1, 1, 1), sigmas)
@@ -296,9 +314,11 @@ def test_ancestral_sampling_is_the_chain_of_ddpm(variance):
         alpha = ab / ab_next
         beta = 1 - alpha
         x0 = net(x / math.sqrt(ab), sigmas[i])
-        x = math.sqrt(ab_next) * beta / (1 - ab) * x0 + math.sqrt(alpha) * (1 - ab_next) / (1 - ab) * x
+        x = math.sqrt(ab_next) * beta / (1 - ab) * x0 + math.sqrt(alpha) * (1 - ab_next) / (1
+                                                                                            - ab) * x
         if b > 0:
-            x = x + math.sqrt(beta * ((1 - ab_next) / (1 - ab) if variance == 'small' else 1)) * draws[i]
+            x = x + math.sqrt(beta * ((1 - ab_next) / (1 - ab) if variance == 'small'
+                                      else 1)) * draws[i]
     feed = iter(draws)
     ours = run(Ancestral(variance), Conditioned(Gaussian()), z, sigmas, lambda x: next(feed))
     torch.testing.assert_close(ours, x, rtol=1e-10, atol=1e-11)
@@ -330,9 +350,11 @@ def test_ddim_with_all_noise_is_ancestral_sampling_with_the_small_variance():
     z, *draws = torch.randn(50, 2, 1, 3, 3, dtype=f64, generator=torch.Generator().manual_seed(7))
     sigmas = levels(IDDPMSteps(), 50)
     feeds = [iter(draws), iter(draws)]
-    start = (1 + sigmas[0] ** 2).sqrt() / sigmas[0]   # the two start from N(0, 1 + a^2) and N(0, a^2)
+    # the two start from N(0, 1 + a^2) and N(0, a^2)
+    start = (1 + sigmas[0] ** 2).sqrt() / sigmas[0]
     ddim = run(DDIM(eta=1.0), Conditioned(Gaussian()), start * z, sigmas, lambda x: next(feeds[0]))
-    ancestral = run(Ancestral('small'), Conditioned(Gaussian()), z, sigmas, lambda x: next(feeds[1]))
+    ancestral = run(Ancestral('small'), Conditioned(Gaussian()), z, sigmas,
+                    lambda x: next(feeds[1]))
     torch.testing.assert_close(ddim, ancestral, rtol=1e-11, atol=1e-11)
 
 
@@ -340,10 +362,12 @@ def test_ddim_with_all_noise_is_ancestral_sampling_with_the_small_variance():
 def test_clipping_the_denoised_image(sampler):
     """Far from the data every D is clipped to 1, and x becomes a walk towards it."""
     sigmas = levels(IDDPMSteps(), 10)
-    x = run(sampler, Conditioned(Gaussian(mu=5.0, c=0.01)), torch.zeros(1, 1, 1, 1), sigmas, torch.zeros_like)
+    x = run(sampler, Conditioned(Gaussian(mu=5.0, c=0.01)), torch.zeros(1, 1, 1, 1), sigmas,
+            torch.zeros_like)
     assert float(x) == 1
     unclipped = type(sampler)(**{'variance': 'small'} if isinstance(sampler, Ancestral) else {})
-    y = run(unclipped, Conditioned(Gaussian(mu=5.0, c=0.01)), torch.zeros(1, 1, 1, 1), sigmas, torch.zeros_like)
+    y = run(unclipped, Conditioned(Gaussian(mu=5.0, c=0.01)), torch.zeros(1, 1, 1, 1), sigmas,
+            torch.zeros_like)
     assert float(y) == pytest.approx(5, abs=0.01)
 
 
@@ -381,7 +405,8 @@ def test_number_of_evaluations(name, num_steps):
     sampler, evaluations = SAMPLERS[name]
     net = LearnedGaussian(0.0)
     torch.manual_seed(0)
-    sigmas = levels(VPSteps(), 18)[[*range(num_steps - 1), 17, 18] if num_steps == 18 else [*range(num_steps), 18]]
+    sigmas = levels(VPSteps(), 18)[[*range(num_steps - 1), 17, 18] if num_steps == 18
+                                   else [*range(num_steps), 18]]
     if name == 'em-original':
         sigmas = levels(VPSteps(), num_steps)
     x = run(sampler, Conditioned(net), torch.randn(2, 1, 2, 2), sigmas)
@@ -395,8 +420,9 @@ def test_number_of_evaluations(name, num_steps):
 def test_an_image_does_not_depend_on_its_batch(name, batch):
     def images(seeds):
         generator = StackedGenerator(seeds, 'cpu')
-        return run(SAMPLERS[name][0], Conditioned(LearnedGaussian(0.3)), generator.randn([len(seeds), 3, 16, 16]),
-                   levels(VPSteps(), 4), generator.randn_like)
+        return run(SAMPLERS[name][0], Conditioned(LearnedGaussian(0.3)),
+                   generator.randn([len(seeds), 3, 16, 16]), levels(VPSteps(), 4),
+                   generator.randn_like)
 
     together = images(range(64))
     few = range(64) if batch == 64 else range(0, 28)
@@ -407,24 +433,29 @@ def test_an_image_does_not_depend_on_its_batch(name, batch):
 def test_with_original_norms_an_image_does_depend_on_its_batch():
     z = torch.randn(2, 1, 2, 2, dtype=f64, generator=torch.Generator().manual_seed(8))
     sigmas = levels(VESteps(), 3)
-    together = run(PredictorCorrector(original=True), Conditioned(Gaussian()), z, sigmas, torch.ones_like)
-    alone = run(PredictorCorrector(original=True), Conditioned(Gaussian()), z[:1], sigmas, torch.ones_like)
+    together = run(PredictorCorrector(original=True), Conditioned(Gaussian()), z, sigmas,
+                   torch.ones_like)
+    alone = run(PredictorCorrector(original=True), Conditioned(Gaussian()), z[:1], sigmas,
+                torch.ones_like)
     assert not torch.equal(together[:1], alone)
 
 
 @pytest.mark.parametrize('shape', [(1, 1, 1, 1), (3, 1, 3, 1), (2, 3, 5, 7), (5, 3, 32, 32)])
 def test_sum_of_squares(shape):
     x = torch.randn(shape, dtype=f64, generator=torch.Generator().manual_seed(9))
-    torch.testing.assert_close(sum_squares(x).flatten(), (x**2).flatten(1).sum(1), rtol=1e-14, atol=0)
+    torch.testing.assert_close(sum_squares(x).flatten(), (x**2).flatten(1).sum(1), rtol=1e-14,
+                               atol=0)
     assert sum_squares(x).shape == (shape[0], 1, 1, 1)
 
 
 def test_sum_of_squares_adds_halves_in_every_batch():
-    """Bit for bit the order of summation that is promised, whatever a reduction kernel would choose."""
+    """Bit for bit the order of summation that is promised, whatever a reduction kernel would
+    choose."""
     def by_halves(values):
         while len(values) > 1:
             half = (len(values) + 1) // 2
-            values = [a + b for a, b in itertools.zip_longest(values[:half], values[half:], fillvalue=0.0)]
+            values = [a + b for a, b in itertools.zip_longest(values[:half], values[half:],
+                                                              fillvalue=0.0)]
         return values[0]
 
     x = torch.randn(8, 3, 5, 7, dtype=f64, generator=torch.Generator().manual_seed(11))
@@ -435,8 +466,9 @@ def test_sum_of_squares_adds_halves_in_every_batch():
 
 def small_network(cls, **kwargs):
     torch.manual_seed(0)
-    return cls(img_resolution=8, img_channels=1, label_dim=2, model_type='SongUNet', model_channels=32,
-               channel_mult=[1], num_blocks=1, attn_resolutions=[], **kwargs).eval()
+    return cls(img_resolution=8, img_channels=1, label_dim=2, model_type='SongUNet',
+               model_channels=32, channel_mult=[1], num_blocks=1, attn_resolutions=[],
+               **kwargs).eval()
 
 
 def test_learned_variance_of_a_network():
@@ -462,8 +494,10 @@ def test_learned_variance_of_a_network():
 
 @pytest.mark.parametrize('net', [Gaussian(), small_network(EDMPrecond)])
 def test_learned_variance_needs_variance_channels(net):
-    with pytest.raises(ValueError, match=r"^variance='learned' needs a network with variance channels \(iDDPM\), which "
-                                         r"this one is not; use variance='small' or 'large' \(--variance=small\)$"):
+    with pytest.raises(ValueError, match=r"^variance='learned' needs a network with variance "
+                                         r"channels \(iDDPM\), which "
+                                         r"this one is not; use variance='small' or 'large' "
+                                         r"\(--variance=small\)$"):
         run(Ancestral(), Conditioned(net), torch.zeros(1, 1, 8, 8), levels(EDMSteps(), 2))
 
 
@@ -472,13 +506,15 @@ def test_other_errors_of_a_network_pass():
         raise ValueError('another matter')
 
     with pytest.raises(ValueError, match='^another matter$'):
-        denoise_with_variance(Conditioned(broken), torch.zeros(1, 1, 1, 1), torch.ones([], dtype=f64))
+        denoise_with_variance(Conditioned(broken), torch.zeros(1, 1, 1, 1),
+                              torch.ones([], dtype=f64))
 
 
 @pytest.mark.parametrize(('make', 'message'), [
     (lambda: PredictorCorrector(predictor='euler'),
      "predictor must be one of reverse-diffusion, ancestral, probability-flow, not 'euler'"),
-    (lambda: PredictorCorrector(corrector='mala'), "corrector must be one of langevin, ald, none, not 'mala'"),
+    (lambda: PredictorCorrector(corrector='mala'), "corrector must be one of langevin, ald, none, "
+                                                   "not 'mala'"),
     (lambda: PredictorCorrector(snr=0.0), 'snr must be positive, not 0'),
     (lambda: PredictorCorrector(corrector_steps=-1), 'corrector_steps must be 0 or more, not -1'),
     (lambda: Ancestral('big'), "variance must be one of learned, small, large, not 'big'"),

@@ -1,4 +1,5 @@
-"""Guidance against closed forms: guided Gaussians are Gaussian, and guided scores are derivatives."""
+"""Guidance against closed forms: guided Gaussians are Gaussian, and guided scores are
+derivatives."""
 
 import dataclasses
 import math
@@ -18,12 +19,14 @@ from training.networks import EDMPrecond, iDDPMPrecond
 
 f64 = torch.float64
 MEANS = torch.tensor([-0.6, 0.1, 0.8], dtype=f64)   # of the classes; without a class the mean is 0
-TINY = {'model_channels': 4, 'channel_mult': [1], 'num_blocks': 1, 'attn_resolutions': [], 'dropout': 0}
+TINY = {'model_channels': 4, 'channel_mult': [1], 'num_blocks': 1, 'attn_resolutions': [],
+        'dropout': 0}
 
 
 @dataclasses.dataclass
 class Classes:
-    """Data N(μ, c²) with a mean for each class, answered in the unit variable too: ideal, and affine in the labels."""
+    """Data N(μ, c²) with a mean for each class, answered in the unit variable too: ideal, and
+    affine in the labels."""
     c: float = 0.5
     mu: float = 0.0
     unit_scale: float = 0.5
@@ -32,10 +35,14 @@ class Classes:
 
     def __call__(self, x, sigma, class_labels=None, unit=False, return_variance=False):
         sigma = sigma.reshape(-1, 1, 1, 1) if sigma.ndim else sigma
-        mu = self.mu + (0 if class_labels is None else (class_labels.to(f64) @ MEANS).reshape(-1, 1, 1, 1))
+        mu = self.mu + (0 if class_labels is None
+                        else (class_labels.to(f64) @ MEANS).reshape(-1, 1, 1, 1))
         d = self.unit_scale
         share = 1 / (1 + (sigma / self.c) ** 2)   # c²/(c² + σ²)
-        D = mu * (1 - share) + (share * (sigma**2 + d**2).sqrt()).nan_to_num(0) * x if unit else mu + share * (x - mu)
+        D = mu * (1 - share) + (share
+                                * (sigma**2
+                                   + d**2).sqrt()).nan_to_num(0) * x if unit else mu + share * (x
+                                                                                                - mu)
         return (D, torch.full_like(D, self.F_var) * (1 + mu)) if return_variance else D
 
 
@@ -43,12 +50,14 @@ class Pixels(IdealDenoiser):
     """The ideal denoiser of 40 pictures of 2 classes: its answers are no affine functions of x."""
 
     def __init__(self, seed=0):
-        images = torch.rand([40, 2, 4, 4], generator=torch.Generator().manual_seed(seed), dtype=f64) * 2 - 1
+        images = torch.rand([40, 2, 4, 4], generator=torch.Generator().manual_seed(seed),
+                            dtype=f64) * 2 - 1
         super().__init__(images, torch.eye(2)[torch.arange(40) % 2])
 
 
 def noise(batch=4, channels=2, size=4, dtype=f64):
-    return torch.randn([batch, channels, size, size], generator=torch.Generator().manual_seed(1), dtype=dtype)
+    return torch.randn([batch, channels, size, size], generator=torch.Generator().manual_seed(1),
+                       dtype=dtype)
 
 
 def labels(*classes, of=3):
@@ -109,7 +118,8 @@ def test_the_guided_score_is_the_derivative_of_the_guided_density(weight, sigma)
 
 @pytest.mark.parametrize('weight', [0.5, 2.0, 4.0])
 def test_gaussians_guide_each_other_by_their_product(weight):
-    """p^w q^(1−w) of N(μ, c² + σ²) and N(μ′, c′² + σ²): precisions and precision-weighted means add up."""
+    """p^w q^(1−w) of N(μ, c² + σ²) and N(μ′, c′² + σ²): precisions and precision-weighted means add
+    up."""
     net, guide = Classes(c=0.4), Classes(c=0.9, mu=0.3, label_dim=0)
     for sigma in torch.tensor([0.05, 0.5, 5.0], dtype=f64):
         x = noise() * (1 + sigma)
@@ -120,9 +130,11 @@ def test_gaussians_guide_each_other_by_their_product(weight):
         torch.testing.assert_close(D, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize('sampler', [FlowSampler(), FlowSampler(Euler()), DDIM(), DDIM(eta=1.0), Ancestral('small'), RK45()])
+@pytest.mark.parametrize('sampler', [FlowSampler(), FlowSampler(Euler()), DDIM(), DDIM(eta=1.0),
+                                     Ancestral('small'), RK45()])
 def test_every_sampler_draws_from_the_guided_distribution(sampler):
-    """Classes of one width, without classes the same width about 0: guided, N(w μ, c²), whose own samples it draws."""
+    """Classes of one width, without classes the same width about 0: guided, N(w μ, c²), whose own
+    samples it draws."""
     y, w = labels(0, 1, 2, 2), 2.5
 
     def draw(net, class_labels):
@@ -136,7 +148,8 @@ def test_every_sampler_draws_from_the_guided_distribution(sampler):
     images = draw(guided(Classes(), Guidance(w)), y)
     torch.testing.assert_close(images, draw(alone, y.to(f64)), rtol=1e-8, atol=1e-8)
     means = images.flatten(1).mean(dim=1)
-    torch.testing.assert_close(means, w * MEANS[[0, 1, 2, 2]], rtol=0, atol=4 * 0.5 / 32**0.5)   # 32 pixels each
+    # 32 pixels each
+    torch.testing.assert_close(means, w * MEANS[[0, 1, 2, 2]], rtol=0, atol=4 * 0.5 / 32**0.5)
 
 
 def test_heun_reaches_the_end_of_the_guided_flow():
@@ -177,7 +190,8 @@ def test_evaluations_are_counted_inside():
     run(DDIM(), Conditioned(guided(net, Guidance(2.0, interval=(0.2, 5))), y), noise(), sigmas)
     assert (net.calls, net.images) == (10, 40 + 4 * inside)
     net = Counting(Classes())
-    run(DDIM(), Conditioned(guided(net, Guidance(2.0, interval=(0.2, 5)), guide), y), noise(), sigmas)
+    run(DDIM(), Conditioned(guided(net, Guidance(2.0, interval=(0.2, 5)), guide), y), noise(),
+        sigmas)
     assert (net.calls, net.images, guide.calls, guide.images) == (10, 40, inside, 4 * inside)
     assert guide.noise_levels() == pytest.approx(sigmas[(sigmas >= 0.2) & (sigmas <= 5)].tolist())
 
@@ -197,7 +211,8 @@ def test_without_rescaling_plain_guidance_bitwise(space):
 @pytest.mark.parametrize('sigma', [0.02, 0.7, 30.0, [0.05, 0.4, 3.0, 80.0]])
 @pytest.mark.parametrize('d', [1.0, 0.5])
 def test_rescaling_by_the_letter(d, sigma, space, phi, guide):
-    """Eq. 13 to 16 on v, x0 and ε themselves; and with φ = 1 each image has the standard deviation of D_pos."""
+    """Eq. 13 to 16 on v, x0 and ε themselves; and with φ = 1 each image has the standard deviation
+    of D_pos."""
     net, y, sigma = Pixels(), labels(0, 1, 1, 0, of=2), torch.tensor(sigma, dtype=f64)
     guide = None if guide is None else Pixels(guide)
     if d != 1:
@@ -211,7 +226,8 @@ def test_rescaling_by_the_letter(d, sigma, space, phi, guide):
     D = guided(net, Guidance(w, phi, space), guide)(x, sigma, y)
     torch.testing.assert_close(D, restored(space, expected, x, column, d), rtol=1e-8, atol=1e-8)
     if phi == 1:
-        torch.testing.assert_close(std(coordinates(space, D, x, column, d)), std(pos), rtol=1e-7, atol=0)
+        torch.testing.assert_close(std(coordinates(space, D, x, column, d)), std(pos), rtol=1e-7,
+                                   atol=0)
 
 
 def test_guidance_is_the_same_in_every_space():
@@ -221,7 +237,8 @@ def test_guidance_is_the_same_in_every_space():
     D = guided(net, Guidance(w))(x, sigma, y)
     for space in SPACES:
         pos, neg = (coordinates(space, net(x, sigma, label), x, sigma, 1.0) for label in (y, None))
-        torch.testing.assert_close(restored(space, neg + w * (pos - neg), x, sigma, 1.0), D, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(restored(space, neg + w * (pos - neg), x, sigma, 1.0), D,
+                                   rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize('space', SPACES)
@@ -270,7 +287,8 @@ class Anywhere(Classes):
 
 
 def test_no_device_is_waited_for():
-    """Tensors without contents, of which the host can learn nothing, stand for those of a GPU that is still at work."""
+    """Tensors without contents, of which the host can learn nothing, stand for those of a GPU that
+    is still at work."""
     x, y = torch.empty(2, 1, 4, 4, device='meta'), torch.empty(2, 3, device='meta')
     for space in SPACES:
         net = Anywhere()
@@ -286,21 +304,27 @@ def test_no_device_is_waited_for():
         assert net.batches[5:] == [2, 4, 2]
 
 
-@pytest.mark.parametrize('guidance', [Guidance(3.0), *(Guidance(3.0, 0.7, space) for space in SPACES)])
-@pytest.mark.parametrize('guide', [None, Classes(1.0, 0.2, unit_scale=0.5), Classes(1.0, 0.2, unit_scale=1.0)])
+@pytest.mark.parametrize('guidance',
+                         [Guidance(3.0), *(Guidance(3.0, 0.7, space) for space in SPACES)])
+@pytest.mark.parametrize('guide', [None, Classes(1.0, 0.2, unit_scale=0.5),
+                                   Classes(1.0, 0.2, unit_scale=1.0)])
 def test_the_unit_variable(guidance, guide):
-    """z = x/√(σ² + d²) gives the same D at every finite level, whatever the unit of the guide, and a finite one at ∞."""
+    """z = x/√(σ² + d²) gives the same D at every finite level, whatever the unit of the guide, and
+    a finite one at ∞."""
     net, y = guided(Classes(0.4), guidance, guide), labels(0, 1, 2, 2)
     assert net.unit_scale == 0.5
     for sigma in torch.tensor([1e-3, 0.3, 2.0, 80.0, 1e4], dtype=f64):
         x = noise() * (0.25 + sigma**2).sqrt()
-        torch.testing.assert_close(net(noise(), sigma, y, unit=True), net(x, sigma, y), rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(net(noise(), sigma, y, unit=True), net(x, sigma, y), rtol=1e-11,
+                                   atol=1e-11)
     sigma = torch.tensor([math.inf, 1.0, math.inf, 0.1], dtype=f64)
     D = net(noise(), sigma, y, unit=True)
-    torch.testing.assert_close(D[1], net(noise()[1:2], sigma[1], y[1:2], unit=True)[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(D[1], net(noise()[1:2], sigma[1], y[1:2], unit=True)[0], rtol=1e-12,
+                               atol=1e-12)
     means = MEANS[[0, 2]] if guide is None else 3 * MEANS[[0, 2]] - 2 * (MEANS[[0, 2]] + 0.2)
     expected = (3 * means if guide is None else means).reshape(2, 1, 1, 1).expand(2, 2, 4, 4)
-    torch.testing.assert_close(D[[0, 2]], expected, rtol=1e-12, atol=1e-12)   # a constant picture: nothing to rescale
+    # a constant picture: nothing to rescale
+    torch.testing.assert_close(D[[0, 2]], expected, rtol=1e-12, atol=1e-12)
 
 
 class Textured(Classes):
@@ -311,14 +335,17 @@ class Textured(Classes):
         return pattern * (class_labels.to(f64) @ MEANS).reshape(-1, 1, 1, 1) + 0.1 * pattern**2
 
 
-@pytest.mark.parametrize(('space', 'phi', 'shrunk'), [('v', 1.0, True), ('x0', 1.0, True), ('eps', 1.0, False), ('v', 0.0, False)])
+@pytest.mark.parametrize(('space', 'phi', 'shrunk'), [('v', 1.0, True), ('x0', 1.0, True),
+                                                      ('eps', 1.0, False), ('v', 0.0, False)])
 def test_rescaling_at_infinite_noise(space, phi, shrunk):
-    """There v = −D/d, so that v and x0 coincide; ε is the input itself, and leaves guidance as it is."""
+    """There v = −D/d, so that v and x0 coincide; ε is the input itself, and leaves guidance as it
+    is."""
     y, sigma = labels(2, 0), torch.tensor(math.inf, dtype=f64)
     D_pos = Textured()(noise(2), sigma, y)
     cfg = Textured()(noise(2), sigma, torch.zeros(2, 3)) * (1 - 3) + 3 * D_pos
     D = guided(Textured(), Guidance(3.0, phi, space))(noise(2), sigma, y, unit=True)
-    torch.testing.assert_close(D, cfg * std(D_pos) / std(cfg) if shrunk else cfg, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(D, cfg * std(D_pos) / std(cfg) if shrunk else cfg, rtol=1e-12,
+                               atol=1e-12)
 
 
 def test_without_the_guides_unit_variable_there_is_none():
@@ -334,14 +361,18 @@ def test_without_the_guides_unit_variable_there_is_none():
 
 
 def test_the_reason_of_either_network_forbids_infinite_noise():
-    can, cannot = with_attributes(no_infinity=''), with_attributes(no_infinity='it predicts the noise')
+    can, cannot = with_attributes(no_infinity=''), with_attributes(no_infinity='it predicts the '
+                                                                               'noise')
     for guide in (None, can, cannot):
         assert guided(cannot, Guidance(2.0), guide).no_infinity == 'it predicts the noise'
     for net in (can, Classes()):
         assert guided(net, Guidance(2.0), cannot).no_infinity == (
-            'the guide: it predicts the noise. With --guidance-interval=0,HI the guide is asked up to HI only')
-    assert guided(can, Guidance(2.0), can).no_infinity == guided(can, Guidance(2.0)).no_infinity == ''
-    assert guided(can, Guidance(2.0, interval=(0, 9)), cannot).no_infinity == ''   # there the guide is not asked
+            'the guide: it predicts the noise. With --guidance-interval=0,HI the guide is asked up '
+            'to HI only')
+    assert guided(can, Guidance(2.0),
+                  can).no_infinity == guided(can, Guidance(2.0)).no_infinity == ''
+    # there the guide is not asked
+    assert guided(can, Guidance(2.0, interval=(0, 9)), cannot).no_infinity == ''
 
 
 def test_the_variance_is_that_of_the_conditional_answer():
@@ -354,15 +385,18 @@ def test_the_variance_is_that_of_the_conditional_answer():
     assert torch.equal(F_var, net(noise(), sigma, y, return_variance=True)[1])
     assert guide.conditions == {}   # it is not asked for a variance
     assert torch.equal(D, guided(net, Guidance(3.0), guide)(noise(), sigma, y))
-    with pytest.raises(ValueError, match=r"variance='learned' needs a network with variance channels"):
-        denoise_with_variance(Conditioned(guided(Pixels(), Guidance(3.0)), labels(0, of=2)), noise(), sigma)
+    with pytest.raises(ValueError, match=r"variance='learned' needs a network with variance "
+                                         r"channels"):
+        denoise_with_variance(Conditioned(guided(Pixels(), Guidance(3.0)), labels(0, of=2)),
+                              noise(), sigma)
 
 
 def test_learned_variances_of_a_network():
     net = lively(iDDPMPrecond(8, 2, label_dim=3, model_type='SongUNet', **TINY))
     y, sigma = labels(2, 0, 1, 1), torch.tensor(1.5, dtype=f64)
     D, F_var = guided(net, Guidance(2.0))(noise(size=8), sigma, y, return_variance=True)
-    torch.testing.assert_close(F_var, net(noise(size=8), sigma, y, return_variance=True)[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(F_var, net(noise(size=8), sigma, y, return_variance=True)[1],
+                               rtol=1e-5, atol=1e-5)
     sigmas = net.round_sigma(levels(5))
     generator = torch.Generator().manual_seed(0)
     images = run(Ancestral(), Conditioned(guided(net, Guidance(2.0)), y), noise(size=8), sigmas,
@@ -375,8 +409,10 @@ def test_conditions_are_given_to_both_halves():
     net = lively(EDMPrecond(8, 2, label_dim=3, model_type='SongUNet', augment_dim=2, **TINY))
     y, sigma, w = labels(2, 0, 1, 1), torch.tensor(0.5, dtype=f64), 2.0
     for augment in [torch.randn(4, 2), torch.randn(1, 2)]:
-        D_pos, D_ref = (net(noise(size=8), sigma, label, augment_labels=augment) for label in (y, torch.zeros_like(y)))
-        D = guided(net, Guidance(w))(noise(size=8), sigma, y, augment_labels=augment, force_fp32=True)
+        D_pos, D_ref = (net(noise(size=8), sigma, label, augment_labels=augment)
+                        for label in (y, torch.zeros_like(y)))
+        D = guided(net, Guidance(w))(noise(size=8), sigma, y, augment_labels=augment,
+                                     force_fp32=True)
         torch.testing.assert_close(D, D_ref + w * (D_pos - D_ref), rtol=1e-5, atol=1e-5)
 
 
@@ -399,7 +435,8 @@ def with_attributes(**attributes):
 
 
 def test_attributes_are_those_of_the_network():
-    net = with_attributes(sigma_min=0.01, sigma_max=90.0, img_resolution=4, round_sigma=lambda sigma: sigma.round())
+    net = with_attributes(sigma_min=0.01, sigma_max=90.0, img_resolution=4,
+                          round_sigma=lambda sigma: sigma.round())
     alone = Conditioned(guided(net, Guidance(2.0)))
     assert (alone.sigma_min, alone.sigma_max) == (0.01, 90.0) and alone.net.img_resolution == 4
     assert float(alone.nearest(torch.tensor(2.4))) == 2
@@ -408,13 +445,16 @@ def test_attributes_are_those_of_the_network():
 
 
 @pytest.mark.parametrize(('interval', 'expected'), [
-    ((0.0, math.inf), (0.02, 50.0)), ((0.02, math.inf), (0.01, 50.0)), ((0.1, 10.0), (0.01, 90.0)), ((0.1, 60.0), (0.01, 50.0))])
+    ((0.0, math.inf), (0.02, 50.0)), ((0.02, math.inf), (0.01, 50.0)), ((0.1, 10.0), (0.01, 90.0)),
+    ((0.1, 60.0), (0.01, 50.0))])
 def test_the_noise_range_is_what_both_support(interval, expected):
     """Of the guide's range only what guidance needs counts."""
-    net, guide = with_attributes(sigma_min=0.01, sigma_max=90.0), with_attributes(sigma_min=0.02, sigma_max=50.0)
+    net, guide = with_attributes(sigma_min=0.01, sigma_max=90.0), with_attributes(sigma_min=0.02,
+                                                                                  sigma_max=50.0)
     both = guided(net, Guidance(2.0, interval=interval), guide)
     assert (both.sigma_min, both.sigma_max) == expected
-    assert isinstance(both, Guided) and (Conditioned(guided(net, Guidance(2.0), Classes())).sigma_max == 90.0)
+    assert isinstance(both, Guided) and (Conditioned(guided(net, Guidance(2.0),
+                                                            Classes())).sigma_max == 90.0)
 
 
 @pytest.mark.parametrize(('fields', 'message'), [
@@ -423,9 +463,12 @@ def test_the_noise_range_is_what_both_support(interval, expected):
     ({'rescale': 1.2}, 'the rescaling of guidance must be from 0 to 1, not 1.2'),
     ({'rescale': math.nan}, 'the rescaling of guidance must be from 0 to 1, not nan'),
     ({'space': 'D'}, "the space of the rescaling must be one of v, x0, eps, not 'D'"),
-    ({'interval': (2, 1)}, 'the interval of guidance must be two noise levels, the lowest and the highest, not 2, 1'),
-    ({'interval': (-1, 1)}, 'the interval of guidance must be two noise levels, the lowest and the highest, not -1, 1'),
-    ({'interval': (0, math.nan)}, 'the interval of guidance must be two noise levels, the lowest and the highest, not 0, nan')])
+    ({'interval': (2, 1)}, 'the interval of guidance must be two noise levels, the lowest and the '
+                           'highest, not 2, 1'),
+    ({'interval': (-1, 1)}, 'the interval of guidance must be two noise levels, the lowest and the '
+                            'highest, not -1, 1'),
+    ({'interval': (0, math.nan)}, 'the interval of guidance must be two noise levels, the lowest '
+                                  'and the highest, not 0, nan')])
 def test_numbers_that_make_no_sense(fields, message):
     with pytest.raises(ValueError, match=f'^{message}$'):
         Guidance(**fields)
@@ -438,14 +481,17 @@ def test_numbers_that_make_no_sense(fields, message):
 def test_a_guide_of_other_images(attributes, message):
     net = with_attributes(img_resolution=4, img_channels=2)
     with pytest.raises(ValueError, match=f'^{message}$'):
-        guided(net, Guidance(2.0), with_attributes(**{'img_resolution': 4, 'img_channels': 2, **attributes}))
+        guided(net, Guidance(2.0), with_attributes(**{'img_resolution': 4, 'img_channels': 2,
+                                                      **attributes}))
 
 
 def test_what_has_no_labels_cannot_guide_itself():
-    with pytest.raises(ValueError, match='^guidance needs a class-conditional network, trained with --label-dropout, or a '
-                                         '--guide-network; this network is unconditional$'):
+    with pytest.raises(ValueError, match='^guidance needs a class-conditional network, trained '
+                                         'with --label-dropout, or a --guide-network; this network '
+                                         'is unconditional$'):
         guided(Classes(label_dim=0), Guidance(2.0))
     with pytest.raises(ValueError, match='^guidance needs class labels, or a --guide-network$'):
         guided(Classes(), Guidance(2.0))(noise(), torch.tensor(1.0, dtype=f64))
-    with pytest.raises(ValueError, match='^the guide has label_dim=3; to guide this network it must have 0$'):
+    with pytest.raises(ValueError, match='^the guide has label_dim=3; to guide this network it '
+                                         'must have 0$'):
         guided(Classes(label_dim=0), Guidance(2.0), Classes())

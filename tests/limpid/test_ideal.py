@@ -36,7 +36,8 @@ def labels():
 
 
 def noisy(images, sigma, batch=5, seed=1):
-    noise = torch.randn([batch, *images.shape[1:]], generator=torch.Generator().manual_seed(seed), dtype=f64)
+    noise = torch.randn([batch, *images.shape[1:]], generator=torch.Generator().manual_seed(seed),
+                        dtype=f64)
     return images[:batch] + sigma * noise
 
 
@@ -47,7 +48,8 @@ def summed_out(images, x, sigma):
         logits = -(row - images).square().flatten(1).sum(dim=1) / (2 * level**2)
         D.append(torch.einsum('i,i...->...', logits.softmax(dim=0), images))
         n = row.numel()
-        log_p.append(logits.logsumexp(dim=0) - math.log(len(images)) - n / 2 * torch.log(2 * math.pi * level**2))
+        log_p.append(logits.logsumexp(dim=0) - math.log(len(images)) - n / 2
+                     * torch.log(2 * math.pi * level**2))
     return torch.stack(D), torch.stack(log_p)
 
 
@@ -80,7 +82,8 @@ def test_an_image_does_not_depend_on_its_batch(images, labels, sigma):
     assert torch.equal(net(x[order], sigma, classes[order]), together[order])
     for i in (0, 31, 32, 69):
         assert torch.equal(net(x[i:i + 1], sigma.expand(1), classes[i:i + 1]), together[i:i + 1])
-        assert torch.equal(net.log_prob(x[i:i + 1], sigma + 0.1), net.log_prob(x, sigma + 0.1)[i:i + 1])
+        assert torch.equal(net.log_prob(x[i:i + 1], sigma + 0.1),
+                           net.log_prob(x, sigma + 0.1)[i:i + 1])
 
 
 def test_both_ends_of_the_noise_range(images):
@@ -96,9 +99,11 @@ def test_both_ends_of_the_noise_range(images):
 
 
 def test_ties_average():
-    """0.1 and 0.7 are as far from 0.4 as each other, but for rounding; the duplicate counts twice."""
+    """0.1 and 0.7 are as far from 0.4 as each other, but for rounding; the duplicate counts
+    twice."""
     net = IdealDenoiser(torch.tensor([0.1, 0.7, 0.7, 3.0], dtype=f64).reshape(4, 1, 1, 1))
-    assert net(torch.full([1, 1, 1, 1], 0.4, dtype=f64), torch.tensor(0.0)).item() == pytest.approx(0.5, abs=1e-14)
+    assert net(torch.full([1, 1, 1, 1], 0.4, dtype=f64),
+               torch.tensor(0.0)).item() == pytest.approx(0.5, abs=1e-14)
 
 
 def test_classes(images, labels):
@@ -110,16 +115,20 @@ def test_classes(images, labels):
         assert torch.equal(net(x, sigma.reshape(1, 1, 1, 1), classes[:1]), net(x, sigma, classes))
         assert torch.allclose(net(x, sigma, classes), own(x, sigma), rtol=0, atol=1e-12)
         assert torch.allclose(net.log_prob(x, sigma, classes), own.log_prob(x, sigma), rtol=1e-12)
-        assert torch.allclose(net(x, torch.tensor(0.0), classes), own(x, torch.tensor(0.0)), rtol=0, atol=1e-12)
-        assert torch.allclose(net(x, torch.tensor(math.inf), classes)[0], images[k::3].mean(dim=0), atol=1e-12)
+        assert torch.allclose(net(x, torch.tensor(0.0), classes), own(x, torch.tensor(0.0)), rtol=0,
+                              atol=1e-12)
+        assert torch.allclose(net(x, torch.tensor(math.inf), classes)[0], images[k::3].mean(dim=0),
+                              atol=1e-12)
     assert torch.equal(net(x, sigma, torch.zeros(5, 3)), net(x, sigma))
     assert (net.label_dim, net.img_channels, net.img_resolution) == (3, 2, 3)
 
 
 def test_what_does_not_fit_is_named(images, labels):
-    with pytest.raises(ValueError, match=r'^the labels must be one-hot \[300, L\]; these \[300, 3\] are not$'):
+    with pytest.raises(ValueError, match=r'^the labels must be one-hot \[300, L\]; these \[300, '
+                                         r'3\] are not$'):
         IdealDenoiser(images, labels * 0.5)
-    with pytest.raises(ValueError, match=r'^the images must be floating point .* not torch.uint8 \[300, 2, 3, 3\]$'):
+    with pytest.raises(ValueError, match=r'^the images must be floating point .* not torch.uint8 '
+                                         r'\[300, 2, 3, 3\]$'):
         IdealDenoiser(images.to(torch.uint8))
     with pytest.raises(ValueError, match=r'^images of shape \[2, 4, 4\] given to .* \[2, 3, 3\]$'):
         IdealDenoiser(images)(torch.zeros(1, 2, 4, 4), torch.tensor(1.0))
@@ -136,7 +145,8 @@ def oracles(images):
     means = torch.randn([3, 2, 3, 3], generator=generator, dtype=f64)
     return {
         'ideal': IdealDenoiser(images),
-        'gaussian': Gaussian(torch.rand([2, 3, 3], generator=generator), torch.rand([3], generator=generator)),
+        'gaussian': Gaussian(torch.rand([2, 3, 3], generator=generator),
+                             torch.rand([3], generator=generator)),
         'numbers': Mixture(weights, torch.tensor([-1.0, 0.2, 0.5], dtype=f64), stds),
         'whole images': Mixture(weights, means, stds),
     }
@@ -185,7 +195,8 @@ def test_gaussian_limits():
     net, x = Gaussian(0.3, 0.5), torch.tensor([[[[1.0]]]], dtype=f64)
     assert net(x, torch.tensor(0.0)).item() == 1.0
     assert net(x * math.inf, torch.tensor(math.inf)).item() == pytest.approx(0.3, abs=1e-15)
-    expected = torch.distributions.Normal(torch.tensor(0.3, dtype=f64), math.sqrt(0.25 + 4)).log_prob(x)
+    expected = torch.distributions.Normal(torch.tensor(0.3, dtype=f64),
+                                          math.sqrt(0.25 + 4)).log_prob(x)
     assert net.log_prob(x, 2.0).item() == pytest.approx(expected.item(), rel=1e-14)
     assert Gaussian(0.0, 0.0)(x, torch.tensor(2.0)).item() == 0.0
     assert net.flow(net.flow(x, 0.002, 80.0), 80.0, 0.002).item() == pytest.approx(1.0, abs=1e-13)
@@ -195,29 +206,35 @@ def test_two_diracs_are_a_tanh():
     net = Mixture(torch.ones(2), torch.tensor([-1.0, 1.0]), torch.zeros(2))
     x = torch.linspace(-4, 4, 41, dtype=f64).reshape(1, 1, 1, 41)
     for sigma in (0.1, 1.0, 10.0):
-        assert torch.allclose(net(x, torch.tensor(sigma)), torch.tanh(x / torch.tensor(sigma).double()**2), atol=1e-13)
+        assert torch.allclose(net(x, torch.tensor(sigma)),
+                              torch.tanh(x / torch.tensor(sigma).double()**2), atol=1e-13)
 
 
 def test_a_mixture_of_images_without_spread_is_a_data_set(images):
     mixture = Mixture(torch.ones(300), images, torch.zeros(300))
     x, sigma = noisy(images, 0.4), torch.tensor(0.4, dtype=f64)
     assert torch.allclose(mixture(x, sigma), IdealDenoiser(images)(x, sigma), rtol=0, atol=1e-12)
-    assert torch.allclose(mixture.log_prob(x, sigma), IdealDenoiser(images).log_prob(x, sigma), rtol=1e-12)
+    assert torch.allclose(mixture.log_prob(x, sigma), IdealDenoiser(images).log_prob(x, sigma),
+                          rtol=1e-12)
 
 
 def test_the_flow_of_a_mixture_keeps_quantiles():
-    weights, means, stds = torch.tensor([[0.2, 0.5, 0.3], [-1.0, 0.2, 2.0], [0.1, 0.7, 0.0]], dtype=f64)
+    weights, means, stds = torch.tensor([[0.2, 0.5, 0.3], [-1.0, 0.2, 2.0], [0.1, 0.7, 0.0]],
+                                        dtype=f64)
     net = Mixture(weights, means, stds)
     x = torch.linspace(-30, 30, 61, dtype=f64).reshape(1, 1, 1, 61)
 
     def cdf(x, sigma, sign=1):
         z = (x[..., None] - means) / (stds**2 + sigma**2).sqrt()
-        return (weights * torch.from_numpy(scipy.special.ndtr(sign * z.numpy()))).sum(dim=-1)   # torch's is 1 + erf
+        # torch's is 1 + erf
+        return (weights * torch.from_numpy(scipy.special.ndtr(sign * z.numpy()))).sum(dim=-1)
 
     moved = net.flow(x, 6.0, 0.3)
     assert (cdf(moved, 0.3) - cdf(x, 6.0)).abs().max() < 1e-14
-    for side, sign in ((x < 0, 1), (x > 0, -1)):   # both tails keep their digits, down to probabilities of 1e-8
-        assert torch.allclose(cdf(moved, 0.3, sign)[side], cdf(x, 6.0, sign)[side], rtol=1e-12, atol=0)
+    # both tails keep their digits, down to probabilities of 1e-8
+    for side, sign in ((x < 0, 1), (x > 0, -1)):
+        assert torch.allclose(cdf(moved, 0.3, sign)[side], cdf(x, 6.0, sign)[side], rtol=1e-12,
+                              atol=0)
     assert torch.allclose(net.flow(moved, 0.3, 6.0), x, rtol=1e-9, atol=1e-12)
     assert (moved.diff(dim=-1) > 0).all()
 
@@ -227,9 +244,11 @@ def test_the_flow_of_one_component_and_down_to_points():
     one = Mixture(torch.ones(1), torch.tensor([0.25]), torch.tensor([0.5]))
     assert torch.allclose(one.flow(x, 0.1, 9.0), Gaussian(0.25, 0.5).flow(x, 0.1, 9.0), rtol=1e-14)
     net = Mixture(torch.ones(2), torch.tensor([-1.0, 1.0]), torch.zeros(2))
-    ends = net.flow(x, 5.0, 0.0).flatten()[[0, 1, 2, 4, 5, 6]]   # between the points lies nothing: x = 0 may stay
+    # between the points lies nothing: x = 0 may stay
+    ends = net.flow(x, 5.0, 0.0).flatten()[[0, 1, 2, 4, 5, 6]]
     assert torch.allclose(ends, torch.tensor([-1, -1, -1, 1, 1, 1], dtype=f64), rtol=0, atol=1e-12)
-    with pytest.raises(ValueError, match=r'^the flow is known for mixtures of numbers, means \[K\], only$'):
+    with pytest.raises(ValueError, match=r'^the flow is known for mixtures of numbers, means '
+                                         r'\[K\], only$'):
         Mixture(torch.ones(1), torch.zeros(1, 1, 1, 7), torch.ones(1)).flow(x, 1.0, 2.0)
     with pytest.raises(ValueError, match=r'must agree in K; they are \[2\], \[1\] and \[2\]$'):
         Mixture(torch.ones(2), torch.zeros(1), torch.ones(2))
@@ -249,7 +268,8 @@ def test_open_network_reads_a_data_set(folder):
     net = open_network(f'ideal:{path}')
     assert net.label_dim == 0
     assert torch.equal(net(x, sigma), IdealDenoiser(images)(x, sigma))
-    (path / 'dataset.json').write_text(str([[f'{i}.png', i % 2] for i in range(6)]).replace("'", '"').join(
+    (path / 'dataset.json').write_text(str([[f'{i}.png', i % 2] for i in range(6)]).replace("'",
+                                                                                            '"').join(
         ['{"labels": ', '}']))
     net = open_network(f'ideal:{path}')
     assert net.label_dim == 2
@@ -259,20 +279,23 @@ def test_open_network_reads_a_data_set(folder):
 
 def test_open_network_reads_a_snapshot(tmp_path):
     config = TrainConfig(
-        DataConfig('nowhere'), NetworkConfig('SongUNet', EDM(), 0.0, math.inf, 8, 1, model={'model_channels': 8}),
+        DataConfig('nowhere'), NetworkConfig('SongUNet', EDM(), 0.0, math.inf, 8, 1,
+                                             model={'model_channels': 8}),
         DenoisingLoss(LogNormal(), InverseCOut()))
     torch.manual_seed(0)
     trained = build_network(config.network)
     for parameter in trained.parameters():   # a fresh network's outputs are nearly zero
         parameter.data += 0.1 * torch.randn_like(parameter)
-    path = save_snapshot(SimpleNamespace(nimg=5000, averages={'0.5': SimpleNamespace(net=trained)}), config, tmp_path)
+    path = save_snapshot(SimpleNamespace(nimg=5000, averages={'0.5': SimpleNamespace(net=trained)}),
+                         config, tmp_path)
     net, x = open_network(path), torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(net(x, torch.tensor(0.5)), trained.eval()(x, torch.tensor(0.5)))
     # What its likelihood is made of, in float32, against its whole Jacobian.
     sigma, d = torch.tensor(0.7, dtype=f64), 0.4
     phi = (sigma / d).atan()
     z = x[:1].double() / torch.hypot(sigma, torch.tensor(d, dtype=f64))
-    probes = torch.eye(64, dtype=f64).reshape(64, 1, 1, 8, 8) * 8   # Σ_k e_kᵀ J e_k = mean_k (8 e_k)ᵀ J (8 e_k)
+    # Σ_k e_kᵀ J e_k = mean_k (8 e_k)ᵀ J (8 e_k)
+    probes = torch.eye(64, dtype=f64).reshape(64, 1, 1, 8, 8) * 8
     _, divergence = _velocity_and_divergence(Conditioned(net), z, phi, d, probes)
     jacobian = torch.autograd.functional.jacobian(lambda x: net(x, sigma), x[:1]).reshape(64, 64)
     expected = (64 * phi.cos() - jacobian.trace() / phi.cos()) / phi.sin()

@@ -29,8 +29,9 @@ def slope(errors):
     return math.log2(errors[0] / errors[-1]) / (len(errors) - 1)
 
 
-@pytest.mark.parametrize(('solver', 'order'), [(Euler(), 1), (SecondOrder(), 2), (SecondOrder(0.5), 2),
-                                               (Multistep2M(), 2), (Adams(), 3)])
+@pytest.mark.parametrize(('solver', 'order'), [(Euler(), 1), (SecondOrder(), 2),
+                                               (SecondOrder(0.5), 2), (Multistep2M(), 2),
+                                               (Adams(), 3)])
 def test_encode_converges_to_the_exact_latents(solver, order):
     images = 0.3 + GAUSSIAN.c * draws()
     exact = GAUSSIAN.flow(images, 0.002, 80.0) / 80
@@ -43,13 +44,15 @@ def test_encode_converges_to_the_exact_latents(solver, order):
     assert errors[-1] < (0.1 if order == 1 else 1e-4)
 
 
-@pytest.mark.parametrize(('solver', 'order'), [(Euler(), 1), (SecondOrder(), 2), (Multistep2M(), 2), (Adams(), 2)])
+@pytest.mark.parametrize(('solver', 'order'), [(Euler(), 1), (SecondOrder(), 2), (Multistep2M(), 2),
+                                               (Adams(), 2)])
 def test_a_round_trip_converges(solver, order):
     denoise = Conditioned(Mixture(torch.ones(2), torch.tensor([-1.0, 1.0]), torch.full([2], 0.2)))
     images, errors = draws().sign() + 0.2 * draws(seed=1), []
     for num_steps in (128, 256, 512):
         sigmas = denoise.levels(EDMSteps(rho=3), num_steps)
-        again = decode(denoise, encode(denoise, images, sigmas, solver), sigmas, solver, to_zero=False)
+        again = decode(denoise, encode(denoise, images, sigmas, solver), sigmas, solver,
+                       to_zero=False)
         errors.append((again - images).abs().max().item())
     assert slope(errors) > order - 0.2
 
@@ -82,7 +85,8 @@ def test_evaluations_stay_inside_the_noise_range():
     sigmas = Conditioned(net).levels(EDMSteps(), 10)
     latents = encode(Conditioned(net), draws(), sigmas)
     assert len(net.sigmas) == 18
-    assert net.sigmas[0] == sigmas[-2].item() and net.sigmas[-1] == sigmas[0].item() and min(net.sigmas) > 0
+    assert net.sigmas[0] == sigmas[-2].item() and net.sigmas[-1] == sigmas[0].item() and min(
+        net.sigmas) > 0
     net.sigmas.clear()
     decode(Conditioned(net), latents, sigmas, to_zero=False)
     assert len(net.sigmas) == 18
@@ -99,7 +103,8 @@ def test_decode_is_the_sampler(name):
     assert torch.equal(images, sample(GAUSSIAN, latents, solver=solver))
     # What it stops short of is the step to D(x; σ_min).
     before = decode(denoise, latents, sigmas, solver, to_zero=False)
-    assert torch.allclose(GAUSSIAN(before, sigmas[-2]), images, rtol=0, atol=1e-5 if name == 'adams' else 1e-14)
+    assert torch.allclose(GAUSSIAN(before, sigmas[-2]), images, rtol=0, atol=1e-5 if name == 'adams'
+                          else 1e-14)
 
 
 def test_interpolation_follows_great_circles():
@@ -114,7 +119,8 @@ def test_interpolation_follows_great_circles():
     assert torch.allclose(angles, (units[0] * units[-1]).sum(dim=1).acos() / 4, rtol=1e-12)
     for i in range(4):
         assert torch.equal(interpolate(z1[i:i + 1], z2[i:i + 1], 5), frames[:, i:i + 1])
-    with pytest.raises(ValueError, match='^an interpolation has at least 2 frames, its ends, not 1$'):
+    with pytest.raises(ValueError,
+                       match='^an interpolation has at least 2 frames, its ends, not 1$'):
         interpolate(z1, z2, 1)
 
 
@@ -134,7 +140,8 @@ def gaussian_likelihood(num_steps, prior):
     images, denoise = 0.3 + GAUSSIAN.c * draws(), Conditioned(GAUSSIAN)
     sigmas = denoise.levels(EDMSteps(), num_steps)
     found = log_likelihood(denoise, images, sigmas, rademacher(images, generator(4)), prior=prior)
-    stretch = torch.hypot(GAUSSIAN.c, torch.tensor(80.0, dtype=f64)).log() - torch.hypot(GAUSSIAN.c, torch.tensor(0.002, dtype=f64)).log()
+    stretch = torch.hypot(GAUSSIAN.c, torch.tensor(80.0, dtype=f64)).log() - torch.hypot(GAUSSIAN.c,
+                                                                                         torch.tensor(0.002, dtype=f64)).log()
     return found, prior.log_prob(GAUSSIAN.flow(images, 0.002, 80.0), 80.0) + 2 * stretch.sum()
 
 
@@ -146,7 +153,8 @@ def test_the_likelihood_of_gaussian_data():
     assert (found - GAUSSIAN.log_prob(images, 0.002)).abs().max() < 1e-6
     found, exact = gaussian_likelihood(193, Gaussian(0.0, 0.0))
     assert (found - exact).abs().max() < 1e-6
-    assert (found - GAUSSIAN.log_prob(images, 0.002)).abs().max() > 1e-5   # the prior does make a difference
+    # the prior does make a difference
+    assert (found - GAUSSIAN.log_prob(images, 0.002)).abs().max() > 1e-5
 
 
 def test_the_likelihood_converges_with_the_fourth_order():
@@ -165,13 +173,17 @@ def points():
 
 
 def test_the_likelihood_of_data_whose_jacobian_is_not_diagonal():
-    """All four sign vectors together give the exact trace; the truth is the density that D belongs to."""
+    """All four sign vectors together give the exact trace; the truth is the density that D belongs
+    to."""
     net, images = points()
     denoise = Conditioned(net)
     sigmas = denoise.levels(EDMSteps(sigma_min=0.3), 193)
-    signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=2))).reshape(4, 1, 1, 1, 2).expand(4, 5, 1, 1, 2)
+    signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=2))).reshape(4, 1, 1, 1,
+                                                                                 2).expand(4, 5, 1,
+                                                                                           1, 2)
     steps = []
-    found = log_likelihood(denoise, images, sigmas, signs, prior=net, progress=lambda *step: steps.append(step))
+    found = log_likelihood(denoise, images, sigmas, signs, prior=net,
+                           progress=lambda *step: steps.append(step))
     assert (found - net.log_prob(images, torch.tensor(0.3, dtype=f64))).abs().max() < 2e-5
     assert steps[0] == (1, 192) and steps[-1] == (192, 192) and len(steps) == 192
     one = log_likelihood(denoise, images, sigmas, signs[:1], prior=net)
@@ -184,7 +196,8 @@ def test_the_likelihood_of_an_image_does_not_depend_on_its_batch():
     together = log_likelihood(Conditioned(net), images, sigmas, rademacher(images, generator(5), 2))
     for i in range(5):
         probes = rademacher(images[i:i + 1], StackedGenerator([i], 'cpu'), 2)
-        assert torch.equal(log_likelihood(Conditioned(net), images[i:i + 1], sigmas, probes), together[i:i + 1])
+        assert torch.equal(log_likelihood(Conditioned(net), images[i:i + 1], sigmas, probes),
+                           together[i:i + 1])
 
 
 def test_gradients_are_for_x_alone():
@@ -221,5 +234,6 @@ def test_dequantised_bits():
     assert torch.equal(dequantize(k.expand(2, 1, 16, 16), generator(2))[:1], x)
     log_p = torch.tensor([-256 * math.log(256 / 127.5)], dtype=f64)
     assert bits_per_dim(log_p, 256).item() == pytest.approx(8, abs=1e-12)
-    with pytest.raises(ValueError, match='^the images to dequantize must be uint8, not torch.float64$'):
+    with pytest.raises(ValueError, match='^the images to dequantize must be uint8, not '
+                                         'torch.float64$'):
         dequantize(x, generator(1))

@@ -1,4 +1,5 @@
-"""Noise distributions, weightings and losses against closed forms and the reference implementation."""
+"""Noise distributions, weightings and losses against closed forms and the reference
+implementation."""
 
 import itertools
 import json
@@ -42,7 +43,8 @@ def test_quantiles_rise_from_end_to_end(name):
     assert sigma_range(distribution) == (float(sigma[0]), float(sigma[-1]))
 
 
-# Mean and standard deviation of ln σ, from 200,000 draws of the reference implementation, and the supported range.
+# Mean and standard deviation of ln σ, from 200,000 draws of the reference implementation, and the
+# supported range.
 MOMENTS = {
     'vp': (1.33387, 1.93226, (0.0010005, 152.167)),
     've': (0.35354, 2.45851, (0.02, 100.0)),
@@ -56,7 +58,8 @@ MOMENTS = {
 def test_moments_of_the_noise_distribution(name):
     mean, std, (low, high) = MOMENTS[name]
     distribution = NOISE_DISTRIBUTIONS[name]()
-    middle = (torch.arange(100_000, dtype=f64) + 0.5) / 100_000   # the integral over u, by the midpoint rule
+    # the integral over u, by the midpoint rule
+    middle = (torch.arange(100_000, dtype=f64) + 0.5) / 100_000
     log_sigma = distribution.quantile(middle).log()
     if mean is None:
         log_levels = (IDDPMLevels().u[:-1] if name == 'iddpm' else ScaledLinearBetas().sigma).log()
@@ -91,7 +94,8 @@ class RawZero:
 
 
 def test_edm_loss_of_a_zero_network_is_one_at_every_noise_level():
-    """Data N(0, σ_data²) and F = 0: the optimal denoiser, expected loss 1 per element at every σ."""
+    """Data N(0, σ_data²) and F = 0: the optimal denoiser, expected loss 1 per element at every
+    σ."""
     generator = torch.Generator().manual_seed(0)
     y = 0.5 * torch.randn([6, 1, 300, 300], generator=generator, dtype=f64)
     noise = torch.randn(y.shape, generator=generator, dtype=f64)
@@ -126,7 +130,8 @@ def test_vlb_is_zero_for_the_true_posterior_and_the_printed_kl_elsewhere():
     j = torch.tensor([0, 10, 30])
     y = torch.tensor([0.3, -0.2, 0.1]).reshape(3, 1, 1, 1)
     lowest = torch.full_like(y, -1.0)   # nu = 0: the posterior's own variance
-    torch.testing.assert_close(variational_bound(LEVELS, j, y, y, lowest), torch.zeros_like(y), rtol=0, atol=1e-6)
+    torch.testing.assert_close(variational_bound(LEVELS, j, y, y, lowest), torch.zeros_like(y),
+                               rtol=0, atol=1e-6)
     # Another mean and variance, with the KL of two Gaussians written out.
     F_var, denoised = torch.full_like(y, 0.4), y + 0.01
     u = LEVELS.u
@@ -135,7 +140,8 @@ def test_vlb_is_zero_for_the_true_posterior_and_the_printed_kl_elsewhere():
         q = b * b / (a * a)
         low, high = b * b * (1 - q), (a * a - b * b) * (1 + b * b) / (1 + a * a)
         variance = math.exp(0.7 * math.log(high) + 0.3 * math.log(low))
-        kl = 0.5 * (math.log(variance / low) - 1 + low / variance + ((1 - q) * 0.01) ** 2 / variance) / math.log(2)
+        kl = 0.5 * (math.log(variance / low) - 1 + low / variance + ((1 - q) * 0.01) ** 2
+                    / variance) / math.log(2)
         ours = float(variational_bound(LEVELS, j, y, denoised, F_var)[row])
         assert ours == pytest.approx(kl, rel=1e-4, abs=1e-7)
 
@@ -145,7 +151,8 @@ def test_the_last_level_is_a_distribution_over_the_256_values():
     values = (torch.arange(256, dtype=torch.float32) / 127.5 - 1).reshape(256, 1, 1, 1)
     for nu, centre in itertools.product([-1.0, 1.0], [0.0, -1.0, 0.6]):
         j = torch.full([256], LEVELS.M - 1)
-        bits = variational_bound(LEVELS, j, values, torch.full_like(values, centre), torch.full_like(values, nu))
+        bits = variational_bound(LEVELS, j, values, torch.full_like(values, centre),
+                                 torch.full_like(values, nu))
         assert float((-bits * math.log(2)).exp().sum()) == pytest.approx(1, abs=2e-4)
 
 
@@ -174,13 +181,15 @@ def test_hybrid_loss_trains_the_variance_and_leaves_the_mean_alone():
     loss = HybridLoss(UniformLevel(LEVELS))(net, y, u, noise)
     loss.sum().backward()
     sigma = UniformLevel(LEVELS).quantile(u).to(torch.float32).reshape(-1, 1, 1, 1)
-    torch.testing.assert_close(mean.grad, 2 * (mean.detach() - y) / sigma**2)   # of the simple part alone
+    # of the simple part alone
+    torch.testing.assert_close(mean.grad, 2 * (mean.detach() - y) / sigma**2)
     assert bool((variance.grad.abs() > 0).all()) and bool(variance.grad.isfinite().all())
 
 
 def test_ready_losses_reproduce_the_draws_of_the_reference():
     """sigma for torch.manual_seed(123), and three images."""
-    expected = {VPLoss(): [12.142862, 3.1206458, 16.804583], VELoss(): [0.24908018, 1.6284648, 0.17058955],
+    expected = {VPLoss(): [12.142862, 3.1206458, 16.804583],
+                VELoss(): [0.24908018, 1.6284648, 0.17058955],
                 EDMLoss(): [0.26348454, 0.3479959, 0.19329041]}
     for loss, sigmas in expected.items():
         seen = []
@@ -203,7 +212,8 @@ def test_augmented_images_and_their_labels_reach_the_network():
         return torch.zeros_like(x)
 
     labels = torch.eye(2)
-    loss = EDMLoss()(net, torch.ones(2, 1, 2, 2), labels, augment_pipe=lambda x: (3 * x, torch.full([2, 9], 7.0)))
+    loss = EDMLoss()(net, torch.ones(2, 1, 2, 2), labels,
+                     augment_pipe=lambda x: (3 * x, torch.full([2, 9], 7.0)))
     assert seen['labels'] is labels and float(seen['augment_labels'].mean()) == 7
     assert float(loss.min()) > 9   # (0 − 3)² λ, and λ > 1
 
@@ -214,28 +224,36 @@ def test_every_weighting_goes_with_every_noise_distribution_and_preconditioner()
             NOISE_DISTRIBUTIONS.values(), WEIGHTINGS.values(), PRECONDITIONERS.values()):
         loss = DenoisingLoss(noise(), weighting(precond()))
         value = loss(RawZero(precond()), y, torch.tensor([0.1, 0.9], dtype=f64), torch.ones_like(y))
-        sigma = noise().quantile(torch.tensor([0.1, 0.9], dtype=f64)).to(torch.float32).reshape(-1, 1, 1, 1)
+        sigma = noise().quantile(torch.tensor([0.1, 0.9], dtype=f64)).to(torch.float32).reshape(-1,
+                                                                                                1,
+                                                                                                1,
+                                                                                                1)
         expected = weighting(precond())(sigma) * (precond().c_skip(sigma) * sigma) ** 2
         torch.testing.assert_close(value, expected.expand_as(y))
 
 
 @pytest.mark.parametrize('name', ['loss_vp', 'loss_ve', 'loss_edm_aug'])
 def test_the_reference_losses(name):
-    """torch.manual_seed(123), then the loss of a network with known weights: every draw in the reference's order."""
+    """torch.manual_seed(123), then the loss of a network with known weights: every draw in the
+    reference's order."""
     arrays = np.load(GOLDEN / f'{name}.npz')
     meta = json.loads(str(arrays['__meta__']))
     net = fill(getattr(networks, meta['precond_cls'])(**meta['precond_kwargs'])).eval()
     pipe = None if meta['augment_kwargs'] is None else AugmentPipe(**meta['augment_kwargs'])
-    loss_fn = {'VPLoss': VPLoss, 'VELoss': VELoss, 'EDMLoss': EDMLoss}[meta['cls']](**meta['loss_kwargs'])
+    loss_fn = {'VPLoss': VPLoss, 'VELoss': VELoss,
+               'EDMLoss': EDMLoss}[meta['cls']](**meta['loss_kwargs'])
     seen = {}
 
     def spy(x, sigma, class_labels=None, **conditions):
-        seen.update(y_plus_n=x, sigma=sigma, D=net(x, sigma, class_labels, **conditions), **conditions)
+        seen.update(y_plus_n=x, sigma=sigma, D=net(x, sigma, class_labels, **conditions),
+                    **conditions)
         return seen['D']
 
     torch.manual_seed(meta['seed'])
-    seen['loss'] = loss_fn(spy, torch.as_tensor(arrays['images']), torch.as_tensor(arrays['labels']), pipe)
+    seen['loss'] = loss_fn(spy, torch.as_tensor(arrays['images']),
+                           torch.as_tensor(arrays['labels']), pipe)
     for key in ['sigma', 'y_plus_n', 'augment_labels', 'D', 'loss']:
         if key in arrays:
             expected = arrays[key]
-            assert np.abs(seen[key].detach().numpy() - expected).max() <= 2e-5 * np.abs(expected).max(), key
+            assert np.abs(seen[key].detach().numpy()
+                          - expected).max() <= 2e-5 * np.abs(expected).max(), key

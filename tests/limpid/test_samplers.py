@@ -62,15 +62,19 @@ def test_the_reference_sampler(name, case):
     u = torch.as_tensor(arrays['iddpm_u'])
     for attribute, value in meta['cases'][case]['net'].items():
         if attribute == 'u':
-            net.round_sigma = lambda sigma: u[(sigma.reshape(-1, 1) - u).abs().argmin(1)].reshape(sigma.shape).to(sigma)
+            net.round_sigma = lambda sigma: u[(sigma.reshape(-1, 1)
+                                               - u).abs().argmin(1)].reshape(sigma.shape).to(sigma)
         else:
             ends = {'sigma_max': float(u[0]), 'sigma_min': float(u[-2])}
             setattr(net, attribute, ends[attribute] if value == 'u' else value)
-    rows = rows_from(meta['cases'][case]['kwargs'], getattr(net, 'sigma_min', 0), getattr(net, 'sigma_max', math.inf))
+    rows = rows_from(meta['cases'][case]['kwargs'], getattr(net, 'sigma_min', 0),
+                     getattr(net, 'sigma_max', math.inf))
     latents = torch.as_tensor(arrays['latents'])
     x = sample(net, latents, randn_like=StackedGenerator(meta['seeds'], 'cpu').randn_like, **rows)
     # The reference computes the iDDPM levels in float32.
-    levels, tolerance = (1e-3, 1e-5) if 'iddpm' in case and not meta['cases'][case]['net'] else (1e-9, 1e-9)
+    levels, tolerance = (1e-3,
+                         1e-5) if 'iddpm' in case and not meta['cases'][case]['net'] else (1e-9,
+                                                                                           1e-9)
     np.testing.assert_allclose(net.sigmas, arrays[f'sigmas:{case}'], rtol=levels)
     expected = arrays[f'x:{case}']
     assert np.abs(x.numpy() - expected).max() <= tolerance * np.abs(expected).max()
@@ -82,7 +86,8 @@ def test_seeds_draw_what_the_reference_draws():
     assert np.array_equal(generator.randn([4, 3, 8, 8]).numpy(), arrays['latents'])
     assert np.array_equal(generator.randint(10, [4]).numpy(), arrays['labels'])
     for name in ['noise0_f64', 'noise1_f64']:
-        assert np.array_equal(generator.randn_like(torch.empty(4, 3, 2, 2, dtype=f64)).numpy(), arrays[name])
+        assert np.array_equal(generator.randn_like(torch.empty(4, 3, 2, 2, dtype=f64)).numpy(),
+                              arrays[name])
     big = StackedGenerator(arrays['big_seeds'].tolist(), 'cpu')
     assert np.array_equal(big.randn([4, 1, 2, 2]).numpy(), arrays['big_latents'])
 
@@ -95,7 +100,8 @@ def schedule_of(name):
 
 
 def errors_on_range(solver, schedule, scaling, oracle_error, step_counts, sigma_min, sigma_max=80):
-    """The error of the flow from sigma_max to sigma_min; the step to zero has an error of its own, and is left out."""
+    """The error of the flow from sigma_max to sigma_min; the step to zero has an error of its own,
+    and is left out."""
     errors = []
     for num_steps in step_counts:
         sigmas = EDMSteps(sigma_min=sigma_min, sigma_max=sigma_max).sigmas(num_steps + 1)
@@ -122,14 +128,16 @@ def gaussian_case(sigmas):
 # Lower bounds of the order of convergence: Gaussian data superconverge in some frames.
 ORDERS = {'euler': (Euler(), 1), 'heun': (SecondOrder(), 2), 'midpoint': (SecondOrder(0.5), 2),
           'ralston': (SecondOrder(2 / 3), 2), 'alpha-1.1': (SecondOrder(1.1), 2),
-          'dpmpp-2m': (Multistep2M(), 2), 'adams': (Adams(), 3), 'adams-2': (Adams(2), 2), 'adams-1': (Adams(1), 1)}
+          'dpmpp-2m': (Multistep2M(), 2), 'adams': (Adams(), 3), 'adams-2': (Adams(2), 2),
+          'adams-1': (Adams(1), 1)}
 
 
 @pytest.mark.parametrize('name', ORDERS)
 @pytest.mark.parametrize(('schedule', 'scaling'), ROWS)
 def test_order_of_convergence_on_gaussian_data(name, schedule, scaling):
     solver, order = ORDERS[name]
-    errors = errors_on_range(solver, schedule_of(schedule), SCALINGS[scaling](), gaussian_case, [128, 256, 512], 0.002)
+    errors = errors_on_range(solver, schedule_of(schedule), SCALINGS[scaling](), gaussian_case,
+                             [128, 256, 512], 0.002)
     slopes = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
     assert slopes[-1] > order - 0.15, (errors, slopes)
     if name == 'euler':
@@ -154,7 +162,8 @@ def dirac_case(sigmas):
 @pytest.mark.parametrize('name', ORDERS)
 def test_order_of_convergence_on_two_diracs(name):
     solver, order = ORDERS[name]
-    errors = errors_on_range(solver, LinearSchedule(), NoScaling(), dirac_case, [320, 640], sigma_min=0.1)
+    errors = errors_on_range(solver, LinearSchedule(), NoScaling(), dirac_case, [320, 640],
+                             sigma_min=0.1)
     slope = math.log2(errors[0] / errors[1])
     assert order - 0.2 < slope < order + 0.3, (errors, slope)
 
@@ -167,14 +176,18 @@ def test_every_solver_has_a_declared_order():
 @pytest.mark.parametrize('disc', DISCRETIZATIONS)
 def test_the_whole_sampler_reaches_the_data_of_a_gaussian(schedule, scaling, disc):
     """Every combination of rows, from noise to images: the exact flow ends at mu + c z."""
-    net, discretization = Gaussian(sigma_max=160.0), DISCRETIZATIONS[disc]()   # cosine begins at 20291, too far for 512 steps
+    # cosine begins at 20291, too far for 512 steps
+    net, discretization = Gaussian(sigma_max=160.0), DISCRETIZATIONS[disc]()
     z = torch.linspace(-2, 2, 7, dtype=f64).reshape(7, 1, 1, 1)
     high, *_, low = discretization.sigmas(512, 0, 160).tolist()
     schedule = VPSchedule.through(low, high) if schedule == 'vp' else SCHEDULES[schedule]()
-    x = sample(net, z, num_steps=512, discretization=discretization, schedule=schedule, scaling=SCALINGS[scaling]())
+    x = sample(net, z, num_steps=512, discretization=discretization, schedule=schedule,
+               scaling=SCALINGS[scaling]())
     expected = net.flow(z * high, high, 0)
-    # What is left is the last step, from the lowest noise level to zero: an Euler step, O(sigma_min).
-    torch.testing.assert_close(x, expected, rtol=0, atol={'ve': 0.03, 'iddpm': 0.03, 'cosine': 0.05}.get(disc, 0.015))
+    # What is left is the last step, from the lowest noise level to zero: an Euler step,
+    # O(sigma_min).
+    torch.testing.assert_close(x, expected, rtol=0, atol={'ve': 0.03, 'iddpm': 0.03,
+                                                          'cosine': 0.05}.get(disc, 0.015))
 
 
 def test_one_dirac_is_exact_on_any_grid_where_sigma_is_time():
@@ -190,7 +203,8 @@ def test_one_dirac_is_exact_on_any_grid_where_sigma_is_time():
 
 
 @pytest.mark.parametrize(('solver', 'evaluations'), [
-    (Euler(), lambda n: n), (SecondOrder(), lambda n: 2 * n - 1), (SecondOrder(0.5), lambda n: 2 * n - 1)])
+    (Euler(), lambda n: n), (SecondOrder(), lambda n: 2 * n - 1),
+    (SecondOrder(0.5), lambda n: 2 * n - 1)])
 @pytest.mark.parametrize('num_steps', [1, 2, 18, 40])
 def test_number_of_evaluations(solver, evaluations, num_steps):
     net = Gaussian()
@@ -200,7 +214,8 @@ def test_number_of_evaluations(solver, evaluations, num_steps):
 
 
 def test_alpha_beyond_one_never_leaves_the_time_axis():
-    """alpha = 1.1 on a coarse grid would put the second point of a step at t < 0: there the step is Euler."""
+    """alpha = 1.1 on a coarse grid would put the second point of a step at t < 0: there the step is
+    Euler."""
     net = Gaussian()
     sample(net, torch.ones(1, 1, 2, 2), num_steps=5, solver=SecondOrder(1.1))
     assert min(net.sigmas) > 0
@@ -209,19 +224,24 @@ def test_alpha_beyond_one_never_leaves_the_time_axis():
 
 @pytest.mark.parametrize('disc', DISCRETIZATIONS)
 def test_alpha_beyond_one_stays_finite_where_a_vp_schedule_ends_before_zero(disc):
-    """With β_min < 0 there is no σ(t) just above t = 0: a second point there makes the step Euler's."""
+    """With β_min < 0 there is no σ(t) just above t = 0: a second point there makes the step
+    Euler's."""
     discretization = DISCRETIZATIONS[disc]()
     if not isinstance(discretization, DiscreteSteps):   # whose range is that of the timesteps
         discretization = dataclasses.replace(discretization, sigma_min=0.002, sigma_max=80.0)
     schedule = VPSchedule.through(0.002, 80)
     assert schedule.beta_min < 0
     for num_steps, alpha in itertools.product([5, 9, 10, 11, 24, 28, 101], [1.1, 1.5, 2.0]):
-        x = sample(Gaussian(), torch.ones(1, 1, 1, 1), num_steps=num_steps, solver=SecondOrder(alpha), scaling=VPScaling(),
-                   discretization=discretization, schedule=schedule)
+        x = sample(Gaussian(), torch.ones(1, 1, 1, 1), num_steps=num_steps,
+                   solver=SecondOrder(alpha), scaling=VPScaling(), discretization=discretization,
+                   schedule=schedule)
         assert bool(x.isfinite().all()), (num_steps, alpha)
 
 
-@pytest.mark.parametrize('make', [lambda: Churn(S_churn=math.nan), lambda: Churn(S_noise=math.inf), lambda: SecondOrder(math.inf), lambda: SecondOrder(math.nan)])
+@pytest.mark.parametrize('make',
+                         [lambda: Churn(S_churn=math.nan), lambda: Churn(
+                             S_noise=math.inf),
+                          lambda: SecondOrder(math.inf), lambda: SecondOrder(math.nan)])
 def test_numbers_that_are_none_are_refused(make):
     with pytest.raises(ValueError, match='must be'):
         make()
@@ -250,7 +270,8 @@ def test_algorithm_2_as_printed():
     net = Gaussian()
     z = torch.randn(2, 1, 3, 3, dtype=f64, generator=torch.Generator().manual_seed(3))
     churn = Churn(S_churn=6, S_min=0.05, S_max=50, S_noise=1.003)
-    ours = sample(net, z, num_steps=9, churn=churn, randn_like=StackedGenerator([1, 2], 'cpu').randn_like)
+    ours = sample(net, z, num_steps=9, churn=churn,
+                  randn_like=StackedGenerator([1, 2], 'cpu').randn_like)
 
     generator = StackedGenerator([1, 2], 'cpu')
     t = torch.cat([EDMSteps().sigmas(9), torch.zeros(1, dtype=f64)]).tolist()
@@ -268,8 +289,10 @@ def test_algorithm_2_as_printed():
     torch.testing.assert_close(ours, x, rtol=1e-12, atol=1e-12)
 
 
-# (steps, churn, S_noise) -> mean and standard deviation that the exact recursion gives for data N(0.3, 0.5²).
-MOMENTS = [(18, 0, 1.0, 0.2980, 0.5276), (32, 30, 1.007, 0.3000, 0.5289), (256, 40, 1.003, 0.3000, 0.5025)]
+# (steps, churn, S_noise) -> mean and standard deviation that the exact recursion gives for data
+# N(0.3, 0.5²).
+MOMENTS = [(18, 0, 1.0, 0.2980, 0.5276), (32, 30, 1.007, 0.3000, 0.5289),
+           (256, 40, 1.003, 0.3000, 0.5025)]
 
 
 def affine_moments(num_steps, churn, mu=0.3, c=0.5):
@@ -306,17 +329,20 @@ def test_a_sampler_works_on_any_callable():
     assert x.dtype == f64 and x.shape == z.shape
     labels = torch.eye(2)
     seen = []
-    sample(lambda x, sigma, labels: seen.append(labels) or x / (1 + sigma**2), z, labels, num_steps=1)
+    sample(lambda x, sigma, labels: seen.append(labels)
+           or x / (1 + sigma**2), z, labels, num_steps=1)
     assert seen[0] is labels
 
 
 @pytest.mark.parametrize('batch', [1, 7, 64])
 def test_an_image_does_not_depend_on_its_batch(batch):
-    rows = {'num_steps': 6, 'churn': Churn(S_churn=3), 'schedule': VESchedule(), 'scaling': VPScaling()}
+    rows = {'num_steps': 6, 'churn': Churn(S_churn=3), 'schedule': VESchedule(),
+            'scaling': VPScaling()}
 
     def images(seeds):
         generator = StackedGenerator(seeds, 'cpu')
-        return sample(Gaussian(), generator.randn([len(seeds), 3, 4, 4]), randn_like=generator.randn_like, **rows)
+        return sample(Gaussian(), generator.randn([len(seeds), 3, 4, 4]),
+                      randn_like=generator.randn_like, **rows)
 
     seeds = list(range(20))
     together = images(seeds)
@@ -328,7 +354,9 @@ def test_rounding_networks_see_their_own_levels():
     """Times of an iDDPM network are its levels, also after noise was added."""
     levels = torch.tensor([50.0, 10, 2, 0.5, 0.1], dtype=f64)
     net = Gaussian(sigma_min=0.1, sigma_max=50.0)
-    net.round_sigma = lambda sigma: levels[(sigma.reshape(-1, 1) - levels).abs().argmin(1)].reshape(sigma.shape)
+    net.round_sigma = lambda sigma: levels[(sigma.reshape(-1,
+                                                          1)
+                                            - levels).abs().argmin(1)].reshape(sigma.shape)
     sample(net, torch.ones(1, 1, 2, 2), num_steps=4, churn=Churn(S_churn=100))
     assert set(net.sigmas) <= set(levels.tolist())
 
@@ -343,10 +371,12 @@ def test_run_takes_any_sampler():
     sigmas = denoise.levels(EDMSteps(), 5)
     assert float(sigmas[-1]) == 0 and len(sigmas) == 6
     x = run(FlowSampler(), denoise, torch.ones(1, 1, 1, 1), sigmas)
-    torch.testing.assert_close(x, sample(Gaussian(), torch.ones(1, 1, 1, 1), num_steps=5), rtol=0, atol=0)
+    torch.testing.assert_close(x, sample(Gaussian(), torch.ones(1, 1, 1, 1), num_steps=5), rtol=0,
+                               atol=0)
 
 
-@pytest.mark.parametrize('name', ['netsample_edm_ddpmpp', 'netsample_edm_churn', 'netsample_vp_abl'])
+@pytest.mark.parametrize('name', ['netsample_edm_ddpmpp', 'netsample_edm_churn',
+                                  'netsample_vp_abl'])
 def test_small_networks_sample_like_the_reference(name):
     """Latents, labels and step noise of seeds 5 and 6, through a network with known weights."""
     arrays = np.load(GOLDEN / f'{name}.npz')

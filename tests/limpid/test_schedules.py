@@ -1,4 +1,5 @@
-"""Rows "Schedule", "Scaling", "Time steps" and "Preconditioning" of Table 1 against closed forms."""
+"""Rows "Schedule", "Scaling", "Time steps" and "Preconditioning" of Table 1 against closed
+forms."""
 
 import math
 
@@ -27,7 +28,8 @@ def test_the_inverse_and_the_derivative_belong_to_sigma(name):
 def test_the_logarithmic_derivative_belongs_to_s(name):
     scaling = SCALINGS[name]()
     sigma = torch.logspace(-3, 2, 50, dtype=f64)
-    difference = (scaling.s(sigma * (1 + 1e-5)).log() - scaling.s(sigma * (1 - 1e-5)).log()) / (2e-5 * sigma)
+    difference = (scaling.s(sigma * (1 + 1e-5)).log() - scaling.s(sigma * (1 - 1e-5)).log()) / (2e-5
+                                                                                                * sigma)
     torch.testing.assert_close(scaling.dlog_s(sigma), difference, rtol=1e-7, atol=1e-8)
 
 
@@ -55,7 +57,8 @@ def test_vp_constants_from_the_noise_range():
     assert edge.beta_d == pytest.approx(17.537956987271, abs=1e-11)
     assert edge.beta_min == pytest.approx(-0.004768986493614, abs=1e-14)
     ends = torch.tensor([1e-3, 1.0], dtype=f64)
-    torch.testing.assert_close(edge.sigma(ends), torch.tensor([0.002, 80], dtype=f64), rtol=1e-9, atol=0)
+    torch.testing.assert_close(edge.sigma(ends), torch.tensor([0.002, 80], dtype=f64), rtol=1e-9,
+                               atol=0)
     torch.testing.assert_close(edge.sigma_inv(edge.sigma(ends)), ends, rtol=1e-9, atol=0)
 
 
@@ -72,22 +75,26 @@ def test_iddpm_levels():
     u = IDDPMLevels().u
     expected = [20291.17, 641.66, 320.83, 213.89, 160.41, 128.33, 106.94, 91.66, 80.20, 71.29]
     torch.testing.assert_close(u[:10], torch.tensor(expected, dtype=f64), rtol=1e-4, atol=0)
-    torch.testing.assert_close(u[998:], torch.tensor([0.0093505, 0.0064254, 0], dtype=f64), rtol=1e-5, atol=0)
+    torch.testing.assert_close(u[998:], torch.tensor([0.0093505, 0.0064254, 0], dtype=f64),
+                               rtol=1e-5, atol=0)
     assert bool((u.diff() < 0).all()) and len(u) == 1001
 
 
 def test_edm_steps_are_the_printed_grid():
     expected = torch.tensor([
-        80, 57.58598, 40.78557, 28.37458, 19.35245, 12.91008, 8.400935, 5.315195, 3.256822, 1.923340,
-        1.088171, .5853481, .2964423, .1395165, .05994731, .02293452, .007528020, .002], dtype=f64)
+        80, 57.58598, 40.78557, 28.37458, 19.35245, 12.91008, 8.400935, 5.315195, 3.256822,
+        1.923340, 1.088171, .5853481, .2964423, .1395165, .05994731, .02293452, .007528020, .002],
+                            dtype=f64)
     torch.testing.assert_close(EDMSteps().sigmas(18), expected, rtol=1e-6, atol=0)
 
 
 def test_rho_infinity_is_geometric_and_rho_one_uniform():
     infinite = EDMSteps(sigma_min=0.02, sigma_max=100, rho=math.inf).sigmas(7)
     torch.testing.assert_close(infinite, VESteps().sigmas(7), rtol=1e-14, atol=0)
-    torch.testing.assert_close(EDMSteps(rho=1e9).sigmas(7), EDMSteps(rho=math.inf).sigmas(7), rtol=1e-6, atol=0)
-    torch.testing.assert_close(EDMSteps(rho=1).sigmas(5).diff(), torch.full([4], (0.002 - 80) / 4, dtype=f64))
+    torch.testing.assert_close(EDMSteps(rho=1e9).sigmas(7), EDMSteps(rho=math.inf).sigmas(7),
+                               rtol=1e-6, atol=0)
+    torch.testing.assert_close(EDMSteps(rho=1).sigmas(5).diff(),
+                               torch.full([4], (0.002 - 80) / 4, dtype=f64))
 
 
 @pytest.mark.parametrize('num_steps', [10, 18, 100, 384])
@@ -99,7 +106,8 @@ def test_iddpm_steps_are_the_formula(num_steps):
 
 def test_a_float32_lowest_level_keeps_the_last_iddpm_level():
     u = IDDPMLevels().u
-    lowest = float(u[999].to(torch.float32)) * (1 + 4e-4)   # what a network that computed it in float32 may report
+    # what a network that computed it in float32 may report
+    lowest = float(u[999].to(torch.float32)) * (1 + 4e-4)
     assert float(IDDPMSteps(sigma_min=0.002).sigmas(5, lowest=lowest)[-1]) == float(u[999])
 
 
@@ -109,13 +117,15 @@ def test_steps_start_at_the_top_fall_and_respect_the_network(name):
     sigmas = steps.sigmas(12)
     assert bool((sigmas.diff() < 0).all()) and float(sigmas[-1]) > 0
     assert sigmas.dtype == f64
-    assert float(steps.sigmas(1)[0]) == pytest.approx(float(sigmas[0]), rel=1e-12)   # one step starts at the top
+    # one step starts at the top
+    assert float(steps.sigmas(1)[0]) == pytest.approx(float(sigmas[0]), rel=1e-12)
     clamped = steps.sigmas(12, lowest=0.05, highest=40)
     assert float(clamped[0]) <= 40 * (1 + 1e-9) and float(clamped[-1]) >= 0.05 * (1 - 1e-3)
 
 
 def test_an_empty_range_and_no_steps_are_refused():
-    with pytest.raises(ValueError, match='no noise levels are left: sigma_min=0.002 and sigma_max=80 must satisfy'):
+    with pytest.raises(ValueError, match='no noise levels are left: sigma_min=0.002 and '
+                                         'sigma_max=80 must satisfy'):
         noise_range(EDMSteps(), 90, 100)
     with pytest.raises(ValueError, match='the number of steps must be at least 1, not 0'):
         EDMSteps().sigmas(0)
@@ -139,11 +149,13 @@ def test_variances_of_the_network_input_and_target(name, sigma_data):
     sigma = torch.logspace(-2, 1.9, 30, dtype=f64)
     one = torch.ones_like(sigma)
     input_variance = c.c_in(sigma) ** 2 * (sigma_data**2 + sigma**2)
-    assert torch.allclose(input_variance, one, rtol=1e-12) == (PROPERTIES[name]['unit_input'] == sigma_data)
+    assert torch.allclose(input_variance, one,
+                          rtol=1e-12) == (PROPERTIES[name]['unit_input'] == sigma_data)
     # target = (y − c_skip (y + n)) / c_out
     c_skip, c_out = c.c_skip(sigma), c.c_out(sigma)
     target_variance = ((1 - c_skip) ** 2 * sigma_data**2 + c_skip**2 * sigma**2) / c_out**2
-    assert torch.allclose(target_variance, one, rtol=1e-12) == (PROPERTIES[name]['unit_target'] in ('any', sigma_data))
+    assert torch.allclose(target_variance, one,
+                          rtol=1e-12) == (PROPERTIES[name]['unit_target'] in ('any', sigma_data))
 
 
 def test_every_preconditioner_declares_its_properties():

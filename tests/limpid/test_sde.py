@@ -1,4 +1,5 @@
-"""The general SDE: its marginals are those of the flow, for every rate of fresh noise, in both directions."""
+"""The general SDE: its marginals are those of the flow, for every rate of fresh noise, in both
+directions."""
 
 import itertools
 import math
@@ -20,7 +21,8 @@ f64 = torch.float64
 MU, C = 0.3, 0.5
 SCHEDULES = {'vp': VPSchedule(), 've': VESchedule(), 'linear': LinearSchedule()}
 FRAMES = list(itertools.product(SCHEDULES, SCALINGS))
-RATES = {'flow': {'beta': 0.0}, 'song': {'beta': 1.0}, 'half': {'beta': 0.5}, 'constant': {'beta': 0.7, 'constant': True},
+RATES = {'flow': {'beta': 0.0}, 'song': {'beta': 1.0}, 'half': {'beta': 0.5},
+         'constant': {'beta': 0.7, 'constant': True},
          'interval': {'beta': 1.0, 'S_min': 0.3, 'S_max': 1.0}}
 
 
@@ -29,8 +31,9 @@ def levels(discretization, num_steps):
 
 
 def moments_after(sde, sigmas, forward):
-    """Exact moments of x/s at the last of `sigmas`, from exact ones at the first: row 0 is the mean, row 1 the
-    response to the standard deviation at the start, row k + 2 the response to the k-th noise."""
+    """Exact moments of x/s at the last of `sigmas`, from exact ones at the first: row 0 is the
+    mean, row 1 the response to the standard deviation at the start, row k + 2 the response to the
+    k-th noise."""
     first, last = float(sigmas[0]), float(sigmas[-1])
     times, denoise = sde.schedule.sigma_inv(sigmas), Conditioned(Gaussian(MU, C))
     x = torch.full([len(sigmas) + 1, 1, 1, 1], MU, dtype=f64)
@@ -91,7 +94,8 @@ def test_songs_rate_has_no_score_in_the_forward_drift(schedule, scaling):
         torch.testing.assert_close(one, -beta / 2 * x, rtol=1e-13, atol=0)
         assert float(sde.diffusion(t)) == pytest.approx(math.sqrt(beta), rel=1e-13)
     if schedule == 've' and scaling == 'none':
-        assert float(one.abs().max()) == 0 and float(sde.diffusion(t)) == pytest.approx(1, rel=1e-13)
+        assert float(one.abs().max()) == 0 and float(sde.diffusion(t)) == pytest.approx(1,
+                                                                                        rel=1e-13)
 
 
 @pytest.mark.parametrize(('schedule', 'scaling'), FRAMES)
@@ -113,7 +117,8 @@ def test_songs_sde_of_vp_is_euler_maruyama():
     sigmas = levels(VPSteps(), 60)
     schedule = VPSchedule.through(float(sigmas[-2]), float(sigmas[0]))
     feeds = [iter(draws), iter(draws)]
-    ours = run(GeneralSDE(schedule, VPScaling()), Conditioned(Gaussian()), z, sigmas, lambda x: next(feeds[0]))
+    ours = run(GeneralSDE(schedule, VPScaling()), Conditioned(Gaussian()), z, sigmas,
+               lambda x: next(feeds[0]))
     start = sigmas[0] / (1 + sigmas[0] ** 2).sqrt()   # Euler–Maruyama starts from N(0, 1)
     em = run(EulerMaruyama(), Conditioned(Gaussian()), start * z, sigmas, lambda x: next(feeds[1]))
     torch.testing.assert_close(ours, em, rtol=1e-9, atol=1e-9)
@@ -122,7 +127,8 @@ def test_songs_sde_of_vp_is_euler_maruyama():
 @pytest.mark.parametrize('options', [{'beta': 0.5}, {'beta': 0.3, 'constant': True},
                                      {'beta': 1.0, 'S_min': 0.05, 'S_max': 10.0}])
 def test_sampling_gives_the_data_of_a_gaussian(options):
-    """Whole runs, against the recursion of Euler–Maruyama with σ = t, s = 1, within four standard errors."""
+    """Whole runs, against the recursion of Euler–Maruyama with σ = t, s = 1, within four standard
+    errors."""
     sigmas, num_steps, count = levels(EDMSteps(), 60), 60, 20_000
     sde = GeneralSDE(**options)
     mean, variance = 0.0, float(sigmas[0]) ** 2
@@ -143,7 +149,8 @@ def test_the_rate_of_fresh_noise():
     t = torch.tensor([0.04, 0.05, 2.0, 10.0, 10.1], dtype=f64)
     inside = torch.tensor([0, 1, 1, 1, 0], dtype=f64)
     sde = GeneralSDE(VESchedule(), beta=0.6, S_min=0.05**0.5, S_max=10**0.5)
-    torch.testing.assert_close(sde.rate(t), 0.6 * inside / (2 * t), rtol=1e-14, atol=0)   # σ̇/σ = 1/(2t)
+    # σ̇/σ = 1/(2t)
+    torch.testing.assert_close(sde.rate(t), 0.6 * inside / (2 * t), rtol=1e-14, atol=0)
     sde = GeneralSDE(beta=0.6, constant=True, S_min=0.05, S_max=10.0)
     assert torch.equal(sde.rate(t), 0.6 * inside)
 
@@ -159,16 +166,20 @@ def test_number_of_evaluations(num_steps):
 def test_an_image_does_not_depend_on_its_batch(batch):
     def images(seeds):
         generator = StackedGenerator(seeds, 'cpu')
-        return run(GeneralSDE(VESchedule(), VPScaling()), Conditioned(Gaussian()), generator.randn([len(seeds), 3, 4, 4]),
-                   levels(VESteps(), 6), generator.randn_like)
+        return run(GeneralSDE(VESchedule(), VPScaling()), Conditioned(Gaussian()),
+                   generator.randn([len(seeds), 3, 4, 4]), levels(VESteps(), 6),
+                   generator.randn_like)
 
     together = images(range(64))
-    assert torch.equal(together, torch.cat([images(range(i, min(i + batch, 64))) for i in range(0, 64, batch)]))
+    assert torch.equal(together,
+                       torch.cat([images(range(i, min(i + batch, 64)))
+                                  for i in range(0, 64, batch)]))
 
 
 @pytest.mark.parametrize('beta', [-1.0, math.inf, math.nan])
 def test_rates_out_of_range(beta):
-    with pytest.raises(ValueError, match=f'^beta is the rate of fresh noise and must be 0 or more, not {beta:g}$'):
+    with pytest.raises(ValueError, match=f'^beta is the rate of fresh noise and must be 0 or more, '
+                                         f'not {beta:g}$'):
         GeneralSDE(scaling=NoScaling(), beta=beta)
 
 

@@ -43,14 +43,18 @@ def test_an_inception_file_through_every_conversion(tmp_path, weights):
     digest, path = inception.digest(weights), tmp_path / 'inception.pt'
     write_torchscript(path, weights)
     found = identify(path)
-    assert (found.path, found.kind, found.format, found.digest) == (path, 'inception', 'TorchScript', digest)
+    assert (found.path, found.kind, found.format,
+            found.digest) == (path, 'inception', 'TorchScript', digest)
     assert (found.sha256, found.size, found.published) == (sha256(path), path.stat().st_size, None)
     assert found.notes == [UNKNOWN]
-    for name, form in (('a.pth', 'state dict'), ('new/b.safetensors', 'safetensors'), ('c.pth', 'state dict')):
+    for name, form in (('a.pth', 'state dict'), ('new/b.safetensors', 'safetensors'),
+                       ('c.pth', 'state dict')):
         written = convert(path, tmp_path / name)
         path = tmp_path / name
-        assert (written.path, written.kind, written.format, written.digest) == (path, 'inception', form, digest)
-        assert written.sha256 == sha256(path) and written.notes == ([] if form == 'safetensors' else [UNKNOWN])
+        assert (written.path, written.kind, written.format,
+                written.digest) == (path, 'inception', form, digest)
+        assert written.sha256 == sha256(path) and written.notes == ([] if form == 'safetensors'
+                                                                    else [UNKNOWN])
     plain = torch.load(path, weights_only=True)
     assert type(plain) is dict and list(plain) == list(weights) and len(plain) == 472
     assert all(torch.equal(plain[name], weights[name]) for name in weights)
@@ -74,20 +78,25 @@ def test_gammas_are_counted(tmp_path):
     for name in ('Conv2d_2a_3x3.bn.weight', 'Mixed_6d.branch1x1.bn.weight'):
         weights[name][3] = 0.9
     save_tensors(weights, {}, path)
-    assert identify(path).notes == ['2 of its layers have a gamma other than 1: files that leave gamma out hold other weights']
+    assert identify(path).notes == ['2 of its layers have a gamma other than 1: files that leave '
+                                    'gamma out hold other weights']
 
 
 def test_dinov2_files(tmp_path, small_dinov2, monkeypatch):
     path, digest = tmp_path / 'dinov2.pth', inception.digest(small_dinov2)
     torch.save(small_dinov2, path)
     found = identify(path)
-    assert (found.kind, found.format, found.digest, found.published) == ('dinov2', 'state dict', digest, None)
+    assert (found.kind, found.format, found.digest, found.published) == ('dinov2', 'state dict',
+                                                                         digest, None)
     written = convert(path, tmp_path / 'a.safetensors')
-    assert (written.kind, written.format, written.digest, written.notes) == ('dinov2', 'safetensors', digest, [])
+    assert (written.kind, written.format, written.digest,
+            written.notes) == ('dinov2', 'safetensors', digest, [])
     assert convert(tmp_path / 'a.safetensors', path).digest == digest
-    monkeypatch.setattr(inception, 'MAX_FILE', 1000)   # the published one is larger than any of Inception's
+    # the published one is larger than any of Inception's
+    monkeypatch.setattr(inception, 'MAX_FILE', 1000)
     assert identify(path).kind == 'dinov2'
-    monkeypatch.setattr(module, 'PUBLISHED', {**PUBLISHED, 'dinov2': (dinov2.PUBLISHED._replace(sha256=sha256(path)),)})
+    monkeypatch.setattr(module, 'PUBLISHED',
+                        {**PUBLISHED, 'dinov2': (dinov2.PUBLISHED._replace(sha256=sha256(path)),)})
     assert identify(path).published == 'dinov2_vitl14_pretrain.pth'
 
 
@@ -99,8 +108,8 @@ def test_what_is_written_is_read_again(tmp_path, small_dinov2, monkeypatch):
     monkeypatch.setitem(module.WRITERS, '.pth', lambda weights, kind, dest: good(other, kind, dest))
     with pytest.raises(ValueError) as error:
         convert(path, dest)
-    assert str(error.value) == (f'{dest} has the digest {inception.digest(other)} after writing, not {digest} as {path}: '
-                                'do not use it, and check the disk')
+    assert str(error.value) == (f'{dest} has the digest {inception.digest(other)} after writing, '
+                                f'not {digest} as {path}: do not use it, and check the disk')
 
 
 class Executed:
@@ -120,18 +129,22 @@ def test_other_files_are_refused(tmp_path, small_dinov2, monkeypatch):
 
     for content in (pickle.dumps(Executed()), pickle.dumps({'cls_token': Executed()})):
         path.write_bytes(content)
-        assert message() == (f"{path} is not a file of Inception's weights of ours or of a kind known here: it refers to "
+        assert message() == (f"{path} is not a file of Inception's weights of ours or of a kind "
+                             f"known here: it refers to "
                              f'{os.system.__module__}.system; nothing in it was executed')
     torch.save({'cls_token': Executed()}, path)
     assert 'nothing in it was executed' in message() and not (tmp_path / 'executed').exists()
     path.write_bytes(b'')
     assert message() == f"{path} is not a file of Inception's weights: it is empty"
     torch.save({**small_dinov2, 'norm.bias': torch.zeros(3)}, path)
-    assert message() == f'{path} does not have the weights of DINOv2 ViT-L/14: the tensor norm.bias has shape [3], not [64]'
+    assert (message() == f'{path} does not have the weights of DINOv2 ViT-L/14: the tensor '
+                         f'norm.bias has shape [3], not [64]')
     save_tensors({'cls_token': torch.zeros(1, 1, 64)}, {}, path)
-    assert message() == f'{path} does not have the weights of dinov2: the tensor pos_embed is missing'
+    assert (message() == f'{path} does not have the weights of dinov2: the tensor pos_embed is '
+                         f'missing')
     save_tensors({'fc.bias': torch.zeros(3)}, {}, path)
-    assert message() == f'{path} does not have the weights of inception: the tensor Conv2d_1a_3x3.conv.weight is missing'
+    assert (message() == f'{path} does not have the weights of inception: the tensor '
+                         f'Conv2d_1a_3x3.conv.weight is missing')
     with pytest.raises(FileNotFoundError, match='there is no such file'):
         identify(tmp_path / 'none')
     with pytest.raises(ValueError, match='is a folder, not a file'):
@@ -142,11 +155,16 @@ def test_other_files_are_refused(tmp_path, small_dinov2, monkeypatch):
 
 def test_downloads_go_where_files_are_looked_for(monkeypatch):
     asked = []
-    monkeypatch.setattr(module, 'fetch', lambda url, sha256: asked.append((url, sha256)) or cached_path(url))
-    assert fetch_published('inception') == cached_path(inception.PUBLISHED[0].url) == next(inception.downloads())[0]
-    assert fetch_published('dinov2') == cached_path(dinov2.PUBLISHED.url) == next(dinov2.downloads())[0]
-    assert asked == [(inception.PUBLISHED[0].url, inception.PUBLISHED[0].sha256), (dinov2.PUBLISHED.url, dinov2.PUBLISHED.sha256)]
-    with pytest.raises(ValueError, match='^there are no published weights of demo, but of inception and dinov2$'):
+    monkeypatch.setattr(module, 'fetch', lambda url, sha256: asked.append((url, sha256))
+                        or cached_path(url))
+    assert fetch_published('inception') == cached_path(inception.PUBLISHED[0].url) == next(
+        inception.downloads())[0]
+    assert fetch_published('dinov2') == cached_path(dinov2.PUBLISHED.url) == next(
+        dinov2.downloads())[0]
+    assert asked == [(inception.PUBLISHED[0].url, inception.PUBLISHED[0].sha256),
+                     (dinov2.PUBLISHED.url, dinov2.PUBLISHED.sha256)]
+    with pytest.raises(ValueError, match='^there are no published weights of demo, but of '
+                                         'inception and dinov2$'):
         fetch_published('demo')
 
 

@@ -1,4 +1,5 @@
-"""metrics/: the demo detector, moments over any number of ranks, files of them, Fréchet distances."""
+"""metrics/: the demo detector, moments over any number of ranks, files of them, Fréchet
+distances."""
 
 import json
 from pathlib import Path
@@ -17,7 +18,8 @@ CASES = json.loads(str(GOLDEN['__meta__']))['cases']
 
 
 def images(n, *shape, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8))
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, *shape),
+                                                                 dtype=np.uint8))
 
 
 def spd(d, seed):
@@ -35,7 +37,8 @@ def test_demo_detector_is_three_convolutions():
     for channels, stride in ((32, 1), (64, 2), (128, 2)):
         fan_in = len(layer) * 9
         weight = stream.standard_normal([channels, len(layer), 3, 3]) * np.sqrt(2 / fan_in)
-        layer = np.stack([sum(scipy.signal.correlate2d(a, w, mode='same') for a, w in zip(layer, kernel, strict=True))
+        layer = np.stack([sum(scipy.signal.correlate2d(a, w, mode='same')
+                              for a, w in zip(layer, kernel, strict=True))
                           for kernel in weight])[:, ::stride, ::stride].clip(min=0)
         expected.append(layer.mean(axis=(1, 2)))
     features = DemoDetector().features(x)['demo']
@@ -45,7 +48,8 @@ def test_demo_detector_is_three_convolutions():
 
 def test_identity_of_the_demo_detector():
     detector = load_detector('demo', torch.device('cpu'))
-    assert detector.taps == ('demo',) and (TAPS['demo'].detector_id, TAPS['demo'].dim) == ('demo-v1', 224)
+    assert detector.taps == ('demo',) and (TAPS['demo'].detector_id,
+                                           TAPS['demo'].dim) == ('demo-v1', 224)
     assert detector.digest == 'f919533afffe36a7d3462e879099339d80410b9226d8206029b7e41c499ea0c7'
     assert 'NOT FID' in TAPS['demo'].number
 
@@ -53,7 +57,8 @@ def test_identity_of_the_demo_detector():
 def test_digest_depends_on_names_shapes_and_values():
     a = {'x': np.arange(6, dtype=np.float32), 'y': np.ones([2, 1], np.float32)}
     same = {'y': a['y'].astype('>f4'), 'x': a['x'].astype(np.float64)}
-    others = [{'x': a['x'], 'z': a['y']}, {'x': a['x'].reshape(2, 3), 'y': a['y']}, {'x': a['x'] + 1, 'y': a['y']}]
+    others = [{'x': a['x'], 'z': a['y']}, {'x': a['x'].reshape(2, 3), 'y': a['y']},
+              {'x': a['x'] + 1, 'y': a['y']}]
     assert weights_digest(same) == weights_digest(a)
     assert len({weights_digest(w) for w in [a, *others]}) == 4
 
@@ -84,7 +89,8 @@ def test_detectors_take_uint8_images_only(x, found):
 def test_a_detector_that_there_is_not_is_never_replaced():
     with pytest.raises(ValueError) as error:
         load_detector('inseption', torch.device('cpu'))
-    assert str(error.value) == '--detector=inseption is neither inception nor demo nor a file of Inception weights'
+    assert str(
+        error.value) == '--detector=inseption is neither inception nor demo nor a file of Inception weights'
     assert list(DETECTORS) == ['inception', 'demo']
 
 
@@ -102,7 +108,8 @@ def test_moments_and_distance_computed_with_the_reference_implementation(case):
             assert value.dtype == np.float64
             np.testing.assert_allclose(value, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
             values.append(value)
-    assert frechet_distance(*values) == pytest.approx(float(GOLDEN[f'{case}:fid']), rel=1e-7, abs=1e-12)
+    assert frechet_distance(*values) == pytest.approx(float(GOLDEN[f'{case}:fid']), rel=1e-7,
+                                                      abs=1e-12)
 
 
 def test_moments_against_numpy():
@@ -129,7 +136,8 @@ def test_what_has_no_moments():
 
 
 def test_moments_have_the_same_bits_for_any_number_of_threads():
-    f, threads = torch.randn(CHUNK, 64, generator=torch.Generator().manual_seed(0)), torch.get_num_threads()
+    f, threads = torch.randn(CHUNK, 64,
+                             generator=torch.Generator().manual_seed(0)), torch.get_num_threads()
     sums = []
     try:
         for n in (1, 2, 4):
@@ -137,14 +145,16 @@ def test_moments_have_the_same_bits_for_any_number_of_threads():
             moments = Moments.zero(64)
             moments.add(f)
             assert torch.get_num_threads() == n
-            sums.append((moments.sums, frechet_distance(moments.mean(), moments.cov(), moments.mean(), spd(64, 1))))
+            sums.append((moments.sums, frechet_distance(moments.mean(), moments.cov(),
+                                                        moments.mean(), spd(64, 1))))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(other[0], sums[0][0]) and other[1] == sums[0][1] for other in sums)
 
 
 def test_chunks_are_dealt_out_in_turn():
-    assert chunks(2 * CHUNK + 5) == [range(CHUNK), range(CHUNK, 2 * CHUNK), range(2 * CHUNK, 2 * CHUNK + 5)]
+    assert chunks(2 * CHUNK + 5) == [range(CHUNK), range(CHUNK, 2 * CHUNK),
+                                     range(2 * CHUNK, 2 * CHUNK + 5)]
     assert chunks(2 * CHUNK + 5, 0, 2) == [range(CHUNK), range(2 * CHUNK, 2 * CHUNK + 5)]
     assert chunks(2 * CHUNK + 5, 1, 2) == [range(CHUNK, 2 * CHUNK)]
     assert chunks(5, 1, 2) == []
@@ -172,8 +182,10 @@ def test_distance_of_commuting_covariances():
     a, b = np.arange(1.0, D + 1), np.arange(D, 0, -1) ** 2 / 3
     Q = np.linalg.qr(np.random.default_rng(0).standard_normal([D, D]))[0]
     expected = ((a**0.5 - b**0.5) ** 2).sum() + (SHIFT**2).sum()
-    assert frechet_distance(ZERO, np.diag(a), SHIFT, np.diag(b)) == pytest.approx(expected, rel=1e-12)
-    assert frechet_distance(ZERO, Q * a @ Q.T, SHIFT, Q * b @ Q.T) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(ZERO, np.diag(a), SHIFT,
+                            np.diag(b)) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(ZERO, Q * a @ Q.T, SHIFT,
+                            Q * b @ Q.T) == pytest.approx(expected, rel=1e-12)
 
 
 def test_distance_of_covariances_that_do_not_commute():
@@ -189,7 +201,8 @@ def test_distance_of_covariances_that_do_not_commute():
 def test_distance_where_covariances_are_singular(n1, n2):
     """tr (Σ₁ Σ₂)^½ is the nuclear norm of X₁ X₂ᵀ / √((n₁ − 1)(n₂ − 1)), X centred."""
     rng = np.random.default_rng(0)
-    X, Y = rng.standard_normal([n1, 24]), rng.standard_normal([n2, 24]) * np.linspace(0.1, 2, 24) + 0.3
+    X, Y = rng.standard_normal([n1, 24]), rng.standard_normal([n2, 24]) * np.linspace(0.1, 2,
+                                                                                      24) + 0.3
     mu = X.mean(axis=0), Y.mean(axis=0)
     X, Y = X - mu[0], Y - mu[1]
     S = X.T @ X / (n1 - 1), Y.T @ Y / (n2 - 1)
@@ -204,14 +217,17 @@ def test_distance_where_covariances_are_singular(n1, n2):
 def test_distance_without_any_variance():
     nothing, S = np.zeros([D, D]), spd(D, 0)
     assert frechet_distance(ZERO, nothing, ZERO, nothing) == 0
-    assert frechet_distance(ZERO, nothing, SHIFT, S) == pytest.approx((SHIFT**2).sum() + np.trace(S), rel=1e-12)
-    assert frechet_distance(SHIFT, S, ZERO, nothing) == pytest.approx((SHIFT**2).sum() + np.trace(S), rel=1e-12)
+    assert frechet_distance(ZERO, nothing, SHIFT,
+                            S) == pytest.approx((SHIFT**2).sum() + np.trace(S), rel=1e-12)
+    assert frechet_distance(SHIFT, S, ZERO,
+                            nothing) == pytest.approx((SHIFT**2).sum() + np.trace(S), rel=1e-12)
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
     ((ZERO, np.eye(D), np.zeros(3), np.eye(D)), 'frechet_distance: mu2 has shape [3], not [12]'),
     ((ZERO, np.eye(3), ZERO, np.eye(D)), 'frechet_distance: sigma1 has shape [3, 3], not [12, 12]'),
-    ((ZERO, np.eye(D), ZERO, np.eye(D) * np.nan), 'frechet_distance: sigma2 has values that are not finite'),
+    ((ZERO, np.eye(D), ZERO, np.eye(D) * np.nan), 'frechet_distance: sigma2 has values that are '
+                                                  'not finite'),
 ])
 def test_distance_of_what_does_not_fit(arguments, message):
     with pytest.raises(ValueError) as error:

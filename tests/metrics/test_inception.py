@@ -11,7 +11,8 @@ from metrics.inception import HEAD, STEM, Inception, convs, tf1_resize, weight_s
 from metrics.weights import digest
 from tests.inception_weights import random_images, random_weights
 
-# Features by torch-fidelity 0.4.0, of the weights and images of tests/inception_weights.py, some of each.
+# Features by torch-fidelity 0.4.0, of the weights and images of tests/inception_weights.py, some of
+# each.
 GOLDEN = np.load(Path(__file__).parents[1] / 'golden' / 'inception.npz')
 
 
@@ -35,7 +36,8 @@ def test_features_are_those_of_another_implementation(detector, size):
     assert list(pool_3.shape) == [1, 2048] and list(spatial.shape) == [1, 2023]
     logits = detector.logits(pool_3)
     assert list(logits.shape) == [1, 1008]
-    for name, found, step in (('pool_3', pool_3, 64), ('spatial', spatial, 63), ('logits', logits, 31)):
+    for name, found, step in (('pool_3', pool_3, 64), ('spatial', spatial, 63),
+                              ('logits', logits, 31)):
         assert error(found[0, ::step], torch.from_numpy(GOLDEN[f'{name}_{size}'])) < 1e-5
 
 
@@ -58,7 +60,8 @@ def test_folding_the_normalisation_changes_rounding_only(weights, detector):
 
 
 def slow_features(x, weights):
-    """The first blocks and a fork of each kind of pooling, written out; x [B, 3, 299, 299] in -1 ... 1."""
+    """The first blocks and a fork of each kind of pooling, written out; x [B, 3, 299, 299] in -1
+    ... 1."""
     def conv(x, name, **kwargs):
         x = F.conv2d(x, weights[f'{name}.conv.weight'], **kwargs)
         mean, var, gamma, beta = (weights[f'{name}.bn.{part}'][:, None, None]
@@ -69,7 +72,8 @@ def slow_features(x, weights):
     x = conv(conv(x, 'Conv2d_2a_3x3'), 'Conv2d_2b_3x3', padding=1)
     x = conv(conv(F.max_pool2d(x, 3, 2), 'Conv2d_3b_1x1'), 'Conv2d_4a_3x3')
     x = F.max_pool2d(x, 3, 2)
-    inside = F.avg_pool2d(torch.ones_like(x), 3, 1, 1)   # less than 1 where the window leaves the image
+    # less than 1 where the window leaves the image
+    inside = F.avg_pool2d(torch.ones_like(x), 3, 1, 1)
     return torch.cat([
         conv(x, 'Mixed_5b.branch1x1'),
         conv(conv(x, 'Mixed_5b.branch5x5_1'), 'Mixed_5b.branch5x5_2', padding=2),
@@ -79,7 +83,8 @@ def slow_features(x, weights):
 
 
 def test_first_blocks_written_out(weights, detector):
-    x = torch.from_numpy(np.random.RandomState(0).uniform(-1, 1, [1, 3, 299, 299]).astype(np.float32))
+    x = torch.from_numpy(np.random.RandomState(0).uniform(-1, 1,
+                                                          [1, 3, 299, 299]).astype(np.float32))
     upto = next(i for i, step in enumerate(STEM) if isinstance(step, tuple)) + 1
     found = detector.network._run(x, STEM[:upto])
     assert list(found.shape) == [1, 256, 35, 35]
@@ -101,9 +106,11 @@ def test_detector_takes_grey_images_and_batches_of_any_size(monkeypatch, detecto
     monkeypatch.setattr(inception, 'MAX_BATCH', 2)
     parts = detector.features(images)['pool_3']
     assert list(parts.shape) == [3, 2048] and error(parts, together) < 1e-6
-    assert torch.equal(*(detector.features(x)['pool_3'] for x in (images[:1, :1], images[:1, :1].expand(-1, 3, -1, -1))))
+    assert torch.equal(*(detector.features(x)['pool_3']
+                         for x in (images[:1, :1], images[:1, :1].expand(-1, 3, -1, -1))))
     assert (detector.taps, detector.digest) == (('pool_3', 'spatial'), digest(weights))
-    with pytest.raises(ValueError, match=r'^a detector takes uint8 images \[B, 1 or 3, H, W\], not torch.float32'):
+    with pytest.raises(ValueError, match=r'^a detector takes uint8 images \[B, 1 or 3, H, W\], not '
+                                         r'torch.float32'):
         detector.features(images.float())
     with pytest.raises(ValueError, match=r'not torch.uint8 \[3, 4, 20, 20\]'):
         detector.features(torch.zeros([3, 4, 20, 20], dtype=torch.uint8))
@@ -129,7 +136,8 @@ def slow_resize(image, size):
     return result
 
 
-@pytest.mark.parametrize('shape, size', [((2, 2), 4), ((28, 28), 61), ((33, 20), 50), ((1, 7), 9), ((50, 64), 37)])
+@pytest.mark.parametrize('shape, size', [((2, 2), 4), ((28, 28), 61), ((33, 20), 50), ((1, 7), 9),
+                                         ((50, 64), 37)])
 def test_resize_is_its_definition_to_the_bit(shape, size):
     image = np.random.RandomState(0).randint(0, 256, shape).astype(np.uint8)
     found = tf1_resize(torch.from_numpy(image)[None, None], size)
@@ -138,16 +146,19 @@ def test_resize_is_its_definition_to_the_bit(shape, size):
 
 
 def test_resize_by_hand():
-    """Top-left corners are aligned: the last rows and columns repeat, unlike where centres are aligned."""
+    """Top-left corners are aligned: the last rows and columns repeat, unlike where centres are
+    aligned."""
     image = torch.tensor([[[[0, 100], [40, 200]]]], dtype=torch.uint8)
-    right = torch.tensor([[0.0, 50, 100, 100], [20, 85, 150, 150], [40, 120, 200, 200], [40, 120, 200, 200]])
+    right = torch.tensor([[0.0, 50, 100, 100], [20, 85, 150, 150], [40, 120, 200, 200],
+                          [40, 120, 200, 200]])
     assert torch.equal(tf1_resize(image, 4)[0, 0], right)
 
 
 def test_resize_of_the_network_s_own_size_and_of_one_pixel():
     images = random_images(299)
     assert torch.equal(tf1_resize(images), images.float())
-    assert torch.equal(tf1_resize(images[:, :, :1, :1]), images[:, :, :1, :1].float().expand(-1, -1, 299, 299))
+    assert torch.equal(tf1_resize(images[:, :, :1, :1]),
+                       images[:, :, :1, :1].float().expand(-1, -1, 299, 299))
 
 
 def test_resize_does_not_smooth():

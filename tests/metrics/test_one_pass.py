@@ -1,4 +1,5 @@
-"""metrics/measure.py and definitions.py: one pass over images, the same bits on any number of ranks and after kills."""
+"""metrics/measure.py and definitions.py: one pass over images, the same bits on any number of ranks
+and after kills."""
 
 import json
 import threading
@@ -31,7 +32,8 @@ class Ranks:
         monkeypatch.setattr(statistics.distributed, 'get_rank', lambda: self.mine.rank)
         monkeypatch.setattr(statistics.distributed, 'get_world_size', lambda: world_size)
         monkeypatch.setattr(statistics.distributed, 'gather_objects', self.all)
-        monkeypatch.setattr(module, 'gather', lambda x: self.all(x) if self.mine.rank == 0 else self.all(x)[:0])
+        monkeypatch.setattr(module, 'gather', lambda x: self.all(x) if self.mine.rank == 0
+                            else self.all(x)[:0])
 
     def all(self, value):
         self.table[self.mine.rank] = value
@@ -64,11 +66,13 @@ class Killed(BaseException):
 
 
 class Noise:
-    """Random 4x4 images, each a function of its position. `ends_at`: the process dies there; `bad`: a broken file."""
+    """Random 4x4 images, each a function of its position. `ends_at`: the process dies there; `bad`:
+    a broken file."""
     source, image_shape = 'noise', [3, 4, 4]
 
     def __init__(self, count, ends_at=None, bad=None, seed=0):
-        self.pixels = torch.from_numpy(np.random.RandomState(seed).randint(0, 256, [count, 3, 4, 4], dtype=np.uint8))
+        self.pixels = torch.from_numpy(np.random.RandomState(seed).randint(0, 256, [count, 3, 4, 4],
+                                                                           dtype=np.uint8))
         self.ends_at, self.bad, self.read = ends_at, bad, []
 
     def __len__(self):
@@ -92,7 +96,9 @@ def look(images, wanted=BOTH, **options):
 
 
 def same(a, b):
-    return torch.equal(a.moments['demo'].sums, b.moments['demo'].sums) and np.array_equal(a.features['demo'], b.features['demo'])
+    return torch.equal(a.moments['demo'].sums,
+                       b.moments['demo'].sums) and np.array_equal(a.features['demo'],
+                                                                  b.features['demo'])
 
 
 def test_a_pass_finds_the_features_and_their_moments():
@@ -102,8 +108,10 @@ def test_a_pass_finds_the_features_and_their_moments():
     np.testing.assert_allclose(found.features['demo'], expected, rtol=1e-5)
     stats = found.statistics('demo')
     np.testing.assert_allclose(stats.mu, expected.astype(np.float64).mean(axis=0), rtol=1e-6)
-    np.testing.assert_allclose(stats.sigma, np.cov(expected.astype(np.float64).T), rtol=1e-4, atol=1e-6)
-    assert (stats.count, stats.image_shape, stats.detector_id, stats.detector_digest, stats.data_fingerprint, stats.precision, stats.source) == (
+    np.testing.assert_allclose(stats.sigma, np.cov(expected.astype(np.float64).T), rtol=1e-4,
+                               atol=1e-6)
+    assert (stats.count, stats.image_shape, stats.detector_id, stats.detector_digest,
+            stats.data_fingerprint, stats.precision, stats.source) == (
         CHUNK + 30, [3, 4, 4], 'demo-v1', DEMO.digest, f'noise {CHUNK + 30}', 'float32', 'noise')
 
 
@@ -134,18 +142,21 @@ def test_an_error_on_one_rank_ends_all(monkeypatch):
 
 
 def test_a_detector_whose_numbers_are_not_finite_is_refused(monkeypatch):
-    monkeypatch.setattr(DemoDetector, 'features', lambda self, x: {'demo': torch.full([len(x), 224], torch.nan)})
+    monkeypatch.setattr(DemoDetector, 'features',
+                        lambda self, x: {'demo': torch.full([len(x), 224], torch.nan)})
     with pytest.raises(ValueError, match='^the detector gave features that are not finite$'):
         look(Noise(5))
 
 
 @pytest.mark.parametrize(('before', 'after'), [(1, 1), (2, 3), (3, 1)])
 def test_a_killed_pass_continues_with_the_same_bits(monkeypatch, tmp_path, before, after):
-    """On another number of ranks too, and without looking at an image twice whose chunk was saved."""
+    """On another number of ranks too, and without looking at an image twice whose chunk was
+    saved."""
     count, options = 5 * CHUNK + 9, {'state': tmp_path, 'save_seconds': 0}
     with monkeypatch.context() as patch:
         killed = Ranks(patch, before)
-        killed.barrier = threading.Barrier(before, timeout=5)   # the others wait for one that is gone
+        # the others wait for one that is gone
+        killed.barrier = threading.Barrier(before, timeout=5)
         results = killed.run(lambda: look(Noise(count, ends_at=4 * CHUNK), **options))
         assert any(isinstance(r, Killed) for r in results)
     done = int(np.load(tmp_path / 'progress.npz')['done'])
@@ -161,13 +172,16 @@ def test_a_killed_pass_continues_with_the_same_bits(monkeypatch, tmp_path, befor
 
 def test_progress_of_something_else_is_refused(tmp_path):
     look(Noise(50), state=tmp_path)
-    for images, wanted, difference in ((Noise(60), BOTH, 'data, images'), (Noise(50), Wanted(frozenset({'demo'})), 'features')):
+    for images, wanted, difference in ((Noise(60), BOTH, 'data, images'),
+                                       (Noise(50), Wanted(frozenset({'demo'})), 'features')):
         with pytest.raises(ValueError) as error:
             look(images, wanted, state=tmp_path)
-        assert str(error.value) == (f'--state={tmp_path} belongs to other images, or to a measurement of something else '
-                                    f'({difference}): delete the folder, or name another')
+        assert str(error.value) == (f'--state={tmp_path} belongs to other images, or to a '
+                                    f'measurement of something else ({difference}): delete the '
+                                    f'folder, or name another')
     (tmp_path / 'progress.npz').write_bytes(b'PK')
-    with pytest.raises(ValueError, match=r'^--state=.* is damaged \(.*\): delete the folder, or name another$'):
+    with pytest.raises(ValueError, match=r'^--state=.* is damaged \(.*\): delete the folder, or '
+                                         r'name another$'):
         look(Noise(50), state=tmp_path)
 
 
@@ -187,7 +201,8 @@ def some_reference(tap='demo', d=224, n=1500, seed=1):
     moments = Moments.zero(d)
     moments.add(torch.from_numpy(features))
     digest = DEMO.digest
-    return Reference('real.npz', {tap: Statistics(moments.mean(), moments.cov(), n, [3, 4, 4], 'demo-v1', digest, precision='float32')},
+    return Reference('real.npz', {tap: Statistics(moments.mean(), moments.cov(), n, [3, 4, 4],
+                                                  'demo-v1', digest, precision='float32')},
                      {tap: features})
 
 
@@ -195,8 +210,10 @@ def test_metrics_are_the_functions_of_the_features():
     generated, reference = look(Noise(1200)), some_reference()
     names = ['fid', 'kid', 'pr', 'dc']
     found = scores(names, generated, reference, 'demo', {'demo': DEMO})
-    assert list(found) == ['demo_fd', 'demo_kid', 'demo_kid_std', 'demo_precision', 'demo_recall', 'demo_density', 'demo_coverage']
-    x, y = torch.from_numpy(generated.features['demo']), torch.from_numpy(reference.features['demo'])
+    assert list(found) == ['demo_fd', 'demo_kid', 'demo_kid_std', 'demo_precision', 'demo_recall',
+                           'demo_density', 'demo_coverage']
+    x, y = torch.from_numpy(generated.features['demo']), torch.from_numpy(
+        reference.features['demo'])
     ours, theirs = generated.statistics('demo'), reference.moments['demo']
     assert found['demo_fd'] == frechet_distance(theirs.mu, theirs.sigma, ours.mu, ours.sigma)
     assert (found['demo_kid'], found['demo_kid_std']) == formulas.kernel_distance(x, y)
@@ -216,25 +233,35 @@ def test_density_and_coverage_are_of_ten_thousand_images(monkeypatch):
 
 def test_what_metrics_need():
     everything = list(METRICS)
-    assert needs(everything, 'pool_3') == Wanted(frozenset({'pool_3', 'spatial', 'dinov2'}), frozenset({'pool_3'}))
-    assert needs_of_reference(everything, 'pool_3') == Wanted(frozenset({'pool_3', 'spatial', 'dinov2'}), frozenset({'pool_3'}))
+    assert needs(everything, 'pool_3') == Wanted(frozenset({'pool_3', 'spatial', 'dinov2'}),
+                                                 frozenset({'pool_3'}))
+    assert needs_of_reference(everything,
+                              'pool_3') == Wanted(frozenset({'pool_3', 'spatial', 'dinov2'}),
+                                                  frozenset({'pool_3'}))
     assert needs_of_reference(['is'], 'pool_3').taps == []
     assert needs(['fid'], 'pool_3') == Wanted(frozenset({'pool_3'}))
     assert needs(['fd_dinov2'], 'pool_3').taps == ['dinov2']   # Inception is not even loaded
-    assert names_of('kid', 'pool_3') == ['kid', 'kid_std'] and names_of('fid_inf', 'demo') == ['demo_fd_inf']
+    assert names_of('kid', 'pool_3') == ['kid',
+                                         'kid_std'] and names_of('fid_inf',
+                                                                 'demo') == ['demo_fd_inf']
     for metric in ('is', 'sfid'):
         with pytest.raises(ValueError) as error:
             tap_of(metric, 'demo')
-        assert str(error.value) == (f'--metrics={metric} needs the Inception network, and --detector=demo is another: '
-                                    f'leave {metric} out, or use --detector=inception')
+        assert str(error.value) == (f'--metrics={metric} needs the Inception network, and '
+                                    f'--detector=demo is another: leave {metric} out, or use '
+                                    f'--detector=inception')
 
 
-def checked(reference, metrics=('fid',), count=2000, shape=(3, 4, 4), precision='float32', **options):
-    return check(reference, list(metrics), 'demo', {'demo': DEMO}, 'x', shape, count, precision, **options)
+def checked(reference, metrics=('fid',), count=2000, shape=(3, 4, 4), precision='float32',
+            **options):
+    return check(reference, list(metrics), 'demo', {'demo': DEMO}, 'x', shape, count, precision,
+                 **options)
 
 
 def changed(reference, **fields):
-    return Reference(reference.source, {'demo': Statistics(**{**vars(reference.moments['demo']), **fields})}, reference.features)
+    return Reference(reference.source,
+                     {'demo': Statistics(**{**vars(reference.moments['demo']), **fields})},
+                     reference.features)
 
 
 def test_mismatches_are_refused_unless_allowed():
@@ -244,27 +271,33 @@ def test_mismatches_are_refused_unless_allowed():
             ({'detector_id': 'other-v2'}, 'was made with detector other-v2, not demo-v1'),
             ({'detector_digest': '0'}, 'was made with other weights of detector demo-v1'),
             ({'precision': 'tf32'}, 'was made with --precision=tf32, not float32'),
-            ({'image_shape': [3, 8, 8]}, 'is of images of shape [3, 8, 8], but these have shape [3, 4, 4]')):
+            ({'image_shape': [3, 8, 8]}, 'is of images of shape [3, 8, 8], but these have shape '
+                                         '[3, 4, 4]')):
         with pytest.raises(ValueError) as error:
             checked(changed(reference, **fields))
-        assert str(error.value) == f'--ref=real.npz {what}; make it anew with fid.py ref, or say --allow-mismatch'
-        assert checked(changed(reference, **fields), allow_mismatch=True) == [f'--ref=real.npz {what}']
-    assert checked(changed(reference, detector_id=None, detector_digest=None, image_shape=None, precision=None)) == [
+        assert str(
+            error.value) == f'--ref=real.npz {what}; make it anew with fid.py ref, or say --allow-mismatch'
+        assert checked(changed(reference, **fields), allow_mismatch=True) == [f'--ref=real.npz '
+                                                                              f'{what}']
+    assert checked(changed(reference, detector_id=None, detector_digest=None, image_shape=None,
+                           precision=None)) == [
         'real.npz does not say which detector it was made with; only its size fits']
     assert checked(reference, count=224) == [
-        '224 images say little about 224 features: demo-FD (random features, NOT FID) comes out far too high']
+        '224 images say little about 224 features: demo-FD (random features, NOT FID) comes out '
+        'far too high']
 
 
 def test_references_that_lack_something():
     reference = some_reference()
     with pytest.raises(ValueError) as error:
         checked(Reference('real.npz', reference.moments), ['fid', 'kid'])
-    assert str(error.value) == ('--ref=real.npz holds no features of its images, which kid compares with: make it anew with '
-                                'fid.py ref --metrics=fid,kid')
+    assert str(error.value) == ('--ref=real.npz holds no features of its images, which kid '
+                                'compares with: make it anew with fid.py ref --metrics=fid,kid')
     with pytest.raises(ValueError) as error:
         checked(Reference('real.npz', {'pool_3': reference.moments['demo']}))
-    assert str(error.value) == ('--ref=real.npz has no statistics of demo-v1, which fid compares with here, only those for FID; make it anew '
-                                'with fid.py ref --metrics=fid --detector=demo')
+    assert str(error.value) == ('--ref=real.npz has no statistics of demo-v1, which fid compares '
+                                'with here, only those for FID; make it anew with fid.py ref '
+                                '--metrics=fid --detector=demo')
 
 
 def test_identity_is_plain_text(tmp_path):
@@ -275,18 +308,26 @@ def test_identity_is_plain_text(tmp_path):
 
 
 @pytest.mark.parametrize(('damage', 'why'), [
-    (lambda folder: np.save(folder / 'demo-000001.npy', np.zeros([5, 224], np.float32)), 'demo-000001.npy is float32 [5, 224]'),
+    (lambda folder: np.save(folder / 'demo-000001.npy',
+                            np.zeros([5, 224], np.float32)), 'demo-000001.npy is float32 [5, 224]'),
     (lambda folder: changed_progress(folder, done=-1), '-1 of 2 chunks are done'),
     (lambda folder: changed_progress(folder, done=1), 'the sums of demo are of 1054 images'),
-    (lambda folder: changed_progress(folder, **{'sums.demo': np.ones(1)}), 'the sums of demo are not finite, or of another shape'),
-    (lambda folder: changed_progress(folder, **{'sums.demo': np.full([225, 225], np.nan)}), 'the sums of demo are not finite, or of another shape'),
+    (lambda folder: changed_progress(folder, **{'sums.demo': np.ones(1)}), 'the sums of demo are '
+                                                                           'not finite, or of '
+                                                                           'another shape'),
+    (lambda folder: changed_progress(folder,
+                                     **{'sums.demo': np.full([225, 225], np.nan)}), 'the sums of '
+                                                                                    'demo are not '
+                                                                                    'finite, or of '
+                                                                                    'another shape'),
 ])
 def test_progress_that_no_pass_can_have_written(tmp_path, damage, why):
     look(Noise(CHUNK + 30), state=tmp_path)
     damage(tmp_path)
     with pytest.raises(ValueError) as error:
         look(Noise(CHUNK + 30), state=tmp_path)
-    assert str(error.value) == f'--state={tmp_path} is damaged ({why}): delete the folder, or name another'
+    assert str(
+        error.value) == f'--state={tmp_path} is damaged ({why}): delete the folder, or name another'
 
 
 def changed_progress(folder, **changes):
@@ -298,13 +339,17 @@ def test_references_that_say_too_little():
     assert checked(few) == ['real.npz is of 40 images, which say little about 224 features']
     with pytest.raises(ValueError) as error:
         checked(few, ['kid'])
-    assert str(error.value) == '--ref=real.npz holds the features of 40 images, and kid takes 1000 or more'
+    assert str(
+        error.value) == '--ref=real.npz holds the features of 40 images, and kid takes 1000 or more'
     crooked = changed(some_reference(), sigma=np.triu(some_reference().moments['demo'].sigma))
     with pytest.raises(ValueError) as error:
         checked(crooked)
-    assert str(error.value) == '--ref=real.npz: the covariance of demo is not symmetric, so it is none; make it anew'
-    other = Reference('adm.npz', some_reference().moments, some_reference().features, image_shape=[3, 64, 64])
+    assert str(
+        error.value) == '--ref=real.npz: the covariance of demo is not symmetric, so it is none; make it anew'
+    other = Reference('adm.npz', some_reference().moments, some_reference().features,
+                      image_shape=[3, 64, 64])
     with pytest.raises(ValueError) as error:
         checked(other)
-    assert str(error.value) == ('--ref=adm.npz holds images of shape [3, 64, 64], but these have shape [3, 4, 4]; '
-                                'make it anew with fid.py ref, or say --allow-mismatch')
+    assert str(error.value) == ('--ref=adm.npz holds images of shape [3, 64, 64], but these have '
+                                'shape [3, 4, 4]; make it anew with fid.py ref, or say '
+                                '--allow-mismatch')

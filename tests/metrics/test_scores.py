@@ -1,4 +1,5 @@
-"""Scores against their definitions, written out with loops, and against values known in closed form."""
+"""Scores against their definitions, written out with loops, and against values known in closed
+form."""
 
 import itertools
 
@@ -31,7 +32,8 @@ def slow_mmd(x, y):
 def test_kernel_distance_is_its_definition():
     x, y = normal(9, 3), 0.5 + normal(8, 3, seed=1)
     random = np.random.RandomState(7)
-    subsets = [(random.choice(9, 5, replace=False), random.choice(8, 5, replace=False)) for _ in range(4)]
+    subsets = [(random.choice(9, 5, replace=False), random.choice(8, 5, replace=False))
+               for _ in range(4)]
     expected = [slow_mmd(x[a], y[b]) for a, b in subsets]
     mean, deviation = kernel_distance(x, y, num_subsets=4, subset_size=5, seed=7)
     assert mean == pytest.approx(np.mean(expected), rel=1e-12)
@@ -39,7 +41,8 @@ def test_kernel_distance_is_its_definition():
 
 
 def test_kernel_distance_is_unbiased():
-    """Over all ways of splitting ten numbers into two fives, its mean is that of all pairs, exactly."""
+    """Over all ways of splitting ten numbers into two fives, its mean is that of all pairs,
+    exactly."""
     values = normal(10, 2).double()
     estimates = []
     for chosen in itertools.combinations(range(10), 5):
@@ -50,7 +53,8 @@ def test_kernel_distance_is_unbiased():
 
 
 def test_kernel_distance_of_too_few_images():
-    with pytest.raises(ValueError, match='^KID takes subsets of 1000, but there are only 999 reference images$'):
+    with pytest.raises(ValueError, match='^KID takes subsets of 1000, but there are only 999 '
+                                         'reference images$'):
         kernel_distance(normal(1000, 2), normal(999, 2))
 
 
@@ -60,7 +64,8 @@ def test_inception_score_closed_forms():
     assert inception_score(torch.zeros(20, 8), 2) == pytest.approx((1, 0), abs=1e-12)
     certain = 1000 * torch.eye(8).repeat(5, 1)   # so certain that other probabilities round to 0
     assert inception_score(certain, 5) == pytest.approx((8, 0), abs=1e-12)
-    half = torch.tensor([[0.0, 0.0], [np.log(3), 0.0]], dtype=torch.float64)   # (1/2, 1/2) and (3/4, 1/4)
+    # (1/2, 1/2) and (3/4, 1/4)
+    half = torch.tensor([[0.0, 0.0], [np.log(3), 0.0]], dtype=torch.float64)
     kl = 0.5 * (0.5 * np.log(0.5 / 0.625) + 0.5 * np.log(0.5 / 0.375)
                 + 0.75 * np.log(0.75 / 0.625) + 0.25 * np.log(0.25 / 0.375))
     assert inception_score(half, 1) == pytest.approx((np.exp(kl), 0), rel=1e-12)
@@ -70,8 +75,10 @@ def test_inception_score_of_consecutive_parts():
     logits = 3 * normal(23, 5)
     parts = [0, 7, 15, 23]
     expected = [inception_score(logits[a:b], 1)[0] for a, b in itertools.pairwise(parts)]
-    assert inception_score(logits, 3) == pytest.approx((np.mean(expected), np.std(expected)), rel=1e-12)
-    with pytest.raises(ValueError, match='^the Inception Score takes 10 parts, but there are only 9 images$'):
+    assert inception_score(logits, 3) == pytest.approx((np.mean(expected), np.std(expected)),
+                                                       rel=1e-12)
+    with pytest.raises(ValueError, match='^the Inception Score takes 10 parts, but there are only '
+                                         '9 images$'):
         inception_score(logits[:9])
 
 
@@ -84,7 +91,8 @@ def slow_radii(points, k):
 def slow_manifolds(points, centres, k):
     """[points, centres]: squared distance and squared radius, in loops."""
     radii = slow_radii(centres, k)
-    return [[(float((p.double() - c.double()).square().sum()), r) for c, r in zip(centres, radii, strict=True)] for p in points]
+    return [[(float((p.double() - c.double()).square().sum()), r)
+             for c, r in zip(centres, radii, strict=True)] for p in points]
 
 
 @pytest.fixture(params=[2**24, 100, 1])
@@ -114,11 +122,13 @@ def test_density_coverage_is_its_definition(in_parts):
 def test_manifolds_closed_forms():
     line = torch.arange(10.0)[:, None]
     assert precision_recall(line, line) == (1, 1)
-    # Within 3 of 0, and within 2 of everything between 2 and 7: the surface is in precision, not in density.
+    # Within 3 of 0, and within 2 of everything between 2 and 7: the surface is in precision, not in
+    # density.
     assert precision_recall(torch.tensor([[-3.0], [-3.1], [12.0], [12.1]]), line)[0] == 0.5
     assert density_coverage(torch.tensor([[-3.0], [12.0]]), line, k=3) == (0, 0)
     assert density_coverage(torch.tensor([[-2.0]]), line, k=3) == (1 / 3, 1 / 10)
-    same = 100 * normal(20, 300).repeat(8, 1)   # each image eight times: rounding must not move them apart
+    # each image eight times: rounding must not move them apart
+    same = 100 * normal(20, 300).repeat(8, 1)
     distances = torch.cat(list(scores._distances(same.double(), same.double())))
     assert (distances == 0).sum() == 20 * 8 * 8
     assert precision_recall(same, same) == (1, 1)
@@ -130,7 +140,8 @@ def test_manifolds_closed_forms():
 
 def test_equal_distributions_have_the_known_coverage():
     """1 - 2^-k for many images (Naeem et al. 2020, Eq. 8); density 1."""
-    pairs = [density_coverage(normal(400, 3, seed=2 * i), normal(400, 3, seed=2 * i + 1), k=2) for i in range(20)]
+    pairs = [density_coverage(normal(400, 3, seed=2 * i), normal(400, 3, seed=2 * i + 1), k=2)
+             for i in range(20)]
     density, coverage = np.mean(pairs, axis=0)
     assert coverage == pytest.approx(1 - 2**-2, abs=0.01)
     assert density == pytest.approx(1, abs=0.02)
@@ -144,7 +155,8 @@ def gaussian(seed, rank=6):
 
 
 def test_frechet_distances_are_those_of_the_function_for_two():
-    others = [gaussian(seed) for seed in (1, 2)] + [gaussian(3, rank=4), gaussian(0), (np.zeros(6), np.zeros([6, 6]))]
+    others = [gaussian(seed) for seed in (1, 2)] + [gaussian(3, rank=4), gaussian(0),
+                                                    (np.zeros(6), np.zeros([6, 6]))]
     for first in (gaussian(0), gaussian(5, rank=4)):
         expected = [frechet_distance(*first, *other) for other in others]
         assert frechet_distances(*first, others) == pytest.approx(expected, abs=1e-6)
@@ -166,15 +178,18 @@ def test_frechet_distance_inf_is_the_fit():
 
 
 def test_frechet_distance_inf_removes_the_bias():
-    """Of features that have the distribution of the reference, d(d + 7)/4n is the mean distance for many n."""
+    """Of features that have the distribution of the reference, d(d + 7)/4n is the mean distance for
+    many n."""
     features = normal(4000, 8)
     moments = Moments.zero(8)
     moments.add(features)
     biased = frechet_distance(moments.mean(), moments.cov(), np.zeros(8), np.eye(8))
-    repeated = [frechet_distance_inf(features, np.zeros(8), np.eye(8), 15, 200, seed) for seed in range(5)]
+    repeated = [frechet_distance_inf(features, np.zeros(8), np.eye(8), 15, 200, seed)
+                for seed in range(5)]
     assert biased > 0.004
     assert abs(np.mean(repeated)) < 0.5 * biased
-    with pytest.raises(ValueError, match='^FID∞ extrapolates from 5000 images to more, but there are only 4000$'):
+    with pytest.raises(ValueError, match='^FID∞ extrapolates from 5000 images to more, but there '
+                                         'are only 4000$'):
         frechet_distance_inf(features, np.zeros(8), np.eye(8))
 
 

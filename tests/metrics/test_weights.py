@@ -45,7 +45,8 @@ def write_state_dict(path, weights):
 
 
 def write_stream(path, weights):
-    """As before torch 1.6, with the counters that batch normalisation keeps; and with its versions as an attribute."""
+    """As before torch 1.6, with the counters that batch normalisation keeps; and with its versions
+    as an attribute."""
     content = collections.OrderedDict(weights)
     for conv in convs(STEM + HEAD):
         content[f'{conv.name}.bn.num_batches_tracked'] = torch.tensor(0)
@@ -106,8 +107,8 @@ class Persistent(nn.Module):
         self.nothing = nn.Sequential()
 
     def __reduce__(self):
-        meta = EasyDict(type='class', version=6, module_src='raise SystemExit', class_name='InceptionV3',
-                        state=self.__dict__)
+        meta = EasyDict(type='class', version=6, module_src='raise SystemExit',
+                        class_name='InceptionV3', state=self.__dict__)
         return _reconstruct_persistent_obj, (meta,)
 
 
@@ -140,14 +141,17 @@ def constant(name, array, content=4):
     tensor = field(1, 1) + field(2, shape) + field(content, array.astype('<f4').tobytes())
     value = field(2, field(8, tensor))
     dtype = field(5, field(1, b'dtype') + field(2, field(6, 1)))
-    return field(1, field(1, name.encode()) + field(2, b'Const') + dtype + field(5, field(1, b'value') + value))
+    return field(1, field(1, name.encode()) + field(2, b'Const') + dtype
+                 + field(5, field(1, b'value') + value))
 
 
 def graph(weights):
     def theirs(tensor):
         array = tensor.numpy()
-        return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T if array.ndim == 2 else array
-    nodes = [field(1, field(1, b'DecodeJpeg/contents') + field(2, b'Placeholder')), constant('Sub/y', np.float32(128))]
+        return array.transpose(2, 3, 1,
+                               0) if array.ndim == 4 else array.T if array.ndim == 2 else array
+    nodes = [field(1, field(1, b'DecodeJpeg/contents') + field(2, b'Placeholder')),
+             constant('Sub/y', np.float32(128))]
     nodes += [constant(name, theirs(weights[ours]), content=5 if name.endswith('beta') else 4)
               for ours, name in tensorflow_names().items()]
     return b''.join(nodes) + field(4, field(1, 8))
@@ -159,7 +163,8 @@ def write_graphdef(path, weights):
 
 def write_tgz(path, weights):
     with tarfile.open(path, 'w:gz', compresslevel=0) as archive:
-        for name, content in (('LICENSE', b'Apache'), ('./classify_image_graph_def.pb', graph(weights))):
+        for name, content in (('LICENSE', b'Apache'), ('./classify_image_graph_def.pb',
+                                                       graph(weights))):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
@@ -176,18 +181,21 @@ def test_every_format_is_imitated():
     assert list(WRITERS) == list(FORMATS)
 
 
-@pytest.mark.parametrize('name, write', [(name, write) for name, writers in WRITERS.items() for write in writers])
+@pytest.mark.parametrize('name, write', [(name, write) for name, writers in WRITERS.items()
+                                         for write in writers])
 def test_every_format_gives_the_same_weights(tmp_path, weights, name, write):
     path = tmp_path / 'weights'
     write(path, weights)
     assert sniff(path) == name
     found = load_weights(path)
     assert list(found) == list(weights)
-    assert all(torch.equal(found[key], weights[key]) and found[key].is_contiguous() for key in weights)
+    assert all(torch.equal(found[key], weights[key]) and found[key].is_contiguous()
+               for key in weights)
     assert digest(found) == digest(weights)
     for size in (path.stat().st_size - 100_000, path.stat().st_size // 2, 200):
         os.truncate(path, size)
-        with pytest.raises(ValueError, match=r'^\S+ (is damaged or not a|is a damaged safetensors|does not have the weights)') as error:
+        with pytest.raises(ValueError, match=r'^\S+ (is damaged or not a|is a damaged '
+                                             r'safetensors|does not have the weights)') as error:
             load_weights(path)
         assert str(path) in str(error.value) and '\n' not in str(error.value)
     path.unlink()
@@ -195,23 +203,30 @@ def test_every_format_gives_the_same_weights(tmp_path, weights, name, write):
 
 def test_names_are_those_of_the_published_files():
     """Written out by hand, one of every kind of block."""
-    assert len(weight_shapes()) == 472 and len(tensorflow_names()) == 472 and len(nvidia_names()) == 378
+    assert len(weight_shapes()) == 472 and len(tensorflow_names()) == 472 and len(
+        nvidia_names()) == 378
     assert sum(np.prod(shape) for shape in weight_shapes().values()) == 23_885_392
     expected = {
         'Conv2d_1a_3x3.conv.weight': ('conv/conv2d_params', 'layers.conv.weight'),
         'Conv2d_4a_3x3.bn.bias': ('conv_4/batchnorm/beta', 'layers.conv_4.beta'),
-        'Mixed_5b.branch1x1.bn.running_mean': ('mixed/conv/batchnorm/moving_mean', 'layers.mixed.conv.mean'),
-        'Mixed_5c.branch5x5_2.conv.weight': ('mixed_1/tower/conv_1/conv2d_params', 'layers.mixed_1.tower.conv_1.weight'),
+        'Mixed_5b.branch1x1.bn.running_mean': ('mixed/conv/batchnorm/moving_mean',
+                                               'layers.mixed.conv.mean'),
+        'Mixed_5c.branch5x5_2.conv.weight': ('mixed_1/tower/conv_1/conv2d_params',
+                                             'layers.mixed_1.tower.conv_1.weight'),
         'Mixed_6a.branch3x3dbl_3.bn.running_var':
             ('mixed_3/tower/conv_2/batchnorm/moving_variance', 'layers.mixed_3.tower.conv_2.var'),
         'Mixed_6d.branch7x7dbl_5.bn.bias':
             ('mixed_6/tower_1/conv_4/batchnorm/beta', 'layers.mixed_6.tower_1.conv_4.beta'),
-        'Mixed_7a.branch7x7x3_1.conv.weight': ('mixed_8/tower_1/conv/conv2d_params', 'layers.mixed_8.tower_1.conv.weight'),
+        'Mixed_7a.branch7x7x3_1.conv.weight': ('mixed_8/tower_1/conv/conv2d_params',
+                                               'layers.mixed_8.tower_1.conv.weight'),
         'Mixed_7b.branch3x3_2b.conv.weight':
-            ('mixed_9/tower/mixed/conv_1/conv2d_params', 'layers.mixed_9.tower_mixed_conv_1.weight'),
+            ('mixed_9/tower/mixed/conv_1/conv2d_params',
+             'layers.mixed_9.tower_mixed_conv_1.weight'),
         'Mixed_7c.branch3x3dbl_3a.bn.bias':
-            ('mixed_10/tower_1/mixed/conv/batchnorm/beta', 'layers.mixed_10.tower_1_mixed_conv.beta'),
-        'Mixed_7c.branch_pool.conv.weight': ('mixed_10/tower_2/conv/conv2d_params', 'layers.mixed_10.tower_2_conv.weight'),
+            ('mixed_10/tower_1/mixed/conv/batchnorm/beta',
+             'layers.mixed_10.tower_1_mixed_conv.beta'),
+        'Mixed_7c.branch_pool.conv.weight': ('mixed_10/tower_2/conv/conv2d_params',
+                                             'layers.mixed_10.tower_2_conv.weight'),
         'fc.bias': ('softmax/biases', 'output.bias'),
     }
     assert {name: (tensorflow_names()[name], nvidia_names()[name]) for name in expected} == expected
@@ -222,7 +237,8 @@ def test_names_are_those_of_the_published_files():
 
 def test_digest_is_of_the_values_alone(weights):
     name = 'Mixed_7c.branch_pool.bn.weight'
-    without_gamma = {key: tensor for key, tensor in weights.items() if not key.endswith('bn.weight')}
+    without_gamma = {key: tensor for key, tensor in weights.items()
+                     if not key.endswith('bn.weight')}
     assert digest(without_gamma) == digest(weights) == digest(dict(reversed(weights.items())))
     for key, other in ((name, torch.full([192], 1.5)), ('fc.bias', weights['fc.bias'] + 1)):
         assert digest({**weights, key: other}) != digest(weights)
@@ -238,9 +254,12 @@ def test_wrong_tensors_are_named(weights):
         return {key: tensor for key, tensor in weights.items() if key != name}
 
     assert message({}) == 'the tensor Conv2d_1a_3x3.conv.weight is missing'
-    assert message(without('Mixed_6c.branch7x7_2.bn.bias')) == 'the tensor Mixed_6c.branch7x7_2.bn.bias is missing'
+    assert message(
+        without(
+            'Mixed_6c.branch7x7_2.bn.bias')) == 'the tensor Mixed_6c.branch7x7_2.bn.bias is missing'
     assert message({**weights, 'fc.weight': torch.zeros(1000, 2048)}) == (
-        "the tensor fc.weight has shape [1000, 2048], not [1008, 2048]; torchvision's Inception has 1000 classes "
+        "the tensor fc.weight has shape [1000, 2048], not [1008, 2048]; torchvision's Inception "
+        "has 1000 classes "
         'and other weights')
     assert message({**weights, 'AuxLogits.fc.bias': torch.zeros(3)}) == (
         'the tensor AuxLogits.fc.bias is unknown to the network')
@@ -249,7 +268,8 @@ def test_wrong_tensors_are_named(weights):
     assert message({**weights, 'fc.bias': weights['fc.bias'] / 0}) == (
         'the tensor fc.bias has values that are not finite')
     nvidia = {theirs: weights[ours] for ours, theirs in nvidia_names().items()}
-    assert message({k: v for k, v in nvidia.items() if k != 'layers.mixed_9.tower_mixed_conv.var'}) == (
+    assert message({k: v for k, v in nvidia.items()
+                    if k != 'layers.mixed_9.tower_mixed_conv.var'}) == (
         'the tensor Mixed_7b.branch3x3_2a.bn.running_var is missing')
 
 
@@ -266,7 +286,9 @@ def evil_storage(path):
     inner = io.BytesIO()
     torch.save(Evil(path), inner, _use_new_zipfile_serialization=False)
     name = b'ctorch.storage\n_load_from_bytes\n'
-    return b'\x80\x02' + name + b'B' + struct.pack('<I', len(inner.getvalue())) + inner.getvalue() + b'\x85R.'
+    return b'\x80\x02' + name + b'B' + struct.pack('<I',
+                                                   len(
+                                                       inner.getvalue())) + inner.getvalue() + b'\x85R.'
 
 
 def test_programs_are_refused_and_not_run(tmp_path):
@@ -282,7 +304,8 @@ def test_programs_are_refused_and_not_run(tmp_path):
     stream = io.BytesIO()
     torch.save(Evil(ran), stream, _use_new_zipfile_serialization=False)
     nested = evil_storage(ran)
-    for content in (pickle.dumps(Evil(ran)), nested, zipped(), zipped('constants.pkl'), stream.getvalue()):
+    for content in (pickle.dumps(Evil(ran)), nested, zipped(), zipped('constants.pkl'),
+                    stream.getvalue()):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r'(posix|nt)\.system') as error:
             load_weights(path)
@@ -296,7 +319,9 @@ def test_other_files_are_refused_in_one_line(tmp_path):
     path = tmp_path / 'weights'
     for content, problem in (
             (b'', 'it is empty'), (b'<!DOCTYPE html>', "it starts with b'<!DOCTYP'"),
-            (b'\n<!doctype html>', r"it starts with b'\n<!docty'"), (b'\x89PNG\r\n', r"it starts with b'\x89PNG\r\n'")):
+            (b'\n<!doctype html>', r"it starts with b'\n<!docty'"), (b'\x89PNG\r\n', r"it starts "
+                                                                                     r"with "
+                                                                                     r"b'\x89PNG\r\n'")):
         path.write_bytes(content)
         with pytest.raises(ValueError) as error:
             load_weights(path)
@@ -304,16 +329,20 @@ def test_other_files_are_refused_in_one_line(tmp_path):
     torch.save({'weight': torch.zeros(3)}, path)
     with pytest.raises(ValueError) as error:
         load_weights(path)
-    assert str(error.value) == (f"{path} does not have the weights of FID's Inception network: the tensor "
+    assert str(error.value) == (f"{path} does not have the weights of FID's Inception network: the "
+                                f"tensor "
                                 'Conv2d_1a_3x3.conv.weight is missing')
-    with pytest.raises(ValueError, match=f'^{re.escape(str(tmp_path))} is a folder, not a file of Inception'):
+    with pytest.raises(ValueError, match=f'^{re.escape(str(tmp_path))} is a folder, not a file of '
+                                         f'Inception'):
         load_weights(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no such file of Inception's weights"):
         load_weights(tmp_path / 'none')
     path.write_bytes(b'\n\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff')
-    with pytest.raises(ValueError, match="is damaged or not a file of Inception's weights: it is no Protocol Buffers"):
+    with pytest.raises(ValueError, match="is damaged or not a file of Inception's weights: it is "
+                                         "no Protocol Buffers"):
         load_weights(path)
-    wrong = constant('softmax/biases', np.zeros(4)).replace(field(2, field(1, 4)), field(2, field(1, 5)))
+    wrong = constant('softmax/biases', np.zeros(4)).replace(field(2, field(1, 4)),
+                                                            field(2, field(1, 5)))
     path.write_bytes(wrong)
     with pytest.raises(ValueError, match=r'softmax/biases is no float32 tensor of shape \[5\]'):
         load_weights(path)
@@ -326,7 +355,8 @@ def test_other_files_are_refused_in_one_line(tmp_path):
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A machine where nothing has been downloaded."""
-    for name in ('LIMPID_DETECTOR', 'LIMPID_CACHE_DIR', 'DNNLIB_CACHE_DIR', 'TORCH_HOME', 'XDG_CACHE_HOME'):
+    for name in ('LIMPID_DETECTOR', 'LIMPID_CACHE_DIR', 'DNNLIB_CACHE_DIR', 'TORCH_HOME',
+                 'XDG_CACHE_HOME'):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.setattr(torch.hub, '_hub_dir', None, raising=False)
@@ -341,15 +371,16 @@ def test_locate_says_what_to_do(home):
     assert str(error.value) == (
         'FID needs the published weights of Inception, which are not on this machine: download '
         'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth '
-        '(95628359 bytes, sha256 6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2) to '
-        f'{cache}, or set LIMPID_DETECTOR to the file; for a trial without '
+        '(95628359 bytes, sha256 6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2) '
+        f'to {cache}, or set LIMPID_DETECTOR to the file; for a trial without '
         'them --detector=demo measures the distance of random features, which is NOT FID')
 
 
 def test_locate_prefers_what_is_named_then_our_cache_then_others(home, monkeypatch):
     content = b'weights'
     sums = module.hashlib.sha256(content).hexdigest()
-    monkeypatch.setattr(module, 'PUBLISHED', tuple(file._replace(sha256=sums) for file in PUBLISHED[:2]) + PUBLISHED[2:])
+    monkeypatch.setattr(module, 'PUBLISHED', tuple(file._replace(sha256=sums)
+                                                   for file in PUBLISHED[:2]) + PUBLISHED[2:])
     places = [   # worst first: each new one is preferred
         home / '.cache/k-diffusion/inception-2015-12-05.pt',
         home / '.cache/dnnlib/downloads/18d9c1159d16cd4cc6adf7db0f2dd2a9_inception-2015-12-05.pkl',

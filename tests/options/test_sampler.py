@@ -1,4 +1,5 @@
-"""From options to samplers: every combination, what has an effect, and images that depend on their seeds alone."""
+"""From options to samplers: every combination, what has an effect, and images that depend on their
+seeds alone."""
 
 import dataclasses
 import itertools
@@ -37,18 +38,22 @@ def resolve(lowest=0.0, highest=float('inf'), **given):
 def test_defaults_are_the_papers():
     sampling = resolve()
     assert sampling.sampler == FlowSampler(SecondOrder(1), LinearSchedule(), NoScaling(), Churn())
-    assert sampling.discretization == EDMSteps(0.002, 80, 7) and sampling.num_steps == 18 and sampling.notes == ()
+    assert sampling.discretization == EDMSteps(0.002, 80,
+                                               7) and sampling.num_steps == 18 and sampling.notes == ()
 
 
 @pytest.mark.parametrize(('family', 'steps', 'schedule', 'scaling', 'solver'), [
     ('vp', VPSteps, VPSchedule, VPScaling, Euler), ('ve', VESteps, VESchedule, NoScaling, Euler),
-    ('iddpm', IDDPMSteps, LinearSchedule, NoScaling, Euler), ('edm', EDMSteps, LinearSchedule, NoScaling, SecondOrder)])
+    ('iddpm', IDDPMSteps, LinearSchedule, NoScaling, Euler), ('edm', EDMSteps, LinearSchedule,
+                                                              NoScaling, SecondOrder)])
 def test_a_family_is_a_column_of_table_1(family, steps, schedule, scaling, solver):
     sampling = resolve(family=family)
     assert type(sampling.discretization) is steps
-    assert [type(row) for row in (sampling.sampler.solver, sampling.sampler.schedule, sampling.sampler.scaling)] == [solver, schedule, scaling]
+    assert [type(row) for row in (sampling.sampler.solver, sampling.sampler.schedule,
+                                  sampling.sampler.scaling)] == [solver, schedule, scaling]
     replaced = resolve(family=family, solver='dpmpp-2m', disc='edm', schedule='ve', scaling='none')
-    assert replaced.sampler == FlowSampler(Multistep2M(), VESchedule(), NoScaling()) and replaced.discretization == EDMSteps()
+    assert replaced.sampler == FlowSampler(Multistep2M(), VESchedule(),
+                                           NoScaling()) and replaced.discretization == EDMSteps()
 
 
 def test_a_vp_schedule_takes_its_constants_from_the_range_that_is_left():
@@ -61,12 +66,16 @@ def test_a_vp_schedule_takes_its_constants_from_the_range_that_is_left():
 
 @pytest.mark.parametrize(('given', 'sampler', 'steps'), [
     ({'sampler': 'em'}, EulerMaruyama(), VPSteps),
-    ({'sampler': 'em', 'original': True, 'deterministic': True}, EulerMaruyama(original=True, deterministic=True), VPSteps),
-    ({'sampler': 'pc', 'snr': 0.1, 'corrector': 'ald'}, PredictorCorrector(snr=0.1, corrector='ald'), VESteps),
+    ({'sampler': 'em', 'original': True, 'deterministic': True},
+     EulerMaruyama(original=True, deterministic=True), VPSteps),
+    ({'sampler': 'pc', 'snr': 0.1, 'corrector': 'ald'},
+     PredictorCorrector(snr=0.1, corrector='ald'), VESteps),
     ({'sampler': 'pc', 'scaling': 'vp'}, PredictorCorrector(scaling=VPScaling()), VESteps),
-    ({'sampler': 'ancestral', 'variance': 'small', 'clip': True}, Ancestral('small', True), IDDPMSteps),
+    ({'sampler': 'ancestral', 'variance': 'small', 'clip': True}, Ancestral('small', True),
+     IDDPMSteps),
     ({'sampler': 'ddim', 'eta': 0.5, 'disc': 've'}, DDIM(0.5), VESteps),
-    ({'sampler': 'sde', 'beta': 2.0, 'schedule': 've', 'S_max': 1.0}, GeneralSDE(VESchedule(), beta=2.0, S_max=1.0), EDMSteps),
+    ({'sampler': 'sde', 'beta': 2.0, 'schedule': 've', 'S_max': 1.0},
+     GeneralSDE(VESchedule(), beta=2.0, S_max=1.0), EDMSteps),
     ({'sampler': 'rk45', 'rtol': 1e-3}, RK45(rtol=1e-3), EDMSteps),
     ({'sampler': 'adaptive', 'eps_rel': 0.05}, AdaptiveSDE(eps_rel=0.05), VPSteps),
     ({'sampler': 'adaptive', 'sde': 've'}, AdaptiveSDE(sde='ve'), VESteps),
@@ -74,26 +83,33 @@ def test_a_vp_schedule_takes_its_constants_from_the_range_that_is_left():
     ({'alpha': 0.5, 'S_churn': 3.0}, FlowSampler(SecondOrder(0.5), churn=Churn(3.0)), EDMSteps),
     ({'sigmas': [10.0, 1.0, 0.1]}, FlowSampler(), ExplicitSteps),
     ({'preset': 'imagenet64-edm'}, FlowSampler(churn=Churn(40, 0.05, 50, 1.003)), EDMSteps),
-    ({'preset': 'imagenet64-edm', 'S_churn': 10.0}, FlowSampler(churn=Churn(10, 0.05, 50, 1.003)), EDMSteps),
-    ({'preset': 've-original'}, PredictorCorrector(predictor='probability-flow', corrector='none'), VESteps)])
+    ({'preset': 'imagenet64-edm', 'S_churn': 10.0}, FlowSampler(churn=Churn(10, 0.05, 50, 1.003)),
+     EDMSteps),
+    ({'preset': 've-original'}, PredictorCorrector(predictor='probability-flow', corrector='none'),
+     VESteps)])
 def test_options_become_samplers(given, sampler, steps):
     sampling = resolve(**given)
-    assert sampling.sampler == sampler and type(sampling.discretization) is steps and sampling.notes == ()
+    assert sampling.sampler == sampler and type(
+        sampling.discretization) is steps and sampling.notes == ()
 
 
 def test_presets_resolve_and_table_5_is_table_5():
     steps = {name: resolve(preset=name).num_steps for name in PRESETS}
-    assert steps == {   # N with 2N − 1 = 35, 79, 511, 511, 383, 767 evaluations, and N of the original samplers
-        'cifar10-edm': 18, 'ffhq-edm': 40, 'afhqv2-edm': 40, 'imagenet64-edm': 256, 'imagenet64-adm': 256, 'cifar10-vp': 192,
-        'cifar10-ve': 384, 'vp-original': 256, 've-original': 8192, 'iddpm-original': 250}
+    # N with 2N − 1 = 35, 79, 511, 511, 383, 767 evaluations, and N of the original samplers
+    assert steps == {
+        'cifar10-edm': 18, 'ffhq-edm': 40, 'afhqv2-edm': 40, 'imagenet64-edm': 256,
+        'imagenet64-adm': 256, 'cifar10-vp': 192, 'cifar10-ve': 384, 'vp-original': 256,
+        've-original': 8192, 'iddpm-original': 250}
     table_5 = [[PRESETS[name][key] for key in ('S_churn', 'S_min', 'S_max', 'S_noise')]
                for name in ('cifar10-vp', 'cifar10-ve', 'imagenet64-adm', 'imagenet64-edm')]
-    assert table_5 == [[30, .01, 1, 1.007], [80, .05, 1, 1.007], [80, .05, 50, 1.003], [40, .05, 50, 1.003]]
+    assert table_5 == [[30, .01, 1, 1.007], [80, .05, 1, 1.007], [80, .05, 50, 1.003],
+                       [40, .05, 50, 1.003]]
 
 
 @pytest.mark.parametrize(('given', 'message'), [
     ({'sampler': 'ddim', 'snr': 0.1}, '--snr would have no effect with --sampler=ddim'),
-    ({'solver': 'euler', 'alpha': 0.5}, '--alpha would have no effect with --sampler=table1 --solver=euler'),
+    ({'solver': 'euler', 'alpha': 0.5}, '--alpha would have no effect with --sampler=table1 '
+                                        '--solver=euler'),
     ({'eta': 0.5}, '--eta would have no effect with --sampler=table1'),
     ({'sampler': 'rk45', 'eps_rel': 0.1}, '--eps_rel would have no effect with --sampler=rk45')])
 def test_an_added_option_without_effect_is_an_error(given, message):
@@ -124,7 +140,8 @@ def test_every_field_of_every_sampler_is_an_option():
 
 @pytest.mark.parametrize(('levels', 'message'), [
     ((1.0, 2.0), 'noise levels must fall: 1, 2 do not'),
-    ((50.0, 0.001), r'the noise level 0\.001 must be positive and within the range of the network, \[0\.01, 100\]')])
+    ((50.0, 0.001), r'the noise level 0\.001 must be positive and within the range of the network, '
+                    r'\[0\.01, 100\]')])
 def test_explicit_noise_levels_are_checked(levels, message):
     with pytest.raises(ValueError, match=message):
         ExplicitSteps(levels).sigmas(3, 0.01, 100)
@@ -135,7 +152,8 @@ class Conditional(Gaussian):
     img_channels, img_resolution, label_dim = 3, 4, 5
 
     def __call__(self, x, sigma, class_labels=None, **conditions):
-        mu = class_labels.to(x) @ torch.linspace(-1, 1, 5, dtype=x.dtype) if class_labels is not None else torch.zeros(1, dtype=x.dtype)
+        mu = class_labels.to(x) @ torch.linspace(-1, 1, 5,
+                                                 dtype=x.dtype) if class_labels is not None else torch.zeros(1, dtype=x.dtype)
         sigma = torch.as_tensor(sigma).reshape(-1, 1, 1, 1)
         mu = mu.reshape(-1, 1, 1, 1)
         D = (0.25 * x + sigma**2 * mu) / (0.25 + sigma**2)
@@ -143,15 +161,18 @@ class Conditional(Gaussian):
 
 
 CHOICES = [{'sampler': name} for name in SAMPLERS] + [{'solver': name} for name in SOLVERS] + [
-    {'S_churn': 5.0}, {'S_churn': 5.0, 'family': 'vp', 'solver': 'heun'}, {'sampler': 'adaptive', 'sde': 've'},
-    {'sampler': 'ancestral', 'variance': 'large'}, {'sampler': 'ddim', 'eta': 1.0}, {'sampler': 'pc', 'predictor': 'ancestral', 'corrector': 'ald'}]
+    {'S_churn': 5.0}, {'S_churn': 5.0, 'family': 'vp', 'solver': 'heun'},
+    {'sampler': 'adaptive', 'sde': 've'}, {'sampler': 'ancestral', 'variance': 'large'},
+    {'sampler': 'ddim', 'eta': 1.0}, {'sampler': 'pc', 'predictor': 'ancestral',
+                                      'corrector': 'ald'}]
 
 
 def images_of(net, sampling, seeds):
     generator = StackedGenerator(seeds, 'cpu')
     noise, labels = latents_and_labels(net, seeds, None, generator)
     denoise = Conditioned(net, labels)
-    return run(sampling.sampler, denoise, noise, denoise.levels(sampling.discretization, sampling.num_steps), generator.randn_like)
+    return run(sampling.sampler, denoise, noise,
+               denoise.levels(sampling.discretization, sampling.num_steps), generator.randn_like)
 
 
 @pytest.mark.parametrize('given', CHOICES, ids=str)
@@ -162,7 +183,8 @@ def test_an_image_depends_on_its_seed_alone_with_every_sampler(given):
     together = images_of(Conditional(), sampling, seeds)
     assert bool(together.isfinite().all()) and float(together.std()) > 0.2
     for batch, first in [(1, 3), (1, 63), (7, 0), (7, 57)]:
-        assert torch.equal(images_of(Conditional(), sampling, seeds[first:first + batch]), together[first:first + batch])
+        assert torch.equal(images_of(Conditional(), sampling, seeds[first:first + batch]),
+                           together[first:first + batch])
 
 
 @pytest.mark.parametrize('given', CHOICES, ids=str)
@@ -173,20 +195,24 @@ def test_evaluations_are_counted(given):
         denoise = Conditioned(watched, torch.eye(5))
         sampling = resolve(**given)
         torch.manual_seed(0)
-        sampling.sampler(denoise, torch.randn(5, 3, 4, 4, dtype=torch.float64), denoise.levels(sampling.discretization, 5), torch.randn_like, nfe=counts)
+        sampling.sampler(denoise, torch.randn(5, 3, 4, 4, dtype=torch.float64),
+                         denoise.levels(sampling.discretization, 5), torch.randn_like, nfe=counts)
         assert watched.images == sum(counts) and watched.calls == max(counts)
         return
     expected = {'pc': 10}.get(given.get('sampler'), 5)
     if given.get('solver') == 'adams':
         expected = 7
-    elif given.get('solver') == 'heun' or given.get('sampler') in ('table1', 'angle') or list(given) == ['S_churn']:
+    elif given.get('solver') == 'heun' or given.get('sampler') in ('table1',
+                                                                   'angle') or list(given) == [
+                                                                       'S_churn']:
         expected = 9
     watched = Counting(Conditional())
     images_of(watched, resolve(num_steps=5, **given), [0, 1])
     assert watched.calls == expected and watched.images == 2 * expected
 
 
-@pytest.mark.parametrize('given', [{'sampler': name} for name in SAMPLERS] + [{'solver': name} for name in SOLVERS], ids=str)
+@pytest.mark.parametrize('given', [{'sampler': name} for name in SAMPLERS]
+                         + [{'solver': name} for name in SOLVERS], ids=str)
 @pytest.mark.parametrize('num_steps', [1, 2])
 def test_one_and_two_steps_work_with_every_sampler(given, num_steps):
     x = images_of(Conditional(), resolve(num_steps=num_steps, **given), [0, 1, 2])
@@ -194,15 +220,18 @@ def test_one_and_two_steps_work_with_every_sampler(given, num_steps):
 
 
 def test_every_combination_of_the_rows_runs():
-    for disc, schedule, scaling, solver in itertools.product(DISCRETIZATIONS, SCHEDULES, SCALINGS, SOLVERS):
-        x = images_of(Conditional(), resolve(num_steps=6, disc=disc, schedule=schedule, scaling=scaling, solver=solver), [0, 1])
+    for disc, schedule, scaling, solver in itertools.product(DISCRETIZATIONS, SCHEDULES, SCALINGS,
+                                                             SOLVERS):
+        x = images_of(Conditional(), resolve(num_steps=6, disc=disc, schedule=schedule,
+                                             scaling=scaling, solver=solver), [0, 1])
         assert bool(x.isfinite().all()), (disc, schedule, scaling, solver)
 
 
 def test_a_watched_network_keeps_its_answers_by_noise_level():
     net = Counting(Conditional(), keep_frames=True)
     images_of(net, resolve(num_steps=4), [0, 1])
-    assert sorted(net.frames, reverse=True) == pytest.approx(EDMSteps().sigmas(4).tolist(), rel=1e-12)
+    assert sorted(net.frames, reverse=True) == pytest.approx(EDMSteps().sigmas(4).tolist(),
+                                                             rel=1e-12)
     assert {frame.shape for frame in net.frames.values()} == {(2, 3, 4, 4)}
     assert net.noise_levels()[0] == 80 and len(net.noise_levels()) == 7 and net.img_channels == 3
     with pytest.raises(ValueError, match='a trajectory needs one noise level for all images'):
@@ -212,27 +241,37 @@ def test_a_watched_network_keeps_its_answers_by_noise_level():
 @pytest.fixture(scope='module')
 def digits(tmp_path_factory):
     path = tmp_path_factory.mktemp('data') / 'digits.zip'
-    assert CliRunner().invoke(dataset_tool.main, ['--source=digits', f'--dest={path}', '--resolution=8x8', '--max-images=60']).exit_code == 0
+    assert CliRunner().invoke(dataset_tool.main, ['--source=digits', f'--dest={path}',
+                                                  '--resolution=8x8',
+                                                  '--max-images=60']).exit_code == 0
     return path
 
 
 def test_the_ideal_denoiser_in_place_of_a_network(digits, tmp_path):
-    """Deterministic sampling of the ideal denoiser ends at images of the data set, of the class asked for; on two ranks too."""
-    arguments = [f'--network=ideal:{digits}', '--seeds=0-8', '--class=0-2', '--steps=12', '--device=cpu', '--batch=2']
-    result = CliRunner().invoke(generate.main, [*arguments, f'--outdir={tmp_path}/one', '--stats', '--trajectory'])
+    """Deterministic sampling of the ideal denoiser ends at images of the data set, of the class
+    asked for; on two ranks too."""
+    arguments = [f'--network=ideal:{digits}', '--seeds=0-8', '--class=0-2', '--steps=12',
+                 '--device=cpu', '--batch=2']
+    result = CliRunner().invoke(generate.main, [*arguments, f'--outdir={tmp_path}/one', '--stats',
+                                                '--trajectory'])
     assert result.exit_code == 0, result.output
-    assert 'Evaluations of the network: 23 per image (NFE)' in result.output and 'Noise levels (12): 80, ' in result.output
-    assert PIL.Image.open(tmp_path / 'one' / 'trajectory.png').size == (4 * (12 * 9 + 1), 4 * (9 * 9 + 1))
-    two = torchrun(2, 'generate.py', *arguments, f'--outdir={tmp_path}/two', '--stats', '--trajectory')
+    assert ('Evaluations of the network: 23 per image (NFE)' in result.output and 'Noise levels '
+                                                                                  '(12): 80, ' in result.output)
+    assert PIL.Image.open(tmp_path / 'one' / 'trajectory.png').size == (4 * (12 * 9 + 1),
+                                                                        4 * (9 * 9 + 1))
+    two = torchrun(2, 'generate.py', *arguments, f'--outdir={tmp_path}/two', '--stats',
+                   '--trajectory')
     assert two.returncode == 0, two.stderr
     files = sorted(path.name for path in (tmp_path / 'one').iterdir())
     assert files == sorted(path.name for path in (tmp_path / 'two').iterdir()) and len(files) == 10
     for name in files:
-        assert np.array_equal(*(np.asarray(PIL.Image.open(tmp_path / folder / name)) for folder in ['one', 'two'])), name
+        assert np.array_equal(*(np.asarray(PIL.Image.open(tmp_path / folder / name))
+                                for folder in ['one', 'two'])), name
     from training.dataset import ImageFolderDataset
     with ImageFolderDataset(digits, use_labels=True) as dataset:
         images, labels = dataset.batch(np.arange(60))
-    made = np.stack([np.asarray(PIL.Image.open(tmp_path / 'one' / f'{seed:06d}.png')) for seed in range(9)])
+    made = np.stack([np.asarray(PIL.Image.open(tmp_path / 'one' / f'{seed:06d}.png'))
+                     for seed in range(9)])
     distance = np.abs(made[:, None].astype(int) - images[None, :, 0]).mean(axis=(2, 3))
     assert distance.min(axis=1).max() < 2   # within two levels of some training image on average
     assert labels[distance.argmin(axis=1)].argmax(axis=1).tolist() == [0, 1, 2] * 3

@@ -18,17 +18,23 @@ from training.networks import NetworkConfig, complete_arguments
 
 
 def a_config(**changes):
-    network = NetworkConfig('SongUNet', EDM(), 0.0, math.inf, 16, 1, model=complete_arguments('SongUNet', {'num_blocks': 1}))
+    network = NetworkConfig('SongUNet', EDM(), 0.0, math.inf, 16, 1,
+                            model=complete_arguments('SongUNet', {'num_blocks': 1}))
     return TrainConfig(**{
-        'data': DataConfig('digits.zip'), 'network': network, 'loss': DenoisingLoss(LogNormal(), InverseCOut(EDM())), **changes})
+        'data': DataConfig('digits.zip'), 'network': network,
+        'loss': DenoisingLoss(LogNormal(), InverseCOut(EDM())), **changes})
 
 
 CONFIGS = [
     a_config(),
-    a_config(loss=HybridLoss(), augment=AugmentConfig(p=0.15), batch_gpu=8, averages=(HalfLife(rampup_ratio=None), PowerFunction(0.05))),
-    a_config(loss=DenoisingLoss(UniformTime(VPSchedule(10.0, 0.2)), InverseCOut(VP(VPSchedule(10.0, 0.2), M=500)))),
-    a_config(loss=DenoisingLoss(LogUniform(), InverseVariance()), optimizer=OptimizerConfig(betas=(0.8, 0.99))),
-    a_config(network=NetworkConfig('DhariwalUNet', IDDPM(), 0.1, 5.0, 32, 3, 10, 'bf16', complete_arguments('DhariwalUNet', {}))),
+    a_config(loss=HybridLoss(), augment=AugmentConfig(p=0.15), batch_gpu=8,
+             averages=(HalfLife(rampup_ratio=None), PowerFunction(0.05))),
+    a_config(loss=DenoisingLoss(UniformTime(VPSchedule(10.0, 0.2)),
+                                InverseCOut(VP(VPSchedule(10.0, 0.2), M=500)))),
+    a_config(loss=DenoisingLoss(LogUniform(), InverseVariance()),
+             optimizer=OptimizerConfig(betas=(0.8, 0.99))),
+    a_config(network=NetworkConfig('DhariwalUNet', IDDPM(), 0.1, 5.0, 32, 3, 10, 'bf16',
+                                   complete_arguments('DhariwalUNet', {}))),
 ]
 
 
@@ -55,8 +61,11 @@ def broken(change):
 
 
 @pytest.mark.parametrize(('change', 'message'), [
-    (lambda d: d.update(batchsize=3), r"config\.batchsize is unknown \(did you mean 'batch_size'\?\)"),
-    (lambda d: d['network']['precond'].update(type='precond/edn'), r"the type 'precond/edn' is unknown \(did you mean 'precond/edm'"),
+    (lambda d: d.update(batchsize=3), r"config\.batchsize is unknown \(did you mean "
+                                      r"'batch_size'\?\)"),
+    (lambda d: d['network']['precond'].update(type='precond/edn'), r"the type 'precond/edn' is "
+                                                                   r"unknown \(did you mean "
+                                                                   r"'precond/edm'"),
     (lambda d: d.pop('data'), r'config\.data is missing'),
     (lambda d: d.update(batch_size='many'), r"config\.batch_size is 'many', not of type int"),
     (lambda d: d.update(batch_size=True), r'config\.batch_size is True, not of type int'),

@@ -35,7 +35,8 @@ def png(image: np.ndarray, format: str = 'PNG', **options: Any) -> bytes:   # no
 def png_of_16_bits(color_type: int) -> bytes:
     """A 1x1 PNG of 16 bits per channel: grey (0) or RGB (2)."""
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I',
+                                                                        zlib.crc32(kind + data))
     header = struct.pack('>IIBBBBB', 1, 1, 16, color_type, 0, 0, 0)
     rows = b'\0' + b'\x12\x34' * (1 if color_type == 0 else 3)
     return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(rows))
@@ -61,7 +62,8 @@ def labelled(labels: Any) -> bytes:   # noqa: ANN401
 
 def ten(tmp_path: Path, name: str = 'ten.zip') -> str:
     files = {f'{i}.png': png(pixels(i)) for i in range(10)}
-    return write(tmp_path / name, {**files, 'dataset.json': labelled([[f, i % 4] for i, f in enumerate(files)])})
+    return write(tmp_path / name,
+                 {**files, 'dataset.json': labelled([[f, i % 4] for i, f in enumerate(files)])})
 
 
 def chw(i: int) -> np.ndarray:
@@ -85,7 +87,8 @@ def test_items_are_in_the_order_of_their_names(tmp_path: Path, name: str) -> Non
         np.testing.assert_array_equal(label, np.eye(3)[i])
         np.testing.assert_array_equal(data.get_label(i), label)
     assert (data.image_shape, data.num_channels, data.resolution) == ([3, 4, 4], 3, 4)
-    assert (data.label_dim, data.label_shape, data.has_labels, data.has_onehot_labels) == (3, [3], True, True)
+    assert (data.label_dim, data.label_shape, data.has_labels,
+            data.has_onehot_labels) == (3, [3], True, True)
 
 
 def test_without_labels_and_in_grey(tmp_path: Path) -> None:
@@ -100,7 +103,8 @@ def test_without_labels_and_in_grey(tmp_path: Path) -> None:
 
 def test_vectors_as_labels(tmp_path: Path) -> None:
     path = write(tmp_path / 'set', {'a.png': png(pixels(0)), 'b.png': png(pixels(1)),
-                                    'dataset.json': labelled([['b.png', [3, 4.5]], ['a.png', [1, -2]]])})
+                                    'dataset.json': labelled([['b.png', [3, 4.5]],
+                                                              ['a.png', [1, -2]]])})
     data = ImageFolderDataset(path, use_labels=True)
     assert data.label_dim == 2 and not data.has_onehot_labels
     np.testing.assert_array_equal(data[0][1], np.float32([1, -2]))
@@ -123,7 +127,8 @@ def test_max_size(tmp_path: Path, cache: bool) -> None:
     """RandomState(5) shuffles 0..9 into 9 5 2 4 7 1 0 8 6 3; the first three, sorted, are kept."""
     path = ten(tmp_path)
     for seed in (5, 5 + 2**31):
-        data = ImageFolderDataset(path, max_size=3, random_seed=seed, xflip=True, use_labels=True, cache=cache)
+        data = ImageFolderDataset(path, max_size=3, random_seed=seed, xflip=True, use_labels=True,
+                                  cache=cache)
         assert [data.get_details(i).raw_idx for i in range(6)] == [2, 5, 9, 2, 5, 9]
         np.testing.assert_array_equal(data[1][0], chw(5))
         np.testing.assert_array_equal(data[5][0], chw(9)[:, :, ::-1])
@@ -192,7 +197,8 @@ def test_config(tmp_path: Path) -> None:
 def test_fingerprint(tmp_path: Path) -> None:
     path = ten(tmp_path)
     original = ImageFolderDataset(path).fingerprint()
-    assert original == ImageFolderDataset(ten(tmp_path, 'copy.zip'), xflip=True, max_size=2).fingerprint()
+    assert original == ImageFolderDataset(ten(tmp_path, 'copy.zip'), xflip=True,
+                                          max_size=2).fingerprint()
     assert len(original) == 64
     folder = tmp_path / 'folder'
     with zipfile.ZipFile(path) as archive:
@@ -219,49 +225,62 @@ GREY = png(pixels(0, channels=1))
 ERRORS: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     'empty': ({'a.txt': b''}, {}, 'SET holds no images (files that end in .bmp, .gif, .jpeg, .jpg, '
               '.pgm, .png, .ppm, .tif, .tiff, .webp)'),
-    'not an image': ({'a.png': A, 'b.png': b'hello'}, {}, 'SET: b.png is not an image, or a damaged one'),
-    'first one bad': ({'a.png': b'', 'b.png': A}, {}, 'SET: a.png is not an image, or a damaged one'),
+    'not an image': ({'a.png': A, 'b.png': b'hello'}, {}, 'SET: b.png is not an image, or a '
+                                                          'damaged one'),
+    'first one bad': ({'a.png': b'', 'b.png': A}, {},
+                      'SET: a.png is not an image, or a damaged one'),
     'rgba': ({'a.png': A, 'b.png': png(pixels(0, channels=4))}, {},
-             'SET: b.png is RGBA, not 8-bit greyscale (L) or RGB: convert the set with dataset_tool.py'),
+             'SET: b.png is RGBA, not 8-bit greyscale (L) or RGB: convert the set with '
+             'dataset_tool.py'),
     '16-bit grey': ({'a.png': png_of_16_bits(0)}, {},
-                    'SET: a.png is 16-bit, not 8-bit greyscale (L) or RGB: convert the set with dataset_tool.py'),
+                    'SET: a.png is 16-bit, not 8-bit greyscale (L) or RGB: convert the set with '
+                    'dataset_tool.py'),
     '16-bit rgb': ({'a.png': png_of_16_bits(2)}, {},
-                   'SET: a.png is 16-bit, not 8-bit greyscale (L) or RGB: convert the set with dataset_tool.py'),
+                   'SET: a.png is 16-bit, not 8-bit greyscale (L) or RGB: convert the set with '
+                   'dataset_tool.py'),
     'size': ({'a.png': A, 'b.png': png(pixels(0)[:3])}, {},
              'SET: b.png is 4x3 pixels with 3 channels, but a.png is 4x4 pixels with 3 channels: '
              'convert the set with dataset_tool.py'),
     'channels': ({'a.png': A, 'b.png': GREY}, {},
-                 'SET: b.png is 4x4 pixels with 1 channel, but a.png is 4x4 pixels with 3 channels: '
-                 'convert the set with dataset_tool.py'),
+                 'SET: b.png is 4x4 pixels with 1 channel, but a.png is 4x4 pixels with 3 '
+                 'channels: convert the set with dataset_tool.py'),
     'resolution': ({'a.png': A}, {'resolution': 8},
                    'SET: a.png is 4x4 pixels with 3 channels, but resolution=8 means 8x8 pixels'),
-    'max_size': ({'a.png': A}, {'max_size': 0}, 'max_size=0: keep at least 1 image, or None for all'),
+    'max_size': ({'a.png': A}, {'max_size': 0},
+                 'max_size=0: keep at least 1 image, or None for all'),
     'no labels': ({'a.png': A}, {'use_labels': True},
-                  'SET has no labels: add a dataset.json with {"labels": [["name.png", label], ...]}, '
-                  'or do without labels'),
+                  'SET has no labels: add a dataset.json with {"labels": [["name.png", label], '
+                  '...]}, or do without labels'),
     'null labels': ({'a.png': A, 'dataset.json': b'{"labels": null}'}, {'use_labels': True},
-                    'SET has no labels: add a dataset.json with {"labels": [["name.png", label], ...]}, '
-                    'or do without labels'),
-    'one missing': ({'a.png': A, 'b.png': A, 'dataset.json': labelled([['a.png', 1]])}, {'use_labels': True},
-                    'SET: dataset.json has no label for b.png: label every image or none'),
-    'comma': ({'a.png': A, 'dataset.json': b'{"labels": [["a.png", 1],]}'}, {'use_labels': True}, None),
+                    'SET has no labels: add a dataset.json with {"labels": [["name.png", label], '
+                    '...]}, or do without labels'),
+    'one missing': ({'a.png': A, 'b.png': A, 'dataset.json': labelled([['a.png', 1]])},
+                    {'use_labels': True}, 'SET: dataset.json has no label for b.png: label every '
+                                          'image or none'),
+    'comma': ({'a.png': A, 'dataset.json': b'{"labels": [["a.png", 1],]}'}, {'use_labels': True},
+              None),
     'deep': ({'a.png': A, 'dataset.json': b'[' * 200_000}, {'use_labels': True}, None),
     'list': ({'a.png': A, 'dataset.json': b'[["a.png", 1]]'}, {'use_labels': True},
-             'SET: dataset.json should be {"labels": [["name.png", label], ...]} or {"labels": null}'),
+             'SET: dataset.json should be {"labels": [["name.png", label], ...]} or {"labels": '
+             'null}'),
     'triple': ({'a.png': A, 'dataset.json': labelled([['a.png', 1, 2]])}, {'use_labels': True},
-               'SET: dataset.json should be {"labels": [["name.png", label], ...]} or {"labels": null}'),
+               'SET: dataset.json should be {"labels": [["name.png", label], ...]} or {"labels": '
+               'null}'),
     'word': ({'a.png': A, 'dataset.json': labelled([['a.png', 'cat']])}, {'use_labels': True},
              'SET: dataset.json: the label of a.png is "cat", which is neither an integer from 0 '
              'nor a list of finite numbers'),
     'negative': ({'a.png': A, 'dataset.json': labelled([['a.png', -1]])}, {'use_labels': True},
                  'SET: dataset.json: the label of a.png is -1, which is neither an integer from 0 '
                  'nor a list of finite numbers'),
-    'nan': ({'a.png': A, 'dataset.json': labelled([['a.png', [1, float('nan')]]])}, {'use_labels': True},
-            'SET: dataset.json: the label of a.png is [1, NaN], which is neither an integer from 0 '
+    'nan': ({'a.png': A, 'dataset.json': labelled([['a.png', [1, float('nan')]]])},
+            {'use_labels': True}, 'SET: dataset.json: the label of a.png is [1, NaN], which is '
+                                  'neither an integer from 0 '
             'nor a list of finite numbers'),
-    'mixture': ({'a.png': A, 'b.png': A, 'dataset.json': labelled([['a.png', [1, 2]], ['b.png', 3]])},
+    'mixture': ({'a.png': A, 'b.png': A,
+                 'dataset.json': labelled([['a.png', [1, 2]], ['b.png', 3]])},
                 {'use_labels': True},
-                'SET: dataset.json: the label of b.png is an integer, but that of a.png is a list of 2'),
+                'SET: dataset.json: the label of b.png is an integer, but that of a.png is a list '
+                'of 2'),
 }
 
 
@@ -286,12 +305,14 @@ def test_damaged_archives(tmp_path: Path) -> None:
     path = Path(ten(tmp_path))
     whole = path.read_bytes()
     path.write_bytes(whole[:-30])
-    with pytest.raises(ValueError, match='ten.zip is not a zip, or a damaged one: File is not a zip file$'):
+    with pytest.raises(ValueError, match='ten.zip is not a zip, or a damaged one: File is not a '
+                                         'zip file$'):
         ImageFolderDataset(path)
     at = whole.index(pixels_of_png := png(pixels(1))) + len(pixels_of_png) // 2
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
     data = ImageFolderDataset(path)
-    with pytest.raises(ValueError, match="ten.zip: 1.png cannot be read: Bad CRC-32 for file '1.png'$"):
+    with pytest.raises(ValueError, match="ten.zip: 1.png cannot be read: Bad CRC-32 for file "
+                                         "'1.png'$"):
         data[1]
 
 
@@ -306,7 +327,8 @@ def test_resolution_of_oblong_images(tmp_path: Path) -> None:
     path = write(tmp_path / 'set', {'a.png': png(pixels(0)[:3])})
     data = ImageFolderDataset(path)
     assert data[0][0].shape == (3, 3, 4)
-    with pytest.raises(ValueError, match='a.png is 4x3 pixels with 3 channels, which is not square$'):
+    with pytest.raises(ValueError,
+                       match='a.png is 4x3 pixels with 3 channels, which is not square$'):
         _ = data.resolution
 
 

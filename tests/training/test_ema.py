@@ -18,8 +18,10 @@ def test_learning_rate_and_average_follow_the_reference():
     meta = json.loads(str(arrays['__meta__']))
     assert meta['columns'] == ['lr', 'ema_beta', 'ema_halflife_nimg']
     for setting, rows in zip(meta['settings'], arrays['values'], strict=True):
-        optimizer = OptimizerConfig(setting.get('lr', 1e-3), 1000 * setting.get('lr_rampup_kimg', 10_000))
-        ema = HalfLife(1000 * setting.get('ema_halflife_kimg', 500), setting.get('ema_rampup_ratio', 0.05))
+        optimizer = OptimizerConfig(setting.get('lr', 1e-3),
+                                    1000 * setting.get('lr_rampup_kimg', 10_000))
+        ema = HalfLife(1000 * setting.get('ema_halflife_kimg', 500),
+                       setting.get('ema_rampup_ratio', 0.05))
         batch_size = setting.get('batch_size', 512)
         for nimg, expected in zip(meta['cur_nimg'], rows, strict=True):
             ours = [learning_rate(nimg, optimizer), ema.beta(nimg, batch_size), ema.halflife(nimg)]

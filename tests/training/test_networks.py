@@ -1,4 +1,5 @@
-"""The networks against numbers computed with the reference implementation, closed forms and identities."""
+"""The networks against numbers computed with the reference implementation, closed forms and
+identities."""
 
 import copy
 import inspect
@@ -47,7 +48,8 @@ from training.networks import (
 GOLDEN = Path(__file__).parents[1] / 'golden'
 NETS = ['net_ddpmpp_cond_aug', 'net_ncsnpp_cond_aug', 'net_song_encskip', 'net_adm_cond_aug']
 PRECONDS = ['precond_vp_ddpmpp', 'precond_ve_ncsnpp', 'precond_iddpm_adm', 'precond_edm_ddpmpp']
-TINY = {'model_channels': 16, 'channel_mult': [1, 2], 'num_blocks': 1, 'attn_resolutions': [8], 'dropout': 0.0}
+TINY = {'model_channels': 16, 'channel_mult': [1, 2], 'num_blocks': 1, 'attn_resolutions': [8],
+        'dropout': 0.0}
 
 
 class Golden:
@@ -89,7 +91,8 @@ def test_golden_weights_are_those_of_the_recipe():
         ('map_noise.freqs', (16,)): [-0.760002, 5.315047, 28.05219],
     }
     for (name, shape), values in beginnings.items():
-        torch.testing.assert_close(golden_tensor(name, shape).flatten()[:3], torch.tensor(values), rtol=1e-6, atol=0)
+        torch.testing.assert_close(golden_tensor(name, shape).flatten()[:3], torch.tensor(values),
+                                   rtol=1e-6, atol=0)
 
 
 # Backbones
@@ -102,7 +105,8 @@ def test_backbone_computes_the_published_function(stem):
     for half in ('enc', 'dec'):
         for name, module in getattr(net, half).items():
             module.register_forward_hook(
-                lambda _, __, out, name=f'{half}.{name}': trace.update({name: out.detach().to(torch.float64)}))
+                lambda _, __, out, name=f'{half}.{name}': trace.update(
+                    {name: out.detach().to(torch.float64)}))
     x = golden['x'].requires_grad_()
     out = net(x, golden['noise_labels'], golden['class_labels'], golden['augment_labels'])
     assert relative_error(out, golden['out']) < 5e-6
@@ -113,16 +117,19 @@ def test_backbone_computes_the_published_function(stem):
         assert trace[name].mean().item() == pytest.approx(mean, abs=1e-6)
         assert trace[name].std().item() == pytest.approx(std, rel=1e-5)
 
-    gout = np.random.default_rng(zlib.crc32(f'{stem}/gout'.encode())).standard_normal(out.shape).astype(np.float32)
+    gout = np.random.default_rng(zlib.crc32(f'{stem}/gout'.encode())).standard_normal(
+        out.shape).astype(np.float32)
     (out * torch.from_numpy(gout)).sum().backward()
     parameters = dict(net.named_parameters())
     assert relative_error(x.grad, golden['grad_x']) < 5e-6
     for name in golden.arrays:
         if name.startswith('grad:'):
-            assert relative_error(parameters[name.removeprefix('grad:')].grad, golden[name]) < 2e-5, name
+            assert relative_error(parameters[name.removeprefix('grad:')].grad,
+                                  golden[name]) < 2e-5, name
     assert set(parameters) == set(golden.meta['grad_sums'])
     for name, (_, magnitude) in golden.meta['grad_sums'].items():
-        assert parameters[name].grad.abs().sum(dtype=torch.float64).item() == pytest.approx(magnitude, rel=2e-5), name
+        assert parameters[name].grad.abs().sum(dtype=torch.float64).item() == pytest.approx(
+            magnitude, rel=2e-5), name
 
 
 @pytest.mark.parametrize('stem', NETS)
@@ -142,7 +149,8 @@ def test_backbone_without_augment_labels_and_with_one_noise_label(stem):
 def test_backbone_has_the_published_tensors(stem):
     golden = Golden(stem)
     net = getattr(networks, golden.meta['cls'])(**golden.meta['kwargs'])
-    assert {name: list(tensor.shape) for name, tensor in net.state_dict().items()} == golden.meta['state_dict']
+    assert {name: list(tensor.shape)
+            for name, tensor in net.state_dict().items()} == golden.meta['state_dict']
     assert sum(p.numel() for p in net.parameters()) == golden.meta['num_params']
 
 
@@ -197,8 +205,8 @@ def test_names_shapes_and_order_of_the_state_dict(name):
 
 
 @pytest.mark.parametrize('name, gflop', [
-    ('cifar10-cond-ddpmpp-edm', 42.4), ('cifar10-cond-ncsnpp-edm', 42.8), ('cifar10-configA-ddpmpp', 21.7),
-    ('ffhq64-ddpmpp', 83.7), ('imagenet64-cond-adm-edm', 219.3)])
+    ('cifar10-cond-ddpmpp-edm', 42.4), ('cifar10-cond-ncsnpp-edm', 42.8),
+    ('cifar10-configA-ddpmpp', 21.7), ('ffhq64-ddpmpp', 83.7), ('imagenet64-cond-adm-edm', 219.3)])
 def test_work_of_one_forward_pass(name, gflop):
     net = paper_network(name)
     with torch.device('meta'), torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -209,11 +217,14 @@ def test_work_of_one_forward_pass(name, gflop):
 @pytest.mark.parametrize('embedding_type', ['positional', 'fourier'])
 @pytest.mark.parametrize('encoder_type', ['standard', 'skip', 'residual'])
 @pytest.mark.parametrize('decoder_type', ['standard', 'skip'])
-def test_every_combination_of_kinds_trains_every_parameter(embedding_type, encoder_type, decoder_type):
-    kinds = {'embedding_type': embedding_type, 'encoder_type': encoder_type, 'decoder_type': decoder_type}
+def test_every_combination_of_kinds_trains_every_parameter(embedding_type, encoder_type,
+                                                           decoder_type):
+    kinds = {'embedding_type': embedding_type, 'encoder_type': encoder_type,
+             'decoder_type': decoder_type}
     net = fill(SongUNet(16, 3, 2, label_dim=4, augment_dim=9, resample_filter=[1, 3, 3, 1],
                         **{**TINY, 'channel_mult': [1, 2, 2]}, **kinds))
-    out = net(images(2, 3, 16, 16), torch.tensor([0.3, 2.0]), torch.eye(4)[:2], images(2, 9, seed=1))
+    out = net(images(2, 3, 16, 16), torch.tensor([0.3, 2.0]), torch.eye(4)[:2],
+              images(2, 9, seed=1))
     assert out.shape == (2, 2, 16, 16)
     out.square().sum().backward()
     for name, parameter in net.named_parameters():
@@ -226,7 +237,8 @@ def test_skip_kinds_are_the_standard_ones_where_their_additions_are_zero(kind):
     arguments = {**TINY, 'channel_mult': [1, 2, 2], 'resample_filter': [1, 3, 3, 1]}
     standard = fill(SongUNet(16, 3, 3, **arguments)).eval()
     skip = fill(SongUNet(16, 3, 3, **{**arguments, kind: 'skip'})).eval()
-    added = [name for name, _ in skip.named_parameters() if name not in dict(standard.named_parameters())]
+    added = [name for name, _ in skip.named_parameters()
+             if name not in dict(standard.named_parameters())]
     assert added
     x, noise = images(2, 3, 16, 16), torch.tensor([0.3, 2.0])
     with torch.no_grad():
@@ -246,8 +258,10 @@ def test_untrained_adm_answers_zero_and_its_blocks_are_identities():
 
 
 def test_adm_blocks_below_64_channels_have_no_attention():
-    net = DhariwalUNet(16, 3, 3, model_channels=32, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[16, 8])
-    heads = {name: module.num_heads for name, module in net.named_modules() if isinstance(module, UNetBlock)}
+    net = DhariwalUNet(16, 3, 3, model_channels=32, channel_mult=[1, 2], num_blocks=1,
+                       attn_resolutions=[16, 8])
+    heads = {name: module.num_heads for name, module in net.named_modules()
+             if isinstance(module, UNetBlock)}
     assert {name for name, n in heads.items() if n} == {
         'enc.8x8_block0', 'dec.8x8_in0', 'dec.8x8_block0', 'dec.8x8_block1'}
 
@@ -264,7 +278,8 @@ def test_initial_distributions(mode, std):
     w = initial([300, 200], mode, 200, 300).to(torch.float64)
     assert abs(w.mean().item()) < 4 * std / math.sqrt(w.numel())
     assert w.std().item() == pytest.approx(std, rel=0.01)
-    kurtosis = (w**4).mean() / (w**2).mean() ** 2   # 1.8 of a uniform distribution, 3 of a normal one
+    # 1.8 of a uniform distribution, 3 of a normal one
+    kurtosis = (w**4).mean() / (w**2).mean() ** 2
     if mode.endswith('uniform'):
         bound = math.sqrt(3) * std
         assert bound * 0.999 < w.abs().max().item() <= bound
@@ -287,7 +302,8 @@ def test_layers_draw_weight_and_bias_with_the_fans_of_the_weight():
 
 def test_initial_scales_of_the_backbones():
     torch.manual_seed(0)
-    song = SongUNet(8, 3, 3, label_dim=10, model_channels=64, channel_mult=[1], num_blocks=1, attn_resolutions=[8])
+    song = SongUNet(8, 3, 3, label_dim=10, model_channels=64, channel_mult=[1], num_blocks=1,
+                    attn_resolutions=[8])
     block = song.enc['8x8_block0']
     bounds = {
         block.conv0.weight: math.sqrt(6 / (64 * 9 + 64 * 9)),
@@ -297,7 +313,8 @@ def test_initial_scales_of_the_backbones():
         song.map_label.weight: math.sqrt(6 / (10 + 64)),
         song.dec['8x8_aux_conv'].weight: 1e-5 * math.sqrt(6 / (64 * 9 + 3 * 9)),
     }
-    adm = DhariwalUNet(8, 3, 3, augment_dim=9, model_channels=64, channel_mult=[1], num_blocks=1, attn_resolutions=[8])
+    adm = DhariwalUNet(8, 3, 3, augment_dim=9, model_channels=64, channel_mult=[1], num_blocks=1,
+                       attn_resolutions=[8])
     block = adm.enc['8x8_block0']
     bounds |= {
         block.conv0.weight: math.sqrt(1 / (64 * 9)),   # √⅓ · √(3/fan_in)
@@ -307,9 +324,11 @@ def test_initial_scales_of_the_backbones():
     for parameter, bound in bounds.items():
         assert 0.98 * bound < parameter.abs().max().item() <= bound * (1 + 1e-6)
     assert adm.enc['8x8_conv'].bias.abs().max() > 0
-    for parameter in (block.conv1.weight, block.proj.weight, adm.out_conv.weight, adm.map_augment.weight):
+    for parameter in (block.conv1.weight, block.proj.weight, adm.out_conv.weight,
+                      adm.map_augment.weight):
         assert parameter.abs().max() == 0
-    labels = DhariwalUNet(8, 3, 3, label_dim=100, model_channels=64, channel_mult=[1], num_blocks=1).map_label
+    labels = DhariwalUNet(8, 3, 3, label_dim=100, model_channels=64, channel_mult=[1],
+                          num_blocks=1).map_label
     assert labels.bias is None
     assert labels.weight.std().item() == pytest.approx(1, rel=0.02)   # √label_dim · √(1/label_dim)
 
@@ -317,7 +336,8 @@ def test_initial_scales_of_the_backbones():
 def test_resampling_with_the_box_filter_is_repetition_and_averaging():
     x = images(2, 5, 6, 6)
     up, down = Conv2d(5, 5, kernel=0, up=True), Conv2d(5, 5, kernel=0, down=True)
-    torch.testing.assert_close(up(x), x.repeat_interleave(2, 2).repeat_interleave(2, 3), rtol=1e-6, atol=0)
+    torch.testing.assert_close(up(x), x.repeat_interleave(2, 2).repeat_interleave(2, 3), rtol=1e-6,
+                               atol=0)
     torch.testing.assert_close(down(x), functional.avg_pool2d(x, 2), rtol=1e-6, atol=1e-7)
     assert list(up.state_dict()) == ['resample_filter']
     torch.testing.assert_close(up.resample_filter, torch.full([1, 1, 2, 2], 0.25))
@@ -333,10 +353,12 @@ def test_fused_resampling_is_both_steps_at_the_higher_resolution(kernel):
         ('up', conv(Conv2d(4, 4, kernel=0, up=True, resample_filter=f)(x))),
         ('down', Conv2d(4, 4, kernel=0, down=True, resample_filter=f)(conv(x))),
     ]:
-        fused = fill(Conv2d(4, 4, kernel, resample_filter=f, fused_resample=True, init_bias=1, **{way: True}))
+        fused = fill(Conv2d(4, 4, kernel, resample_filter=f, fused_resample=True, init_bias=1,
+                            **{way: True}))
         actual = fused(x)
         assert actual.shape == expected.shape
-        inside = (..., slice(3, -3), slice(3, -3)) if way == 'up' else (..., slice(1, -1), slice(1, -1))
+        inside = (..., slice(3, -3), slice(3, -3)) if way == 'up' else (..., slice(1, -1),
+                                                                        slice(1, -1))
         torch.testing.assert_close(actual[inside], expected[inside], rtol=1e-5, atol=1e-5)
 
 
@@ -383,7 +405,8 @@ def test_attention_is_the_sum_over_keys_with_the_published_channel_order():
     out = attention(qkv, heads)
     flat = qkv.reshape(B, -1, H * W).to(torch.float64)
     for b, head, i in itertools.product(range(B), range(heads), range(H * W)):
-        q, k, v = ([flat[b, (head * c + channel) * 3 + part] for channel in range(c)] for part in range(3))
+        q, k, v = ([flat[b, (head * c + channel) * 3 + part] for channel in range(c)]
+                   for part in range(3))
         scores = sum(q[n][i] * k[n] for n in range(c)) / math.sqrt(c)
         for n in range(c):
             expected = (scores.softmax(0) * v[n]).sum().item()
@@ -404,14 +427,16 @@ def test_denoiser_computes_the_published_function(stem):
     seen = []
     net.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     with torch.no_grad():
-        D = net(golden['x'], golden['sigma'], golden['class_labels'], augment_labels=golden['augment_labels'])
+        D = net(golden['x'], golden['sigma'], golden['class_labels'],
+                augment_labels=golden['augment_labels'])
         alone = net(golden['x'][:2].to(torch.float64), torch.tensor(0.75, dtype=torch.float64))
     assert D.dtype == alone.dtype == torch.float32
     assert relative_error(D[rows], golden['D'][rows]) < 2e-5
     assert relative_error(alone, golden['D_scalar_nolabel']) < 2e-5
 
     (x, c_noise, labels), (_, c_noise_alone, no_labels) = seen
-    torch.testing.assert_close(x.sum(dim=[1, 2, 3])[rows], golden['model_x'][rows].to(torch.float32), rtol=2e-5, atol=2e-4)
+    torch.testing.assert_close(x.sum(dim=[1, 2, 3])[rows],
+                               golden['model_x'][rows].to(torch.float32), rtol=2e-5, atol=2e-4)
     assert relative_error(c_noise[rows], golden['c_noise'][rows]) < 2e-5
     assert relative_error(c_noise_alone, golden['c_noise_scalar']) < 2e-5
     exact = net.precond.c_noise(golden['sigma'].to(torch.float64))
@@ -457,7 +482,8 @@ def test_ranges_of_the_published_classes():
 def test_preconditioners_of_the_published_classes():
     assert tiny(VPPrecond, 0, False, 10.0, 0.2, 500).precond == VP(VPSchedule(10.0, 0.2), 500)
     assert tiny(VEPrecond).precond == VE()
-    assert tiny(iDDPMPrecond, 0, False, 0.002, 0.01, 50).precond == IDDPM(IDDPMLevels(50, 0.002, 0.01))
+    assert tiny(iDDPMPrecond, 0, False, 0.002, 0.01,
+                50).precond == IDDPM(IDDPMLevels(50, 0.002, 0.01))
     assert tiny(EDMPrecond, 0, False, 0, 80, 0.7).precond == EDM(0.7)
 
 
@@ -470,7 +496,8 @@ def test_iddpm_levels_of_the_weights_win():
     twin = copy.deepcopy(net)
     twin.load_state_dict(state)
     sigma = torch.tensor([0.3, 5.0, 0.0], dtype=torch.float64)
-    torch.testing.assert_close(twin.round_sigma(2 * sigma), 2 * net.round_sigma(sigma), rtol=0, atol=0)
+    torch.testing.assert_close(twin.round_sigma(2 * sigma), 2 * net.round_sigma(sigma), rtol=0,
+                               atol=0)
     assert twin.precond.table is twin.u
     assert net.round_sigma(torch.tensor(1e9)).item() == net.u[0].item()
 
@@ -491,7 +518,8 @@ def test_noise_levels_in_any_shape():
         for same in (sigma.reshape(3, 1, 1, 1), sigma.to(torch.float64)):
             torch.testing.assert_close(net(x, same), D, rtol=0, atol=0)
         one = net(x, torch.tensor([1.0]))
-        for same in (1.0, torch.tensor(1.0), torch.tensor(1.0, dtype=torch.float64), torch.full([3], 1.0)):
+        for same in (1.0, torch.tensor(1.0), torch.tensor(1.0, dtype=torch.float64),
+                     torch.full([3], 1.0)):
             torch.testing.assert_close(net(x, same), one, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(D[1], one[1], rtol=1e-5, atol=1e-5)
 
@@ -502,7 +530,8 @@ def test_no_labels_are_labels_of_zeros():
     with torch.no_grad():
         unlabelled = net(x, 1.0)
         torch.testing.assert_close(net(x, 1.0, torch.zeros(2, 4)), unlabelled, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(net(x, 1.0, torch.eye(4)[1]), net(x, 1.0, torch.eye(4)[[1, 1]]), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(net(x, 1.0, torch.eye(4)[1]), net(x, 1.0, torch.eye(4)[[1, 1]]),
+                                   rtol=1e-6, atol=1e-6)
         assert relative_error(net(x, 1.0, torch.eye(4)[:2]), unlabelled) > 1e-3
 
 
@@ -545,14 +574,17 @@ def test_learned_variance():
     torch.testing.assert_close(D, x - level * F[:, :3])
     with pytest.raises(ValueError) as error:
         tiny()(x, sigma, return_variance=True)
-    assert str(error.value) == 'return_variance needs a network with 6 outputs (iDDPM); this one has 3'
+    assert str(
+        error.value) == 'return_variance needs a network with 6 outputs (iDDPM); this one has 3'
 
 
 @pytest.mark.parametrize('model_type', MODELS)
 def test_precision_of_the_backbone(model_type):
     net = tiny(EDMPrecond, 4, model_type=model_type, model_channels=64, embedding_type='fourier') \
-        if model_type == 'SongUNet' else tiny(EDMPrecond, 4, model_type=model_type, model_channels=64)
-    half = fill(EDMPrecond(8, 3, 4, True, model_type=model_type, **{**TINY, 'model_channels': 64})).eval()
+        if model_type == 'SongUNet' else tiny(EDMPrecond, 4, model_type=model_type,
+                                              model_channels=64)
+    half = fill(EDMPrecond(8, 3, 4, True, model_type=model_type,
+                           **{**TINY, 'model_channels': 64})).eval()
     assert half.use_fp16 and not net.use_fp16
     x, sigma, labels = images(2, 3, 8, 8), torch.tensor([0.1, 20.0]), torch.eye(4)[:2]
     seen = {}
@@ -587,7 +619,8 @@ def test_parameters_stay_contiguous(cls, model_type, memory_format):
     assert before == [torch.empty(p.shape).stride() for p in net.parameters()]
     optimizer = torch.optim.Adam(net.parameters())
     for _ in range(2):
-        net(images(2, 3, 8, 8).contiguous(memory_format=memory_format), 1.0).square().sum().backward()
+        net(images(2, 3, 8, 8).contiguous(memory_format=memory_format),
+            1.0).square().sum().backward()
         optimizer.step()
     assert [p.stride() for p in net.parameters()] == before
 
@@ -635,50 +668,56 @@ def test_configurations_build_the_published_classes_where_they_fit(precond, limi
     published = {EDM: EDMPrecond, VE: VEPrecond, VP: VPPrecond, IDDPM: iDDPMPrecond}[type(precond)]
     with torch.no_grad():
         reference = fill(published(8, 3, 4, model_type='SongUNet', **TINY)).eval()
-        shapes = [[(name, tensor.shape) for name, tensor in n.state_dict().items()] for n in (net, reference)]
+        shapes = [[(name, tensor.shape) for name, tensor in n.state_dict().items()]
+                  for n in (net, reference)]
         assert shapes[0] == shapes[1]
         if precond == type(precond)():   # the same numbers, then also the same function
             torch.testing.assert_close(net(x, sigma), reference(x, sigma), rtol=0, atol=0)
 
 
 def test_configurations_set_the_precision():
-    dtypes = {p: build_network(network_config(VE(), 0.02, 100, precision=p)).dtype for p in networks.PRECISIONS}
+    dtypes = {p: build_network(network_config(VE(), 0.02, 100, precision=p)).dtype
+              for p in networks.PRECISIONS}
     assert dtypes == {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 
 
 def test_complete_arguments():
     assert complete_arguments('DhariwalUNet', {'num_blocks': 2, 'channel_mult': (1, 2)}) == {
-        'augment_dim': 0, 'model_channels': 192, 'channel_mult': [1, 2], 'channel_mult_emb': 4, 'num_blocks': 2,
-        'attn_resolutions': [32, 16, 8], 'dropout': 0.1, 'label_dropout': 0}
+        'augment_dim': 0, 'model_channels': 192, 'channel_mult': [1, 2], 'channel_mult_emb': 4,
+        'num_blocks': 2, 'attn_resolutions': [32, 16, 8], 'dropout': 0.1, 'label_dropout': 0}
     complete = complete_arguments('SongUNet', {})
     assert complete_arguments('SongUNet', complete) == complete
 
 
 SIGNATURES = {   # as checkpoints rely on them: what their record leaves out has these values
-    'Linear': 'in_features, out_features, bias=True, init_mode=kaiming_normal, init_weight=1, init_bias=0',
-    'Conv2d': 'in_channels, out_channels, kernel, bias=True, up=False, down=False, resample_filter=[1, 1], '
-              'fused_resample=False, init_mode=kaiming_normal, init_weight=1, init_bias=0',
+    'Linear': 'in_features, out_features, bias=True, init_mode=kaiming_normal, init_weight=1, '
+              'init_bias=0',
+    'Conv2d': 'in_channels, out_channels, kernel, bias=True, up=False, down=False, '
+              'resample_filter=[1, 1], fused_resample=False, init_mode=kaiming_normal, '
+              'init_weight=1, init_bias=0',
     'GroupNorm': 'num_channels, num_groups=32, min_channels_per_group=4, eps=1e-05',
     'PositionalEmbedding': 'num_channels, max_positions=10000, endpoint=False',
     'FourierEmbedding': 'num_channels, scale=16',
-    'UNetBlock': 'in_channels, out_channels, emb_channels, up=False, down=False, attention=False, num_heads=None, '
-                 'channels_per_head=64, dropout=0, skip_scale=1, eps=1e-05, resample_filter=[1, 1], resample_proj=False, '
+    'UNetBlock': 'in_channels, out_channels, emb_channels, up=False, down=False, attention=False, '
+                 'num_heads=None, channels_per_head=64, dropout=0, skip_scale=1, eps=1e-05, '
+                 'resample_filter=[1, 1], resample_proj=False, '
                  "adaptive_scale=True, init={}, init_zero={'init_weight': 0}, init_attn=None",
-    'SongUNet': 'img_resolution, in_channels, out_channels, label_dim=0, augment_dim=0, model_channels=128, '
-                'channel_mult=[1, 2, 2, 2], channel_mult_emb=4, num_blocks=4, attn_resolutions=[16], dropout=0.1, '
-                'label_dropout=0, embedding_type=positional, channel_mult_noise=1, encoder_type=standard, '
-                'decoder_type=standard, resample_filter=[1, 1]',
-    'DhariwalUNet': 'img_resolution, in_channels, out_channels, label_dim=0, augment_dim=0, model_channels=192, '
-                    'channel_mult=[1, 2, 3, 4], channel_mult_emb=4, num_blocks=3, attn_resolutions=[32, 16, 8], '
-                    'dropout=0.1, label_dropout=0',
-    'VPPrecond': 'img_resolution, img_channels, label_dim=0, use_fp16=False, beta_d=19.9, beta_min=0.1, M=1000, '
-                 'epsilon_t=1e-05, model_type=SongUNet, **model_kwargs',
-    'VEPrecond': 'img_resolution, img_channels, label_dim=0, use_fp16=False, sigma_min=0.02, sigma_max=100, '
-                 'model_type=SongUNet, **model_kwargs',
-    'iDDPMPrecond': 'img_resolution, img_channels, label_dim=0, use_fp16=False, C_1=0.001, C_2=0.008, M=1000, '
-                    'model_type=DhariwalUNet, **model_kwargs',
-    'EDMPrecond': 'img_resolution, img_channels, label_dim=0, use_fp16=False, sigma_min=0, sigma_max=inf, '
-                  'sigma_data=0.5, model_type=DhariwalUNet, **model_kwargs',
+    'SongUNet': 'img_resolution, in_channels, out_channels, label_dim=0, augment_dim=0, '
+                'model_channels=128, channel_mult=[1, 2, 2, 2], channel_mult_emb=4, num_blocks=4, '
+                'attn_resolutions=[16], dropout=0.1, label_dropout=0, embedding_type=positional, '
+                'channel_mult_noise=1, encoder_type=standard, decoder_type=standard, '
+                'resample_filter=[1, 1]',
+    'DhariwalUNet': 'img_resolution, in_channels, out_channels, label_dim=0, augment_dim=0, '
+                    'model_channels=192, channel_mult=[1, 2, 3, 4], channel_mult_emb=4, '
+                    'num_blocks=3, attn_resolutions=[32, 16, 8], dropout=0.1, label_dropout=0',
+    'VPPrecond': 'img_resolution, img_channels, label_dim=0, use_fp16=False, beta_d=19.9, '
+                 'beta_min=0.1, M=1000, epsilon_t=1e-05, model_type=SongUNet, **model_kwargs',
+    'VEPrecond': 'img_resolution, img_channels, label_dim=0, use_fp16=False, sigma_min=0.02, '
+                 'sigma_max=100, model_type=SongUNet, **model_kwargs',
+    'iDDPMPrecond': 'img_resolution, img_channels, label_dim=0, use_fp16=False, C_1=0.001, '
+                    'C_2=0.008, M=1000, model_type=DhariwalUNet, **model_kwargs',
+    'EDMPrecond': 'img_resolution, img_channels, label_dim=0, use_fp16=False, sigma_min=0, '
+                  'sigma_max=inf, sigma_data=0.5, model_type=DhariwalUNet, **model_kwargs',
 }
 
 
@@ -686,7 +725,8 @@ SIGNATURES = {   # as checkpoints rely on them: what their record leaves out has
 def test_constructor_arguments(name):
     def written(p):
         default = list(p.default) if isinstance(p.default, tuple) else p.default
-        return f'**{p.name}' if p.kind is p.VAR_KEYWORD else p.name if default is p.empty else f'{p.name}={default}'
+        return (f'**{p.name}' if p.kind is p.VAR_KEYWORD else p.name if default is p.empty
+                else f'{p.name}={default}')
 
     parameters = inspect.signature(getattr(networks, name)).parameters.values()
     assert ', '.join(map(written, parameters)) == SIGNATURES[name]
@@ -695,38 +735,57 @@ def test_constructor_arguments(name):
 # What does not fit
 
 @pytest.mark.parametrize('build, message', [
-    (lambda: tiny(width=3), "SongUNet takes no argument 'width' (known: attn_resolutions, augment_dim, "
-     'channel_mult, channel_mult_emb, channel_mult_noise, decoder_type, dropout, embedding_type, encoder_type, '
-     'label_dropout, model_channels, num_blocks, resample_filter)'),
-    (lambda: tiny(num_block=3), "SongUNet takes no argument 'num_block' (did you mean 'num_blocks'?)"),
-    (lambda: tiny(model_type='SongUnet'), "model_type='SongUnet' is unknown (did you mean 'SongUNet'?)"),
-    (lambda: SongUNet(28, 1, 1), 'a resolution of 28 cannot be halved 3 times, as the 4 levels of channel_mult='
+    (lambda: tiny(width=3), "SongUNet takes no argument 'width' (known: attn_resolutions, "
+                            "augment_dim, "
+     'channel_mult, channel_mult_emb, channel_mult_noise, decoder_type, dropout, embedding_type, '
+     'encoder_type, label_dropout, model_channels, num_blocks, resample_filter)'),
+    (lambda: tiny(num_block=3), "SongUNet takes no argument 'num_block' (did you mean "
+                                "'num_blocks'?)"),
+    (lambda: tiny(model_type='SongUnet'), "model_type='SongUnet' is unknown (did you mean "
+                                          "'SongUNet'?)"),
+    (lambda: SongUNet(28, 1, 1), 'a resolution of 28 cannot be halved 3 times, as the 4 levels of '
+                                 'channel_mult='
      '[1, 2, 2, 2] need: use a multiple of 8, or at most 3 levels'),
-    (lambda: DhariwalUNet(9, 1, 1, channel_mult=[1, 2]), 'a resolution of 9 cannot be halved 1 times, as the 2 levels of '
+    (lambda: DhariwalUNet(9, 1, 1, channel_mult=[1, 2]), 'a resolution of 9 cannot be halved 1 '
+                                                         'times, as the 2 levels of '
      'channel_mult=[1, 2] need: use a multiple of 2, or at most 1 levels'),
-    (lambda: SongUNet(8, 1, 1, channel_mult=[]), 'channel_mult is empty; it takes one factor per resolution, such as '
+    (lambda: SongUNet(8, 1, 1, channel_mult=[]), 'channel_mult is empty; it takes one factor per '
+                                                 'resolution, such as '
      '[1, 2, 2, 2]'),
-    (lambda: tiny(encoder_type='residuals'), "encoder_type='residuals' is unknown; it is one of standard, skip, residual"),
-    (lambda: tiny(decoder_type='residual'), "decoder_type='residual' is unknown; it is one of standard, skip"),
-    (lambda: tiny(embedding_type='sine'), "embedding_type='sine' is unknown; it is one of positional, fourier"),
-    (lambda: tiny(resample_filter=[1, 2, 1]), 'resample_filter=[1, 2, 1] has an odd number of taps, which cannot double '
+    (lambda: tiny(encoder_type='residuals'), "encoder_type='residuals' is unknown; it is one of "
+                                             "standard, skip, residual"),
+    (lambda: tiny(decoder_type='residual'), "decoder_type='residual' is unknown; it is one of "
+                                            "standard, skip"),
+    (lambda: tiny(embedding_type='sine'), "embedding_type='sine' is unknown; it is one of "
+                                          "positional, fourier"),
+    (lambda: tiny(resample_filter=[1, 2, 1]), 'resample_filter=[1, 2, 1] has an odd number of '
+                                              'taps, which cannot double '
      'a resolution; use an even number, such as [1, 1] or [1, 3, 3, 1]'),
-    (lambda: tiny(model_channels=148), '148 channels cannot be normalised in 32 groups of at least 4; channel counts '
+    (lambda: tiny(model_channels=148), '148 channels cannot be normalised in 32 groups of at least '
+                                       '4; channel counts '
      'that are multiples of 32 always can'),
-    (lambda: GroupNorm(3), '3 channels cannot be normalised in 1 groups of at least 4; channel counts that are '
+    (lambda: GroupNorm(3), '3 channels cannot be normalised in 1 groups of at least 4; channel '
+                           'counts that are '
      'multiples of 32 always can'),
-    (lambda: UNetBlock(64, 64, 8, attention=True, num_heads=3), '64 channels cannot be shared among 3 attention heads; '
+    (lambda: UNetBlock(64, 64, 8, attention=True, num_heads=3), '64 channels cannot be shared '
+                                                                'among 3 attention heads; '
      'use a multiple of 3'),
-    (lambda: PositionalEmbedding(5), 'an embedding of the noise level takes an even number of channels, not 5'),
+    (lambda: PositionalEmbedding(5), 'an embedding of the noise level takes an even number of '
+                                     'channels, not 5'),
     (lambda: Conv2d(3, 3, 3, up=True, down=True), 'a Conv2d takes up or down, not both'),
-    (lambda: initial([3], 'xavier', 3, 3), "init_mode='xavier' is unknown (did you mean 'xavier_normal'?)"),
-    (lambda: build_network(network_config(VE(), 0.02, 100, precision='half')), "precision='half' is unknown (known: "
+    (lambda: initial([3], 'xavier', 3, 3), "init_mode='xavier' is unknown (did you mean "
+                                           "'xavier_normal'?)"),
+    (lambda: build_network(network_config(VE(), 0.02, 100, precision='half')), "precision='half' "
+                                                                               "is unknown (known: "
      'bf16, fp16, fp32)'),
-    (lambda: tiny()(images(3, 3, 8, 8), torch.ones(2)), 'sigma has 2 noise levels for 3 images; give one, or one per '
+    (lambda: tiny()(images(3, 3, 8, 8), torch.ones(2)), 'sigma has 2 noise levels for 3 images; '
+                                                        'give one, or one per '
      'image'),
-    (lambda: tiny(EDMPrecond, 4)(images(3, 3, 8, 8), 1.0, torch.eye(5)[:3]), 'class_labels has shape [3, 5]; this '
+    (lambda: tiny(EDMPrecond, 4)(images(3, 3, 8, 8), 1.0, torch.eye(5)[:3]), 'class_labels has '
+                                                                             'shape [3, 5]; this '
      'network takes one-hot vectors [batch, 4]'),
-    (lambda: tiny(EDMPrecond, 4).model(images(3, 3, 8, 8), torch.ones(1), None), 'a class-conditional backbone needs '
+    (lambda: tiny(EDMPrecond, 4).model(images(3, 3, 8, 8), torch.ones(1),
+                                       None), 'a class-conditional backbone needs '
      'class_labels; a vector of zeros stands for no class'),
 ])
 def test_errors_say_what_would_be_right(build, message):

@@ -33,7 +33,8 @@ from training.training_loop import build, prepare, training_loop
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device('cpu')
-SMALL = {'model_channels': 16, 'channel_mult': [1, 2], 'num_blocks': 1, 'attn_resolutions': [4], 'augment_dim': 9}
+SMALL = {'model_channels': 16, 'channel_mult': [1, 2], 'num_blocks': 1, 'attn_resolutions': [4],
+         'augment_dim': 9}
 
 
 @pytest.fixture(autouse=True)
@@ -56,8 +57,9 @@ def small_config(digits, precond=EDM(), noise=LogNormal(), weighting=None, dropo
     config = TrainConfig(
         data=DataConfig(digits, use_labels=True, workers=0), network=network,
         loss=DenoisingLoss(noise, weighting or InverseCOut(precond)),
-        optimizer=OptimizerConfig(lr=1e-3, lr_rampup_nimg=64), augment=AugmentConfig(p=0.3), averages=(HalfLife(200, 0.5),),
-        label_dropout=0.2, seed=3, batch_size=16, total_nimg=96, tick_nimg=32, snapshot_nimg=64, state_nimg=48)
+        optimizer=OptimizerConfig(lr=1e-3, lr_rampup_nimg=64), augment=AugmentConfig(p=0.3),
+        averages=(HalfLife(200, 0.5),), label_dropout=0.2, seed=3, batch_size=16, total_nimg=96,
+        tick_nimg=32, snapshot_nimg=64, state_nimg=48)
     return replace(config, **changes)
 
 
@@ -81,7 +83,8 @@ def assert_same(a, b):
 
 
 def test_a_continued_run_is_bitwise_the_uninterrupted_one(digits, tmp_path):
-    """Weights, average, optimiser and statistics, with dropout, label dropout and augmentation on."""
+    """Weights, average, optimiser and statistics, with dropout, label dropout and augmentation
+    on."""
     config = small_config(digits)
     whole = run_steps(config, 6)
     first = run_steps(config, 3)
@@ -92,7 +95,8 @@ def test_a_continued_run_is_bitwise_the_uninterrupted_one(digits, tmp_path):
     second = run_steps(config, 3, second)
     assert_same(whole.net.state_dict(), second.net.state_dict())
     assert_same(whole.ema.net.state_dict(), second.ema.net.state_dict())
-    for a, b in zip(whole.optimizer.state_dict()['state'].values(), second.optimizer.state_dict()['state'].values(), strict=True):
+    for a, b in zip(whole.optimizer.state_dict()['state'].values(),
+                    second.optimizer.state_dict()['state'].values(), strict=True):
         assert_same(a, b)
     assert_same(whole.stats.state_dict(), second.stats.state_dict())
 
@@ -104,7 +108,8 @@ def test_the_loop_writes_its_files_and_continues_from_them(digits, tmp_path):
     parts.mkdir()
     training_loop(config, build(config, CPU), whole, CPU)
     training_loop(replace(config, total_nimg=48), build(config, CPU), parts, CPU)
-    state, line = prepare(config, CPU, resume=('it', load_state(parts / 'training-state-000000.pt')))
+    state, line = prepare(config, CPU,
+                          resume=('it', load_state(parts / 'training-state-000000.pt')))
     assert line == 'continuing from it at 0.0 kimg'
     training_loop(config, state, parts, CPU)
     a, contents = load_snapshot(whole / 'network-snapshot-000000.pkl')
@@ -114,9 +119,9 @@ def test_the_loop_writes_its_files_and_continues_from_them(digits, tmp_path):
     ticks = [json.loads(line) for line in (whole / 'stats.jsonl').read_text().splitlines()]
     assert [tick['Progress/kimg']['mean'] for tick in ticks] == [0, 0.032, 0.064, 0.096]
     assert ticks[1]['Loss/loss']['num'] == 32 * 64
-    expected = {'Progress/tick', 'Progress/kimg', 'Timing/total_sec', 'Timing/sec_per_tick', 'Timing/sec_per_kimg',
-                'Timing/maintenance_sec', 'Resources/cpu_mem_gb', 'Resources/peak_gpu_mem_gb',
-                'Resources/peak_gpu_mem_reserved_gb', 'timestamp'}
+    expected = {'Progress/tick', 'Progress/kimg', 'Timing/total_sec', 'Timing/sec_per_tick',
+                'Timing/sec_per_kimg', 'Timing/maintenance_sec', 'Resources/cpu_mem_gb',
+                'Resources/peak_gpu_mem_gb', 'Resources/peak_gpu_mem_reserved_gb', 'timestamp'}
     assert expected <= set(ticks[1]) and set(ticks[1]['Loss/loss']) == {'num', 'mean', 'std'}
     assert (whole / 'reals.png').exists() and (whole / 'fakes000000.png').exists()
     assert not [path for path in whole.iterdir() if path.suffix == '.tmp']
@@ -144,14 +149,16 @@ def test_randomness_is_a_function_of_seed_and_counter(digits):
     pipe = AugmentPipe.from_config(config.augment)
     a, b = (draw(config, pipe, 160, [1, 8, 8], CPU) for _ in range(2))
     torch.manual_seed(5)
-    c, d = draw(config, pipe, 176, [1, 8, 8], CPU), draw(replace(config, seed=4), pipe, 160, [1, 8, 8], CPU)
+    c, d = draw(config, pipe, 176, [1, 8, 8], CPU), draw(replace(config, seed=4), pipe, 160,
+                                                         [1, 8, 8], CPU)
     for name in ['u', 'noise', 'keep_labels']:
         assert torch.equal(getattr(a, name), getattr(b, name))
         assert not torch.equal(getattr(a, name), getattr(c, name))
         assert not torch.equal(getattr(a, name), getattr(d, name))
     assert torch.equal(a.augmentation.labels, b.augmentation.labels)
     many = draw(replace(config, batch_size=10_000), None, 0, [1, 1, 1], CPU).keep_labels
-    assert float((many == 0).float().mean()) == pytest.approx(0.2, abs=0.016)   # four standard errors
+    # four standard errors
+    assert float((many == 0).float().mean()) == pytest.approx(0.2, abs=0.016)
 
 
 def test_gradient_is_that_of_the_mean_over_the_batch(digits):
@@ -162,7 +169,8 @@ def test_gradient_is_that_of_the_mean_over_the_batch(digits):
     images, labels = images_of(config)
     randomness = draw(config, None, 0, [1, 8, 8], CPU)
     step._accumulate(images, labels, randomness, slice(0, 16), slice(0, 16), 0)
-    parameters = [p for p in state.net.parameters() if p.grad is not None]   # all but the mapping of augment labels
+    # all but the mapping of augment labels
+    parameters = [p for p in state.net.parameters() if p.grad is not None]
     ours = [p.grad.clone() for p in parameters]
     state.net.zero_grad()
     y = images.float() / 127.5 - 1
@@ -197,28 +205,35 @@ COMBINATIONS = list(itertools.product(PRECONDITIONERS, NOISE_DISTRIBUTIONS, WEIG
 @pytest.mark.parametrize(('precond', 'noise', 'weighting'), COMBINATIONS)
 def test_every_combination_trains_a_step(digits, precond, noise, weighting):
     c = PRECONDITIONERS[precond]()
-    config = small_config(digits, c, NOISE_DISTRIBUTIONS[noise](), WEIGHTINGS[weighting](c), batch_size=4)
+    config = small_config(digits, c, NOISE_DISTRIBUTIONS[noise](), WEIGHTINGS[weighting](c),
+                          batch_size=4)
     state = run_steps(config, 2)
     assert math.isfinite(state.stats.take()['Loss/loss']['mean'])
     assert all(bool(p.isfinite().all()) for p in state.net.parameters())
-    moved = [not torch.equal(a, b) for a, b in zip(state.net.parameters(), build(config, CPU).net.parameters(), strict=True)]
+    moved = [not torch.equal(a, b) for a, b in zip(state.net.parameters(),
+                                                   build(config, CPU).net.parameters(),
+                                                   strict=True)]
     assert sum(moved) > 0.9 * len(moved)
 
 
 def test_the_hybrid_loss_trains_the_variance_channels(digits):
     c = PRECONDITIONERS['iddpm']()
-    config = small_config(digits, c, NOISE_DISTRIBUTIONS['iddpm'](), batch_size=4, loss=HybridLoss())
+    config = small_config(digits, c, NOISE_DISTRIBUTIONS['iddpm'](), batch_size=4,
+                          loss=HybridLoss())
     state = run_steps(config, 2)
     fresh = build(config, CPU)
     name = 'model.dec.8x8_aux_conv.weight'
-    mean, variance = (state.net.state_dict()[name] - fresh.net.state_dict()[name]).abs().sum([1, 2, 3])
+    mean, variance = (state.net.state_dict()[name] - fresh.net.state_dict()[name]).abs().sum([1, 2,
+                                                                                              3])
     assert float(mean) > 0 and float(variance) > 0
 
 
 def test_training_learns(digits):
-    """300 images' worth of steps on one image bring the loss well below that of the untrained network."""
+    """300 images' worth of steps on one image bring the loss well below that of the untrained
+    network."""
     config = small_config(digits, dropout=0.0, augment=None, label_dropout=0.0,
-                          data=DataConfig(digits, use_labels=True, max_size=1), optimizer=OptimizerConfig(2e-3, 0))
+                          data=DataConfig(digits, use_labels=True, max_size=1),
+                          optimizer=OptimizerConfig(2e-3, 0))
     state = run_steps(config, 10)
     early = state.stats.take()['Loss/loss']['mean']
     state = run_steps(config, 90, state)
@@ -241,15 +256,18 @@ def test_transfer_copies_what_fits_and_says_so(digits, tmp_path):
 
 
 def test_transfer_to_another_resolution_goes_by_level(digits, tmp_path):
-    """16x16 and 8x8 of the one are 8x8 and 4x4 of the other; what is of another shape starts fresh."""
+    """16x16 and 8x8 of the one are 8x8 and 4x4 of the other; what is of another shape starts
+    fresh."""
     config = small_config(digits)
     large = replace(config.network, img_resolution=16, label_dim=3, img_channels=3,
                     model={**config.network.model, 'attn_resolutions': [8]})
     torch.manual_seed(1)
     source, state = build_network(large), build(config, CPU)
     copied, fresh = transfer_weights(state, source, 'it')
-    assert fresh == ['model.map_label.weight', 'model.enc.8x8_conv.weight', 'model.dec.8x8_aux_conv.weight', 'model.dec.8x8_aux_conv.bias']
-    assert torch.equal(state.net.state_dict()['model.enc.4x4_down.conv0.weight'], source.state_dict()['model.enc.8x8_down.conv0.weight'])
+    assert fresh == ['model.map_label.weight', 'model.enc.8x8_conv.weight',
+                     'model.dec.8x8_aux_conv.weight', 'model.dec.8x8_aux_conv.bias']
+    assert torch.equal(state.net.state_dict()['model.enc.4x4_down.conv0.weight'],
+                       source.state_dict()['model.enc.8x8_down.conv0.weight'])
     published = ROOT / 'tests' / 'golden' / 'published-ddpmpp-edm.pkl'
     _, line = prepare(config, CPU, transfer=str(published))
     assert int(line.split()[0]) > 40 and f' tensors from {published}; fresh: ' in line
@@ -265,7 +283,8 @@ def test_due_marks_multiples_and_the_start(digits):
     assert marked == [0, 30, 50, 80]
 
 
-@pytest.mark.parametrize(('seconds', 'text'), [(7.4, '7s'), (306, '5m 06s'), (11040, '3h 04m'), (93600, '1d 02h')])
+@pytest.mark.parametrize(('seconds', 'text'), [(7.4, '7s'), (306, '5m 06s'), (11040, '3h 04m'),
+                                               (93600, '1d 02h')])
 def test_durations(seconds, text):
     assert duration(seconds) == text
 
@@ -274,7 +293,9 @@ def test_strides_stay_those_of_fresh_parameters(digits):
     config = small_config(digits)
     state = run_steps(config, 2)
     generate_grid(state.ema.net, torch.eye(10)[:2], CPU)
-    assert [p.stride() for p in state.net.parameters()] == [p.stride() for p in build(config, CPU).net.parameters()]
+    assert [p.stride() for p in state.net.parameters()] == [p.stride()
+                                                            for p in build(config,
+                                                                           CPU).net.parameters()]
     assert all(p.is_contiguous() for p in state.net.parameters())
 
 
@@ -282,7 +303,8 @@ def test_a_range_of_noise_levels_comes_from_the_noise_distribution(digits):
     for name in ['vp', 've', 'edm', 'iddpm']:
         noise = NOISE_DISTRIBUTIONS[name]()
         net = build(small_config(digits, EDM(), noise), CPU).net
-        assert isinstance(net, Denoiser) and (net.sigma_min, net.sigma_max) == pytest.approx(sigma_range(noise))
+        assert isinstance(net, Denoiser) and (net.sigma_min,
+                                              net.sigma_max) == pytest.approx(sigma_range(noise))
 
 
 def free_port():
@@ -294,28 +316,34 @@ def free_port():
 def torchrun(processes, script, *arguments, cwd=ROOT):
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
     return subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}', f'--master_port={free_port()}',
-         str(script), *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}',
+         f'--master_port={free_port()}', str(script), *arguments], cwd=cwd, env=environment,
+        capture_output=True, text=True, timeout=300, check=False)
 
 
 def train_arguments(digits, outdir):
-    return [f'--outdir={outdir}', '--nosubdir', f'--data={digits}', '--cond=1', '--cbase=16', '--cres=1,2', '--blocks=1',
-            '--attn=4', '--batch=16', '--duration=0.000096', '--lr-rampup=0.000032', '--dropout=0', '--tick=0.032',
-            '--snap=100', '--dump=100', '--workers=0', '--label-dropout=0.1', '--device=cpu']
+    return [f'--outdir={outdir}', '--nosubdir', f'--data={digits}', '--cond=1', '--cbase=16',
+            '--cres=1,2', '--blocks=1', '--attn=4', '--batch=16', '--duration=0.000096',
+            '--lr-rampup=0.000032', '--dropout=0', '--tick=0.032', '--snap=100', '--dump=100',
+            '--workers=0', '--label-dropout=0.1', '--device=cpu']
 
 
 def test_two_processes_train_like_one(digits, tmp_path):
-    """The same images, noise and noise levels: the same run up to the order of floating-point sums."""
-    result = torchrun(2, 'tests/training/train_worker.py', *train_arguments(digits, tmp_path / 'two'), '--batch-gpu=3')
+    """The same images, noise and noise levels: the same run up to the order of floating-point
+    sums."""
+    result = torchrun(2, 'tests/training/train_worker.py',
+                      *train_arguments(digits, tmp_path / 'two'), '--batch-gpu=3')
     assert result.returncode == 0, result.stderr
     outcome = CliRunner().invoke(train.main, train_arguments(digits, tmp_path / 'one'))
     assert outcome.exit_code == 0, outcome.output
     one, _ = load_snapshot(tmp_path / 'one' / 'network-snapshot-000000.pkl')
     two, _ = load_snapshot(tmp_path / 'two' / 'network-snapshot-000000.pkl')
     for (name, a), b in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
-        if not name.endswith('qkv.bias'):   # a key's bias has no gradient but rounding, which Adam makes steps of
+        # a key's bias has no gradient but rounding, which Adam makes steps of
+        if not name.endswith('qkv.bias'):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
-    losses = [[json.loads(line)['Loss/loss'] for line in (tmp_path / name / 'stats.jsonl').read_text().splitlines()[1:]]
+    losses = [[json.loads(line)['Loss/loss']
+               for line in (tmp_path / name / 'stats.jsonl').read_text().splitlines()[1:]]
               for name in ['one', 'two']]
     for a, b in zip(*losses, strict=True):
         assert a['num'] == b['num']
