@@ -13,13 +13,20 @@ import click
 
 
 class GroupedCommand(click.Command):
-    """A command whose help lists the options under the headings given by `heading(...)`.
+    """A command whose help lists its options under the headings given by `heading(...)`.
 
-    The text of the docstring after a line `Examples:` is printed last, as it stands.
+    `examples` is printed last, as it stands. Without it, the text of the docstring after a line
+    `Examples:` is.
     """
+
+    def __init__(self, *args: Any, examples: str = '',
+                 **kwargs: Any) -> None:  # noqa: ANN401 (click's own)
+        super().__init__(*args, **kwargs)
+        self.examples = examples
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         text, _, examples = inspect.cleandoc(self.callback.__doc__ or '').partition('Examples:\n')
+        examples = self.examples or examples
         self.format_usage(ctx, formatter)
         for paragraph in text.strip().split('\n\n'):
             formatter.write_paragraph()
