@@ -9,12 +9,13 @@ from typing import Any
 import click
 from torch import Tensor
 
-from checkpoints.read import METADATA, WHAT, digest, read_network
+from checkpoints.read import METADATA, WHAT, read_network
 from checkpoints.reconstruct import reconstructed
 from dnnlib.cli import GroupedCommand, heading, one_line_errors
 from dnnlib.download import fetch, is_url
 from limpid.denoiser import Denoiser
 from torch_utils import checkpoint
+from torch_utils.digest import digest_of_tensors
 from torch_utils.safetensors_file import is_safetensors, save_tensors
 from torch_utils.torch_files import CHECKPOINTS, read_file, tensors_in
 from training import config as configs
@@ -98,7 +99,7 @@ def convert(file: str, dest: str, weights: str | None) -> None:
                         dest)
     else:
         save_tensors(tensors, {METADATA: json.dumps(about)}, dest)
-    print(f'Wrote {len(tensors)} tensors to {dest}; digest {digest(net)}')
+    print(f'Wrote {len(tensors)} tensors to {dest}; digest {digest_of_tensors(net.state_dict())}')
 
 
 @main.command(cls=GroupedCommand, context_settings=SETTINGS)
@@ -187,7 +188,7 @@ def describe(path: Path, net: Denoiser, info: dict[str, Any]) -> list[tuple[str,
         *((name.capitalize(), value if isinstance(value, str) else json.dumps(value))
           for name, value in info['training'].items() if name != 'network'),
         *(('Note', note) for note in info['notes']),
-        ('Digest', digest(net)),
+        ('Digest', digest_of_tensors(net.state_dict())),
     ]
 
 

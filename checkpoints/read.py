@@ -15,14 +15,12 @@ Five kinds of files, told apart by what they hold:
 Nothing in a file is executed (torch_utils/legacy.py).
 """
 
-import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from checkpoints.adm import from_adm
 from checkpoints.assemble import Found, assemble, check_fit, choose
@@ -107,16 +105,6 @@ def _edm_state(path: Path) -> dict[str, Any]:
             'fingerprint': '', 'nimg': info['nimg'], 'seconds': 0.0, 'ema_rampup': True,
             'lr_factor': 1.0, 'bad_steps': 0, 'loss_scale': None, 'net': raw.state_dict(),
             'averages': {None: average.state_dict()}, 'optimizer': optimizer, 'stats': []}
-
-
-def digest(net: nn.Module) -> str:
-    """SHA-256 over names, shapes and float32 values of all tensors, in the order of their names."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(net.state_dict().items()):
-        values = tensor.detach().cpu().to(torch.float32).contiguous()
-        total.update(f'{name} {list(values.shape)}\n'.encode())
-        total.update(memoryview(values.reshape(-1).view(torch.uint8).numpy()))
-    return total.hexdigest()
 
 
 def _recognise(contents: Any, path: Path, weights: str | None) -> Found:  # noqa: ANN401

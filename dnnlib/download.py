@@ -23,6 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from dnnlib.files import sha256_of_file
+
 ATTEMPTS = 5      # to continue after the connection broke
 TIMEOUT = 60.0    # seconds without a byte
 CHUNK = 1 << 20
@@ -60,7 +62,7 @@ def fetch(url: str, sha256: str | None = None, pause: float = 1.0) -> Path:
         with _only_one(path.with_name(f'{path.name}.lock')):
             if not path.exists():
                 _download(url, path, sha256, pause)
-            elif sha256 is not None and _sha256_of(path) != sha256.lower():
+            elif sha256 is not None and sha256_of_file(path) != sha256.lower():
                 raise ValueError(f'{path} does not have the checksum {sha256}: '
                                  f'delete it, and it is fetched from {url} again')
     except (OSError, http.client.HTTPException) as error:
@@ -96,7 +98,7 @@ def _download(url: str, path: Path, sha256: str | None, pause: float) -> None:
         if attempt == ATTEMPTS:
             raise failure
         time.sleep(pause * 2**attempt)
-    found = _sha256_of(part)
+    found = sha256_of_file(part)
     if sha256 is not None and found != sha256.lower():
         part.unlink()
         raise ValueError(f'{url} has the checksum {found} instead of {sha256}: '
@@ -157,14 +159,6 @@ def _copy(response: http.client.HTTPResponse, file: IO[bytes], title: str, have:
         if shown:
             print(file=sys.stderr)
     return count
-
-
-def _sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -1,5 +1,6 @@
-"""Files that are either complete or absent."""
+"""Files that are either complete or absent, and their checksums."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +31,15 @@ def atomic_write(path: str | os.PathLike[str], durable: bool = True) -> Iterator
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def sha256_of_file(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of the bytes of a file, in hexadecimal digits."""
+    sha256 = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(1 << 20):
+            sha256.update(block)
+    return sha256.hexdigest()
 
 
 @contextmanager

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from checkpoints.read import digest
 from limpid.denoiser import Counting
 from limpid.guidance import Guided
 from limpid.seeds import check_classes, generate
@@ -41,6 +40,7 @@ from metrics.sample_batch import SampleBatch
 from metrics.statistics import raise_on_all
 from options.sampler import Sampling
 from torch_utils import distributed
+from torch_utils.digest import digest_of_tensors
 from training.dataset import ImageFolderDataset
 
 LOSSY = ('.jpg', '.jpeg', '.webp')
@@ -177,7 +177,7 @@ def digest_of(net: Any) -> str:  # noqa: ANN401 (any denoiser)
         guide = '' if net.guide is None else f' from {digest_of(net.guide)}'
         return f'{net.guidance!r} of {digest_of(net.net)}{guide}'
     if isinstance(net, torch.nn.Module):
-        return f'{type(net).__name__} {getattr(net, "precond", None)!r} {getattr(net, "dtype", None)} {digest(net)}'
+        return f'{type(net).__name__} {getattr(net, "precond", None)!r} {getattr(net, "dtype", None)} {digest_of_tensors(net.state_dict())}'
     data = hashlib.sha256(net.images.detach().cpu().contiguous().numpy().tobytes())
     if net.labels is not None:
         data.update(net.labels.detach().cpu().contiguous().numpy().tobytes())

@@ -1,0 +1,17 @@
+"""Digests of tensors: equal for equal numbers under equal names, whatever file they came from."""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and little-endian float32 values, in the order of the names."""
+    sha256 = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        values = tensor.detach().cpu().to(torch.float32).contiguous()
+        sha256.update(f'{name} {list(values.shape)}\n'.encode())
+        sha256.update(memoryview(values.reshape(-1).view(torch.uint8).numpy()))
+    return sha256.hexdigest()
