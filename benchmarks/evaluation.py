@@ -1,4 +1,4 @@
-"""Time and memory of judging images, beside other programs: python benchmarks/evaluation.py
+"""Time and memory of judging images, beside other programs: python -m benchmarks.evaluation
 
 Two things are measured, each in a process of its own, on the same machine and with the same number
 of threads:
@@ -35,8 +35,6 @@ import PIL
 import scipy
 import torch
 from torch import Tensor
-
-sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[1]))   # run as a script from anywhere
 
 from dnnlib.cli import one_line_errors
 from dnnlib.files import atomic_write
@@ -206,7 +204,7 @@ def in_a_process(job: Job) -> Point:
     """Run this file with the job; ValueError with its last line where it fails."""
     threads = dict.fromkeys(('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'),
                             str(job['threads']))
-    process = subprocess.run([sys.executable, __file__, f'--job={json.dumps(job)}'],
+    process = subprocess.run([sys.executable, '-m', 'benchmarks.evaluation', f'--job={json.dumps(job)}'],
                              env={**os.environ, **threads}, capture_output=True, text=True)
     if process.returncode != 0:
         raise ValueError(f'{job["program"]} failed: '
@@ -362,7 +360,7 @@ def main(images: int, size: int, dim: int, against: str, threads: int | None, de
                    SAME_DISTANCE if case == 'full' else SAME_SINGULAR)
     options = (('images', images, 10_000), ('size', size, 32), ('dim', dim, DIM),
                ('threads', threads, None), ('device', device, 'auto'))
-    command = ' '.join(['python benchmarks/evaluation.py',
+    command = ' '.join(['python -m benchmarks.evaluation',
                         *(f'--{name}={value}' for name, value, usual in options if value != usual)])
     versions = ', '.join(f'{name} {importlib.metadata.version(name)}'
                          for name in others) or 'No other program was asked for'

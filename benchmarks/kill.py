@@ -1,7 +1,7 @@
 """Kill training again and again, at random moments and amid its saves, and see whether anything is
 lost.
 
-    python benchmarks/kill.py --kills=200
+    python -m benchmarks.kill --kills=200
 
 A small run is made once undisturbed. Then the same command is started and killed with SIGKILL, and
 started again, until it has been killed so often; the last start is left to finish. Reported are the
@@ -20,11 +20,10 @@ from pathlib import Path
 import click
 import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 from torch_utils import checkpoint
 from training.state import STATE, files_of, latest_state, load_state
+
+ROOT = Path(__file__).resolve().parent.parent
 
 BATCH, TICK = 16, 64
 

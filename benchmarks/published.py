@@ -1,8 +1,8 @@
 """Compare with published numbers, for who has a network: about 12 GB of downloads, and hours
 without a GPU.
 
-    python benchmarks/published.py                 # everything
-    python benchmarks/published.py detectors cifar10
+    python -m benchmarks.published                 # everything
+    python -m benchmarks.published detectors cifar10
 
 Nothing of this is part of the tests, which reach for no network. The checks:
 
@@ -24,11 +24,8 @@ import click
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from dnnlib.cli import one_line_errors  # noqa: E402
-from dnnlib.download import fetch  # noqa: E402
+from dnnlib.cli import one_line_errors
+from dnnlib.download import fetch
 from evaluation.judge import Judge, open_images
 from metrics.detector_files import identify
 from metrics.sample_batch import write_sample_batch

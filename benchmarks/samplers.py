@@ -1,5 +1,5 @@
 """Quality against evaluations, for the samplers of the paper's Figures 2 and 4: python
-benchmarks/samplers.py
+-m benchmarks.samplers
 
 The network is the ideal denoiser of a data set, so that all there is to see is the sampler's. Every
 point is what generate.py draws with the options that docs/samplers.md lists. Points are kept in a
@@ -14,7 +14,6 @@ import json
 import math
 import os
 import shlex
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,8 +25,6 @@ import numpy as np
 import torch
 import tqdm
 from torch import Tensor
-
-sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[1]))   # run as a script from anywhere
 
 from checkpoints.open import ideal_denoiser
 from dnnlib.cli import is_terminal, one_line_errors
@@ -453,7 +450,7 @@ def report(results: Results, bench: Bench) -> str:
 
     return f'''# Samplers: quality against evaluations
 
-Written by `python benchmarks/samplers.py`, which measures every number below, and draws the picture, in about
+Written by `python -m benchmarks.samplers`, which measures every number below, and draws the picture, in about
 {minutes:.0f} minutes of one CPU core (torch {torch.__version__}).
 
 ![Quality against evaluations](samplers.png)

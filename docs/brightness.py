@@ -1,4 +1,4 @@
-"""The brightness of images under a flawed and a corrected noise schedule: python docs/brightness.py
+"""The brightness of images under a flawed and a corrected noise schedule: python -m docs.brightness
 
 Lin et al. 2023 ("Common Diffusion Noise Schedules and Sample Steps are Flawed", Figure 1), small:
 digits on grounds from nearly black to nearly white, two networks that differ in their schedule
@@ -22,8 +22,6 @@ import click
 import numpy as np
 import scipy.stats
 import torch
-
-sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[1]))   # run as a script from anywhere
 
 from dnnlib.cli import one_line_errors
 from dnnlib.files import atomic_write
@@ -261,7 +259,7 @@ def report(data: Numbers, numbers: dict[Setting, Numbers], images: int, shape: t
     commands = '\n'.join(f'python {line}' for line in seconds)
     return f'''# Brightness, and the noise schedule
 
-Written by `python docs/brightness.py`, whose commands took {sum(seconds.values()) / 60:.0f} minutes on {machine} (torch {torch.__version__})
+Written by `python -m docs.brightness`, whose commands took {sum(seconds.values()) / 60:.0f} minutes on {machine} (torch {torch.__version__})
 together. It ends with exit code 1 if the numbers do not bear out the picture.
 
 ![Images sorted by brightness, and histograms]({picture})

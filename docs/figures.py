@@ -1,10 +1,9 @@
-"""Draw the paper's figures with what this repository computes: python docs/figures.py NAME
+"""Draw the paper's figures with what this repository computes: python -m docs.figures NAME
 
 Every picture is a function of its options alone, to the byte for one version of matplotlib.
 """
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ import click
 import numpy as np
 import torch
 from torch import Tensor
-
-sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[1]))   # run as a script from anywhere
 
 from checkpoints.open import ideal_denoiser
 from dnnlib.cli import one_line_errors

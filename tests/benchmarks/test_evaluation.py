@@ -126,7 +126,7 @@ def test_the_report(tmp_path, monkeypatch):
     assert all(job['threads'] == 3 and job['images'] == 20 and job['dim'] == 2048 for job in jobs)
     text = dest.read_text()
     assert text.startswith('# Judging: time and memory\n\nWritten by `python '
-                           'benchmarks/evaluation.py --images=20 --threads=3 --device=cpu`, ')
+                           '-m benchmarks.evaluation --images=20 --threads=3 --device=cpu`, ')
     assert '20 PNG files of 32x32 pixels' in text and text.count('| scipy.linalg.sqrtm |') == 2
     dest.unlink()
     monkeypatch.setattr(evaluation, 'SAME_DISTANCE', 1e-7)

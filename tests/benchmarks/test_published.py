@@ -1,31 +1,17 @@
-"""benchmarks/published.py: its checks, on files made here instead of downloaded."""
+"""The checks of benchmarks.published, on files made here instead of downloaded."""
 
-import importlib.util
 import io
-import sys
 import tarfile
-from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from click.testing import CliRunner
 
+from benchmarks import published
 from metrics.features import load_detector
 from metrics.reference_files import write_reference
 from metrics.statistics import Moments, Statistics
 from tests.inception_weights import random_weights
-
-PATH = Path(__file__).parents[2] / 'benchmarks' / 'published.py'
-
-
-@pytest.fixture(scope='module')
-def bench():
-    spec = importlib.util.spec_from_file_location('published_benchmark', PATH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def records(path, count):
@@ -42,26 +28,26 @@ def records(path, count):
     return pixels.reshape(-1, 3, 32, 32)
 
 
-def run(bench, monkeypatch, files, *checks):
-    monkeypatch.setattr(bench, 'fetch', lambda url, sha256=None: files[url])
-    return CliRunner().invoke(bench.main, [*checks, '--device=cpu'])
+def run(monkeypatch, files, *checks):
+    monkeypatch.setattr(published, 'fetch', lambda url, sha256=None: files[url])
+    return CliRunner().invoke(published.main, [*checks, '--device=cpu'])
 
 
-def test_the_records_of_cifar10(bench, tmp_path):
+def test_the_records_of_cifar10(tmp_path):
     pixels = records(tmp_path / 'x.tgz', 2)
-    np.testing.assert_array_equal(bench.cifar10_images(tmp_path / 'x.tgz'), pixels)
+    np.testing.assert_array_equal(published.cifar10_images(tmp_path / 'x.tgz'), pixels)
 
 
-def test_one_digest_for_all_files_or_a_difference(bench, tmp_path, monkeypatch):
+def test_one_digest_for_all_files_or_a_difference(tmp_path, monkeypatch):
     paths = []
     for seed in (0, 0, 1):
         paths.append(tmp_path / f'{len(paths)}.pth')
         torch.save(random_weights(seed), paths[-1])
-    urls = [file.url for file in bench.PUBLISHED] + [bench.NGC_URL]
-    same = run(bench, monkeypatch, dict(zip(urls, [paths[0], paths[1], paths[0], paths[1]],
+    urls = [file.url for file in published.PUBLISHED] + [published.NGC_URL]
+    same = run(monkeypatch, dict(zip(urls, [paths[0], paths[1], paths[0], paths[1]],
                                             strict=True)), 'detectors')
     assert same.exit_code == 0 and same.output.count('agrees ') == 4
-    other = run(bench, monkeypatch, dict(zip(urls, [paths[0], paths[1], paths[2], paths[1]],
+    other = run(monkeypatch, dict(zip(urls, [paths[0], paths[1], paths[2], paths[1]],
                                              strict=True)), 'detectors')
     assert other.exit_code == 1 and [line[:7] for line in other.output.splitlines()] == ['agrees ',
                                                                                          'agrees ',
@@ -69,7 +55,7 @@ def test_one_digest_for_all_files_or_a_difference(bench, tmp_path, monkeypatch):
                                                                                          'agrees ']
 
 
-def test_the_training_set_against_its_own_statistics(bench, tmp_path, monkeypatch):
+def test_the_training_set_against_its_own_statistics(tmp_path, monkeypatch):
     """With random weights: statistics of the same images, through our own file, give 0; others do
     not."""
     torch.save(random_weights(0), tmp_path / 'weights.pth')
@@ -79,7 +65,7 @@ def test_the_training_set_against_its_own_statistics(bench, tmp_path, monkeypatc
     moments.add(load_detector('inception',
                               torch.device('cpu')).features(torch.from_numpy(pixels))['pool_3'])
     write_reference(tmp_path / 'ref.npz', {'pool_3': Statistics(moments.mean(), moments.cov())})
-    monkeypatch.setattr(bench, 'EDM_CIFAR10', str(tmp_path / 'ref.npz'))
-    result = run(bench, monkeypatch, {bench.CIFAR10: tmp_path / 'cifar.tgz'}, 'cifar10')
+    monkeypatch.setattr(published, 'EDM_CIFAR10', str(tmp_path / 'ref.npz'))
+    result = run(monkeypatch, {published.CIFAR10: tmp_path / 'cifar.tgz'}, 'cifar10')
     assert result.exit_code == 0, result.output
     assert 'agrees   FID of the CIFAR-10 training set: ' in result.output

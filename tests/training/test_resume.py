@@ -387,9 +387,8 @@ def test_a_full_disk_leaves_the_last_state_untouched(digits, tmp_path):  # noqa:
     config = small_config(digits)
     state = run_steps(config, 1)
     path = save_state(state, config, tmp_path)
-    worker = f'''
+    worker = '''
 import resource, signal, sys
-sys.path.insert(0, {str(ROOT)!r})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 import train
 import training.training_loop
