@@ -43,7 +43,6 @@ from evaluation.sweep import (
     measure_points,
     networks,
     numbers_of,
-    on_rank_0,
     report,
     search_settings,
     searched_options,
@@ -61,7 +60,7 @@ from metrics.distances import frechet_distance
 from metrics.features import TAPS
 from metrics.neighbours import AMONG, CSV, THRESHOLD, Neighbours, csv_lines, describe, distance_ratio, draw, table_of
 from metrics.neighbours import nearest as nearest_images
-from metrics.one_pass import Images, Wanted, measure
+from metrics.one_pass import Images, Measured, Wanted, measure
 from metrics.reference_files import read_reference, write_reference
 from metrics.statistics import Statistics
 from options.network import NETWORK, NETWORK_NAMES, guidance_options, network_options, open_drawing
@@ -181,7 +180,7 @@ def calc(path: str, ref: str, num: int, seed: int, metrics: str, detector: str, 
                          f'generate more, or lower --num and compare with distances of that --num '
                          f'only')
     result = judge(images, state)
-    if result is not None:
+    if isinstance(result, Result):
         print_scores(judge, result)
         save_statistics(save, result)
         save_json(json_path, result.about | {'scores': result.scores})
@@ -234,7 +233,7 @@ def gen(network_path: str, weights: str | None, classes: list[int] | None, ref: 
                                  classes=classes, rng=rng, batch=batch, source=network_path)
         folder = None if state is None else os.path.join(state, f'seeds-{seeds[0]}-{seeds[-1]}')
         result = judge(images, folder, title=f'seeds {seeds[0]}-{seeds[-1]}')
-        if result is not None:
+        if isinstance(result, Result):
             results.append(dataclasses.replace(result,
                                                about=result.about
                                                | {'seeds': f'{seeds[0]}-{seeds[-1]}'}))
@@ -292,7 +291,7 @@ def ref(path: str, dest: str, metrics: str, features: int, detector: str, precis
         wanted = dataclasses.replace(wanted, keep=random_choice(len(images), features))
     measured = measure(images, list({id(e): e for e in extractors.values()}.values()), wanted,
                        device=chosen, batch=batch, precision=precision, state=state)
-    if measured is not None:
+    if isinstance(measured, Measured):
         write_reference(dest, {tap: measured.statistics(tap) for tap in measured.moments},
                         measured.features)
         kept = f', and the features of {len(wanted.keep)}' if wanted.keep is not None else ''
@@ -602,7 +601,7 @@ def sweep(network_path: str, weights: str | None, ema_length: list[float] | None
         if usable(rows, evaluator.metric):
             label = TAPS[tap_of('fid',
                                 judge.main)].number if names[0] == 'fid' else evaluator.metric
-            lines = on_rank_0(lambda: write_report(table.folder, rows, evaluator.metric,
+            lines = distributed.on_rank_0(lambda: write_report(table.folder, rows, evaluator.metric,
                                                    f'{label} of {num} images'))
             distributed.print0('\n'.join(lines))
     distributed.shutdown()
@@ -681,7 +680,7 @@ def search(network_path: str, weights: str | None, classes: list[int] | None, re
         rows = rows_of(best_few, Protocol(confirm_num, seed, confirm_blocks))
         best, _ = report(rows, evaluator.metric)
         told = options | numbers_of(best_few[rows.index(best)])
-        on_rank_0(lambda: write_json(table.folder / 'search.json',
+        distributed.on_rank_0(lambda: write_json(table.folder / 'search.json',
                                      {'metric': evaluator.metric, 'best': spelled(told),
                                       'confirmed': rows}))
     distributed.print0(f'{evaluator.metric} = {float(best[evaluator.metric]):g}\n{spelled(told)}')

@@ -34,10 +34,9 @@ from metrics.definitions import (
     scores,
 )
 from metrics.features import TAPS, FeatureExtractor, load_detector, load_dinov2
-from metrics.one_pass import Images, Measured, Wanted, measure
+from metrics.one_pass import Images, Measured, Stopped, Wanted, measure
 from metrics.reference_files import read_reference
 from metrics.sample_batch import SampleBatch
-from metrics.statistics import raise_on_all
 from options.sampler import Sampling
 from torch_utils import distributed
 from torch_utils.digest import digest_of_tensors
@@ -256,13 +255,10 @@ class Judge:
         return self._measured_reference(images, needs_of_reference(self.metrics, self.main), state)
 
     def _from_file(self, state: str | os.PathLike[str] | None) -> Reference | None:
-        found, error = None, None
-        if distributed.get_rank() == 0:
-            try:
+        found = None
+        with distributed.errors_on_all(ValueError, OSError):
+            if distributed.get_rank() == 0:
                 found = read_reference(self.ref)
-            except (ValueError, OSError) as failure:
-                error = str(failure)
-        raise_on_all(error)
         wanted, features = needs_of_reference(self.metrics, self.main).features, {}
         if found is not None:
             features = {tap: found.features[tap] for tap in wanted if tap in found.features}
@@ -285,7 +281,7 @@ class Judge:
                         Wanted(wanted.moments, wanted.features, keep), device=self.device,
                         batch=self.batch, precision=self.precision, title='reference', state=None
                         if state is None else os.path.join(state, 'reference'))
-        if found is None:
+        if not isinstance(found, Measured):
             return None
         notes = [f'{self.ref}: {JPEG}'] if getattr(images, 'lossy', False) else []
         return Reference(self.ref, {tap: found.statistics(tap) for tap in found.moments},
@@ -319,29 +315,25 @@ class Judge:
         return self._origin
 
     def __call__(self, images: Images, state: str | os.PathLike[str] | None = None,
-                 title: str = '') -> Result | None:
-        """Judge images: the result on rank 0, None on the others. With `state`, a folder, it can be
-        continued."""
+                 title: str = '') -> Result | Stopped | None:
+        """Judge images; the result is on rank 0, None on the others, and Stopped on all ranks where
+        the images ended early. With `state`, a folder, it can be continued."""
         reference = self.reference(state)
-        notes, error = [], None
-        if reference is not None:
-            try:
+        notes: list[str] = []
+        with distributed.errors_on_all():
+            if reference is not None:
                 notes = self.notes(images, reference)
-            except ValueError as failure:
-                error = str(failure)
-        raise_on_all(error)
         for note in notes:
             if note not in self._said:
                 distributed.print0(f'Note: {note}')
         self._said.update(notes)
         measured = self.measure(images, state, title)
-        found, error = None, None
-        if measured is not None and reference is not None:
-            try:
+        if isinstance(measured, Stopped):
+            return measured
+        found = None
+        with distributed.errors_on_all():
+            if measured is not None and reference is not None:
                 found = self.judged(measured, reference, notes)
-            except ValueError as failure:
-                error = str(failure)
-        raise_on_all(error)
         return found
 
     def notes(self, images: Images, reference: Reference) -> list[str]:
@@ -359,8 +351,8 @@ class Judge:
         return notes
 
     def measure(self, images: Images, state: str | os.PathLike[str] | None = None,
-                title: str = '') -> Measured | None:
-        """What the metrics need of the images; collective."""
+                title: str = '') -> Measured | Stopped | None:
+        """Look at the images once for everything that the metrics need; collective."""
         return measure(images, self._networks(self.wanted), self.wanted, device=self.device,
                        batch=self.batch, precision=self.precision, state=state, title=title)
 

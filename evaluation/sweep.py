@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import numpy as np
@@ -44,14 +44,13 @@ from limpid.samplers import Churn
 from limpid.seeds import generate
 from limpid.solvers import MULTISTEP
 from metrics.definitions import higher_is_better, names_of
-from metrics.statistics import raise_on_all
+from metrics.one_pass import Measured
 from options.network import Drawing, drawing_of, guidance_options, open_to_draw
 from options.sampler import sampler_options
 from torch_utils import checkpoint, distributed
 from training.state import SNAPSHOT, files_of
 
 Row = dict[str, str]   # a line of the table: text by column, as the file has it
-T = TypeVar('T')
 
 TOLERANCE = 0.03       # of the reporting rule
 PROBED = 64            # images whose mean is the NFE of samplers that choose their steps
@@ -179,7 +178,7 @@ def averages(run_dir: str, widths: Sequence[float], folder: Path) -> list[Networ
         def write(path: Path = path, width: float = width) -> None:
             checkpoint.save(reconstructed(run_dir, width)[0], path)
 
-        on_rank_0(write)
+        distributed.on_rank_0(write)
         made.append(Network(str(path)))
     return made
 
@@ -241,7 +240,7 @@ class Table:
         self._lock = contextlib.ExitStack()
 
     def __enter__(self) -> 'Table':
-        self.rows = on_rank_0(self._open)
+        self.rows = distributed.on_rank_0(self._open)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -257,7 +256,7 @@ class Table:
     def add(self, row: Row) -> None:
         """A new line, or another one for the same point."""
         self.rows[row['point']] = {name: row[name] for name in columns_of([row]) if name in row}
-        on_rank_0(lambda: self._write(row['point']))
+        distributed.on_rank_0(lambda: self._write(row['point']))
 
     def _open(self) -> dict[str, Row]:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -291,21 +290,6 @@ class Table:
         with atomic_write(self.path) as file:
             file.write(lines.getvalue().encode())
         shutil.rmtree(self.state(key), ignore_errors=True)
-
-
-def on_rank_0(function: Callable[[], T]) -> T:
-    """What a function gives on rank 0, on every rank; what it raises there, as ValueError on every
-    rank."""
-    found, error = None, None
-    if distributed.get_rank() == 0:
-        try:
-            found = function()
-        except (ValueError, OSError) as failure:
-            if distributed.get_world_size() == 1:
-                raise
-            error = str(failure)
-    raise_on_all(error)
-    return distributed.gather_objects(found)[0]
 
 
 def measure_points(points: Sequence[Point], table: Table,
@@ -674,17 +658,17 @@ class Evaluator:
 
     def _scores(self, images: GeneratedImages, state: Path) -> dict[str, float]:
         judge, reference = self.judge, self.judge.reference()   # the reference is on rank 0 only
-        self._say(on_rank_0(lambda: [] if reference is None else judge.notes(images, reference)))
+        self._say(distributed.on_rank_0(lambda: [] if reference is None else judge.notes(images, reference)))
         try:
             measured = judge.measure(images, state, title=state.name)
         except ValueError as error:
             raise RefusedError(str(error)) from None
 
         def judged() -> dict[str, float]:
-            assert measured is not None and reference is not None
+            assert isinstance(measured, Measured) and reference is not None
             return judge.judged(measured, reference, []).scores
 
-        return on_rank_0(judged)
+        return distributed.on_rank_0(judged)
 
     def effect(self, network: Network, options: Mapping[str, Any]) -> Callable[[Churn], Hashable]:
         """`effect_of` at the noise levels of these options. ValueError for a sampler without
@@ -710,14 +694,10 @@ class Evaluator:
                                                               tuple(ADAPTIVE.values())) else 1
         seeds = point.protocol.seeds(0)[:count]
         classes = self.classes and [self.classes[i % len(self.classes)] for i in range(count)]
-        error = None
         try:
-            generate(drawing.net, sampling.sampler, sampling.discretization, sampling.num_steps,
-                     seeds, classes, self.device, self.rng)
-        except (ValueError, FloatingPointError) as failure:
-            error = str(failure)
-        try:
-            raise_on_all(error)
+            with distributed.errors_on_all(ValueError, FloatingPointError):
+                generate(drawing.net, sampling.sampler, sampling.discretization, sampling.num_steps,
+                         seeds, classes, self.device, self.rng)
         except ValueError as refusal:
             raise RefusedError(str(refusal)) from None
         return drawing.evaluations / count

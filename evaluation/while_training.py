@@ -15,7 +15,7 @@ from torch import Tensor
 from evaluation.judge import GeneratedImages, Judge, Result, check_metrics, main_tap
 from limpid.denoiser import Denoiser
 from metrics.definitions import METRICS, higher_is_better, names_of
-from metrics.statistics import raise_on_all
+from metrics.one_pass import Stopped
 from options.sampler import resolve_sampler
 from torch_utils import distributed
 from training.config import TrainConfig, due
@@ -73,17 +73,13 @@ class Evaluation:
         self.config, self.device = config, device
         self.sampling = resolve_sampler({'num_steps': config.num_steps}, net.sigma_min,
                                         net.sigma_max, net.native_steps)
-        error = None
         with without_a_trace(device):
             self.judge = Judge(config.ref, config.metrics, device=device, detector=config.detector,
                                batch=config.batch, allow_mismatch=config.allow_mismatch)
             reference = self.judge.reference()
-            try:
+            with distributed.errors_on_all():
                 if reference is not None:
                     self.judge.notes(self._images(net, lambda: False), reference)
-            except ValueError as failure:
-                error = str(failure)
-        raise_on_all(error)
         # What numbers must have in common to be compared.
         self.protocol = {'ref': config.ref, 'num_images': config.num, 'detector': config.detector,
                          'num_steps': config.num_steps, 'origin': self.judge.origin()}
@@ -104,12 +100,13 @@ class Evaluation:
         missing = distributed.get_rank() == 0 and self.is_missing(run_dir, state.nimg)
         return bool(distributed.gather_objects(missing)[0])
 
-    def __call__(self, net: Denoiser, run_dir: Path, stopping: Callable[[], bool]) -> Result | None:
-        """The numbers on rank 0, None on the others; `stopping` is asked before each batch of
-        images.
+    def __call__(self, net: Denoiser, run_dir: Path,
+                 stopping: Callable[[], bool]) -> Result | Stopped | None:
+        """Judge a network; the result is on rank 0, None on the others.
 
-        Progress is kept in a hidden folder of the run until there are numbers. Raises ValueError,
-        on all ranks, for images that are not finite, and where any rank is to stop.
+        `stopping` is asked before each batch of images; where it says yes on any rank, the result
+        is Stopped on all of them. Progress is kept in a hidden folder of the run until there are
+        numbers. Raises ValueError, on all ranks, for images that are not finite.
         """
         images = self._images(net, stopping)
         identity = hashlib.sha256(repr((images.fingerprint(),
@@ -120,6 +117,8 @@ class Evaluation:
                 shutil.rmtree(other, ignore_errors=True)
         with without_a_trace(self.device):
             result = self.judge(images, folder, title='evaluation')
+        if isinstance(result, Stopped):
+            return result
         shutil.rmtree(folder, ignore_errors=True)
         return result
 
@@ -130,7 +129,7 @@ class Evaluation:
 
 
 class _Interruptible(GeneratedImages):
-    """Generated images that end with a ValueError as soon as `stopping` says yes."""
+    """Generated images that end as soon as `stopping` says yes."""
 
     def __init__(self, stopping: Callable[[], bool], *args: Any,
                  **kwargs: Any) -> None:  # noqa: ANN401
@@ -140,7 +139,7 @@ class _Interruptible(GeneratedImages):
     def batches(self, parts: Sequence[range], device: torch.device) -> Iterator[Tensor]:
         for part in parts:
             if self.stopping():
-                raise ValueError('the evaluation was stopped')
+                return
             yield from super().batches([part], device)
 
 

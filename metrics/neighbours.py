@@ -25,7 +25,7 @@ from torch import Tensor
 from dnnlib.cli import is_terminal
 from metrics.features import FeatureExtractor
 from metrics.one_pass import Images
-from metrics.statistics import chunks, raise_on_all
+from metrics.statistics import chunks
 from torch_utils import distributed
 from torch_utils.grids import GREY, to_pil
 
@@ -121,9 +121,9 @@ def nearest(queries: Tensor, training: Images, extractor: FeatureExtractor, *, c
                     leave=False)
     with bar:
         for start in range(0, len(all_chunks), world_size):
-            error = None
-            try:
-                if start + rank < len(all_chunks):
+            together = all_chunks[start:start + world_size]
+            with distributed.errors_on_all():
+                if rank < len(together):
                     images = next(mine)
                     views = [(view.flatten(1), _features(view, extractor, tap, batch))
                              for view in ([images, images.flip(-1)] if xflip else [images])]
@@ -131,11 +131,8 @@ def nearest(queries: Tensor, training: Images, extractor: FeatureExtractor, *, c
                         found = [_distances(pixels[part], features[part], *view) for view in views]
                         for space, of_views in zip((PIXELS, tap), zip(*found, strict=True),
                                                    strict=True):
-                            best[space][i].add(of_views, all_chunks[start + rank].start)
-            except ValueError as failure:
-                error = str(failure)
-            raise_on_all(error)
-            bar.update(sum(map(len, all_chunks[start:start + world_size])))
+                            best[space][i].add(of_views, together[rank].start)
+            bar.update(sum(map(len, together)))
     gathered = {space: distributed.gather_objects(_found(parts)) for space, parts in best.items()}
     if rank > 0:
         return None
@@ -163,14 +160,11 @@ def _features(images: Tensor, extractor: FeatureExtractor, tap: str, batch: int)
 def _query_features(queries: Tensor, extractor: FeatureExtractor, tap: str, device: torch.device,
                     batch: int) -> Tensor:
     """Of all queries, on every rank; each looks at a share of them."""
-    mine, error = {}, None
-    try:
+    mine = {}
+    with distributed.errors_on_all():
         for chunk in chunks(len(queries), distributed.get_rank(), distributed.get_world_size()):
             part = queries[chunk.start:chunk.stop].to(device)
             mine[chunk.start] = _features(part, extractor, tap, batch).cpu().numpy()
-    except ValueError as failure:
-        error = str(failure)
-    raise_on_all(error)
     parts = {start: part for of_rank in distributed.gather_objects(mine)
              for start, part in of_rank.items()}
     return torch.from_numpy(np.concatenate([parts[start] for start in sorted(parts)])).to(device)

@@ -24,7 +24,7 @@ from torch import Tensor
 from dnnlib.cli import is_terminal
 from dnnlib.files import atomic_write, held
 from metrics.features import TAPS, FeatureExtractor
-from metrics.statistics import CHUNK, Moments, Statistics, chunks, gather, library_versions, raise_on_all
+from metrics.statistics import CHUNK, Moments, Statistics, chunks, library_versions
 from torch_utils import distributed
 
 SAVE_SECONDS = 30   # between two saves of a pass that can be continued
@@ -42,9 +42,10 @@ class Images(Protocol):
         ...
 
     def batches(self, parts: Sequence[range], device: torch.device) -> Iterator[Tensor]:
-        """uint8 [len(part), C, H, W] on `device` for each range of positions in turn, which rise.
+        """Yield uint8 [len(part), C, H, W] on `device` for each range of positions, which rise.
 
-        ValueError for an image that cannot be had.
+        Raises ValueError for an image that cannot be read or made. Images that were told to stop
+        may end early.
         """
         ...
 
@@ -83,74 +84,49 @@ class Measured:
                           **self.about)
 
 
+@dataclass(frozen=True)
+class Stopped:
+    """The result, on every rank, of a pass over images that ended before their last one."""
+
+
 def measure(images: Images, extractors: Sequence[FeatureExtractor], wanted: Wanted, *,
             device: torch.device, batch: int = 64, precision: str = 'float32',
             state: str | os.PathLike[str] | None = None, save_seconds: float = SAVE_SECONDS,
-            title: str = '') -> Measured | None:
-    """Look at all images once, over all ranks: what was found on rank 0, None on the others.
+            title: str = '') -> Measured | Stopped | None:
+    """Look at all images once, over all ranks; the result is on rank 0, None on the others.
 
-    `extractors` have the wanted taps between them; each batch is shown to all of them. With
-    `state`, a folder, progress is saved there, and a pass that finds some continues; a finished one
-    is not repeated. Collective, once for every world_size chunks. Raises ValueError on every rank
-    where any meets one, and for a `state` of another pass.
+    `extractors` have the wanted taps between them, and each batch is shown to all of them. With
+    `state`, a folder, progress is saved there every `save_seconds`; a pass that finds some
+    continues, and a finished one is not repeated. Where the images of any rank end early, the
+    result is Stopped on all ranks, and what was saved can be continued.
+
+    Collective, once for every world_size chunks. Raises ValueError on every rank where any meets
+    one, and for a `state` of another pass.
     """
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
-    dims = {tap: TAPS[tap].dim for tap in wanted.taps}
     digests = {tap: extractor.digest for extractor in extractors for tap in extractor.taps}
     fingerprint = distributed.gather_objects(images.fingerprint() if rank == 0 else '')[0]
-    about = {'image_shape': images.image_shape, 'data_fingerprint': fingerprint,
-             'precision': precision, 'source': images.source, 'versions': library_versions()}
-    identity = {
-        'images': len(images), 'data': about['data_fingerprint'], 'precision': precision,
-        'moments': sorted(wanted.moments), 'features': sorted(wanted.features),
-        'kept': None if wanted.keep is None else len(wanted.keep),
-        'detectors': {TAPS[tap].detector_id: digests[tap] for tap in dims},
-    }
-    all_chunks = chunks(len(images))
-    total = {tap: Moments.zero(dims[tap], device) for tap in sorted(wanted.moments)}
+    total = {tap: Moments.zero(TAPS[tap].dim, device) for tap in sorted(wanted.moments)}
     kept: dict[str, list[np.ndarray]] = {tap: [] for tap in sorted(wanted.features)}
-
+    all_chunks = chunks(len(images))
     with contextlib.ExitStack() as stack:
-        counts = [len(chunk) for chunk in all_chunks]
-        progress = None if state is None or rank > 0 else _Progress(Path(state), identity, counts,
-                                                                    wanted.keep)
-        first, error = 0, None
-        try:
-            if progress is not None:
-                stack.enter_context(progress)
+        progress, first = None, 0
+        with distributed.errors_on_all(ValueError, OSError):
+            if state is not None and rank == 0:
+                identity = _identity(len(images), fingerprint, precision, wanted, digests)
+                progress = stack.enter_context(
+                    _Progress(Path(state), identity, list(map(len, all_chunks)), wanted.keep))
                 first = progress.load(total, kept)
-                if first == len(all_chunks):
-                    print(f'Note: taken from --state={state}, where this was measured before',
-                          flush=True)
-                elif first:
-                    print(f'Note: continuing from {first * CHUNK} of {len(images)} images',
-                          flush=True)
-        except (ValueError, OSError) as failure:
-            error = str(failure)
-        raise_on_all(error)
+                _say_what_was_there(first, len(all_chunks), len(images), state)
         first = distributed.gather_objects(first)[0]
-        mine = all_chunks[first + rank::world_size]
-        found = _features(images, mine, extractors, dims, batch, device)
+        found = _features(images, all_chunks[first + rank::world_size], extractors, wanted.taps,
+                          batch, device)
         bar = stack.enter_context(_bar(len(images), min(first * CHUNK, len(images)), title))
         saved = time.monotonic()
         for start in range(first, len(all_chunks), world_size):
-            features: dict[str, Tensor] = {}
-            error = None
-            try:
-                if start + rank < len(all_chunks):
-                    features = next(found)
-                sums = {tap: _sums(features.get(tap), dims[tap], device) for tap in total}
-            except (ValueError, FloatingPointError) as failure:
-                error = str(failure)
-            raise_on_all(error)
             together = all_chunks[start:start + world_size]
-            for tap in total:
-                for part in gather(sums[tap])[:len(together)]:
-                    total[tap].merge(Moments(part))
-            for tap in kept:
-                parts = gather(_padded(features.get(tap), dims[tap], device))
-                kept[tap] += [_rows(part, chunk, wanted.keep)
-                              for part, chunk in zip(parts, together, strict=False)]
+            if not _add_round(found, together, total, kept, wanted.keep, device):
+                return Stopped()
             bar.update(sum(map(len, together)))
             done = start + len(together)
             if progress is not None and (time.monotonic() - saved > save_seconds
@@ -161,26 +137,75 @@ def measure(images: Images, extractors: Sequence[FeatureExtractor], wanted: Want
         return None
     for moments in total.values():
         assert moments.count == len(images), f'{moments.count} of {len(images)} images were counted'
-    return Measured(len(images), total, {tap: np.concatenate(parts) for tap, parts in kept.items()},
-                    about, digests)
+    about = {'image_shape': images.image_shape, 'data_fingerprint': fingerprint,
+             'precision': precision, 'source': images.source, 'versions': library_versions()}
+    features = {tap: np.concatenate(parts) for tap, parts in kept.items()}
+    return Measured(len(images), total, features, about, digests)
+
+
+def _identity(count: int, fingerprint: str, precision: str, wanted: Wanted,
+              digests: dict[str, str]) -> dict[str, Any]:
+    """Return everything that the sums and features of a pass depend on."""
+    return {
+        'images': count, 'data': fingerprint, 'precision': precision,
+        'moments': sorted(wanted.moments), 'features': sorted(wanted.features),
+        'kept': None if wanted.keep is None else len(wanted.keep),
+        'detectors': {TAPS[tap].detector_id: digests[tap] for tap in wanted.taps},
+    }
+
+
+def _say_what_was_there(done: int, num_chunks: int, count: int,
+                        state: str | os.PathLike[str]) -> None:
+    if done == num_chunks:
+        print(f'Note: taken from --state={state}, where this was measured before', flush=True)
+    elif done:
+        print(f'Note: continuing from {done * CHUNK} of {count} images', flush=True)
+
+
+def _add_round(found: Iterator[dict[str, Tensor]], together: list[range],
+               total: dict[str, Moments], kept: dict[str, list[np.ndarray]],
+               keep: np.ndarray | None, device: torch.device) -> bool:
+    """Add one chunk of each rank, in the order of the chunks; collective.
+
+    `together` are the chunks, fewer than ranks at the end. The features of this rank's chunk come
+    from `found`. Returns False, on all ranks, where those of any rank have ended.
+    """
+    features: dict[str, Tensor] | None = {}
+    sums: dict[str, Tensor] = {}
+    with distributed.errors_on_all(ValueError, FloatingPointError):
+        if distributed.get_rank() < len(together):
+            features = next(found, None)
+        if features is not None:
+            sums = {tap: _sums(features.get(tap), TAPS[tap].dim, device) for tap in total}
+    if any(distributed.gather_objects(features is None)) or features is None:
+        return False
+    for tap in total:
+        for part in distributed.gather(sums[tap])[:len(together)]:
+            total[tap].merge(Moments(part))
+    for tap in kept:
+        parts = distributed.gather(_padded(features.get(tap), TAPS[tap].dim, device))
+        kept[tap] += [_rows(part, chunk, keep)
+                      for part, chunk in zip(parts, together, strict=False)]
+    return True
 
 
 @torch.no_grad()
 def _features(images: Images, mine: list[range], extractors: Sequence[FeatureExtractor],
-              dims: dict[str, int], batch: int,
-              device: torch.device) -> Iterator[dict[str, Tensor]]:
-    """{tap: [len(chunk), d]} for each chunk of positions in turn."""
+              taps: Sequence[str], batch: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
+    """Yield {tap: [len(chunk), d]} for each chunk of positions; end where the images do."""
     parts = [chunk[start:start + batch] for chunk in mine for start in range(0, len(chunk), batch)]
     pixels = images.batches(parts, device)
     for chunk in mine:
-        found: dict[str, list[Tensor]] = {tap: [] for tap in dims}
+        found: dict[str, list[Tensor]] = {tap: [] for tap in taps}
         for _ in range(0, len(chunk), batch):
-            x = next(pixels)
+            x = next(pixels, None)
+            if x is None:
+                return
             for extractor in extractors:
                 for tap, features in extractor.features(x).items():
                     if tap in found:
                         found[tap].append(features)
-        yield {tap: torch.cat(list_of) for tap, list_of in found.items()}
+        yield {tap: torch.cat(parts_of_chunk) for tap, parts_of_chunk in found.items()}
 
 
 def _sums(features: Tensor | None, dim: int, device: torch.device) -> Tensor:

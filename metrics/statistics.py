@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_utils import distributed
-
 CHUNK = 1024   # images; another number gives other rounding
 FORMAT = 1     # of the npz files; mu and sigma mean the same in every version
 
@@ -84,26 +82,6 @@ def chunks(num_images: int, rank: int = 0, world_size: int = 1) -> list[range]:
     """The positions 0 ... num_images - 1 in chunks; chunk c is that of rank c mod world_size."""
     return [range(start, min(start + CHUNK, num_images))
             for start in range(rank * CHUNK, num_images, world_size * CHUNK)]
-
-
-def raise_on_all(error: str | None) -> None:
-    """ValueError on every rank where any has an `error`: none is left waiting for the others."""
-    errors = [found for found in distributed.gather_objects(error) if found is not None]
-    if errors:
-        raise ValueError(errors[0])
-
-
-def gather(tensor: Tensor) -> list[Tensor]:
-    """Everybody's tensor in the order of the ranks, on rank 0; nothing on the others. All of one
-    shape."""
-    if distributed.get_world_size() == 1:
-        return [tensor]
-    if distributed.get_rank() > 0:
-        torch.distributed.gather(tensor)
-        return []
-    tensors = [torch.empty_like(tensor) for _ in range(distributed.get_world_size())]
-    torch.distributed.gather(tensor, tensors)
-    return tensors
 
 
 @dataclass(frozen=True)

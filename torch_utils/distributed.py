@@ -1,12 +1,16 @@
 """One process or many: the same calls work without a process group, with gloo and with NCCL."""
 
+import contextlib
 import datetime
 import os
 import socket
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar('T')
 
 
 def init(device: str = 'auto') -> torch.device:
@@ -89,14 +93,58 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def gather_objects(value: Any) -> list[
-    Any]:  # noqa: ANN401 (anything that can be pickled between our own ranks)
-    """Everybody's `value` in the order of the ranks, on every rank."""
+def gather_objects(value: T) -> list[T]:
+    """Everybody's `value`, anything that can be pickled, in the order of the ranks, on every rank."""
     if not _active():
         return [value]
     values: list[Any] = [None] * get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def gather(tensor: Tensor) -> list[Tensor]:
+    """Everybody's tensor, all of one shape, in the order of the ranks on rank 0; [] elsewhere."""
+    if get_world_size() == 1:
+        return [tensor]
+    if get_rank() > 0:
+        torch.distributed.gather(tensor)
+        return []
+    tensors = [torch.empty_like(tensor) for _ in range(get_world_size())]
+    torch.distributed.gather(tensor, tensors)
+    return tensors
+
+
+@contextlib.contextmanager
+def errors_on_all(*kinds: type[Exception]) -> Iterator[None]:
+    """Run a block on every rank; where it fails on any rank, all of them raise ValueError.
+
+    An exception of `kinds`, ValueError if none are given, becomes a ValueError with its text, that
+    of the lowest rank on all ranks, so that none waits for a rank that gave up. Any other exception
+    passes on that rank alone. Collective: the end of the block waits for all ranks.
+    """
+    caught, error = kinds or (ValueError,), None
+    try:
+        yield
+    except caught as failure:
+        error = str(failure)
+    errors = [found for found in gather_objects(error) if found is not None]
+    if errors:
+        raise ValueError(errors[0])
+
+
+def on_rank_0(function: Callable[[], T]) -> T:
+    """Call `function` on rank 0 and return its result, which must be picklable, on every rank.
+
+    Its ValueError or OSError is a ValueError on every rank; in a single process it stays what it
+    is. Collective.
+    """
+    if get_world_size() == 1:
+        return function()
+    found: T | None = None
+    with errors_on_all(ValueError, OSError):
+        if get_rank() == 0:
+            found = function()
+    return gather_objects(found)[0]  # type: ignore[return-value]  # rank 0 has it
 
 
 class Votes:

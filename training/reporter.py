@@ -20,6 +20,7 @@ from limpid.denoiser import Conditioned, Denoiser
 from limpid.pixels import to_uint8
 from limpid.samplers import run
 from limpid.seeds import StackedGenerator
+from metrics.one_pass import Stopped
 from options.sampler import resolve_sampler
 from torch_utils import distributed
 from torch_utils.grids import save_grid
@@ -170,8 +171,7 @@ class Reporter:
                 save_state(self.state, self.config, self.run_dir, self.fingerprint, stats)
                 prune_states(self.run_dir, self.config.keep_states)
 
-    def evaluate(self, evaluation: Evaluation, stopping: Callable[[], bool],
-                 votes: distributed.Votes) -> bool:
+    def evaluate(self, evaluation: Evaluation, stopping: Callable[[], bool]) -> bool:
         """Judge the averaged network, note the numbers, choose the best snapshot: False where
         stopped; collective.
 
@@ -187,10 +187,10 @@ class Reporter:
         with self._as_maintenance(is_save=False):
             try:
                 result = evaluation(self.state.ema.net, self.run_dir, asked)
+                if isinstance(result, Stopped):
+                    return False
                 found = {} if result is None else result.scores
             except ValueError as error:
-                if votes.any(stopping()):
-                    return False
                 trouble = f'no numbers: {error}'
             if self.is_first:
                 numbers = {name: found.get(name, math.nan) for name in evaluation.config.names}

@@ -123,7 +123,7 @@ def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device:
                 reporter.training_state()
                 saved = state.nimg
             if evaluation is not None and not judged:
-                judged = reporter.evaluate(evaluation, stopping, votes)
+                judged = reporter.evaluate(evaluation, stopping)
             if done and judged:
                 break
             if not judged or votes.any(stopping()):

@@ -496,7 +496,7 @@ def test_two_processes_stop_together_and_find_the_numbers_of_one(digits, ref, tm
     plain = run(train.main, *arguments(digits, tmp_path / 'one', '--duration=0.001'))
     assert plain.exit_code == 0, plain.output
     shutil.copytree(tmp_path / 'one', tmp_path / 'two')
-    for module in ('measure', 'statistics'):
+    for module in ('one_pass', 'statistics'):
         monkeypatch.setattr(f'metrics.{module}.CHUNK', 16)
     one = run(train.main, *arguments(digits, tmp_path / 'one', *args))
     assert one.exit_code == 0 and one.output.count('evaluation at kimg 1.0') == 1, one.output

@@ -11,12 +11,12 @@ import torch
 from metrics import definitions
 from metrics import one_pass as module
 from metrics import scores as formulas
-from metrics import statistics
 from metrics.definitions import METRICS, Reference, check, names_of, needs, needs_of_reference, scores, tap_of
 from metrics.distances import frechet_distance
 from metrics.features import DemoDetector
-from metrics.one_pass import Measured, Wanted, measure
+from metrics.one_pass import Measured, Stopped, Wanted, measure
 from metrics.statistics import CHUNK, Moments, Statistics, chunks
+from torch_utils import distributed
 
 CPU = torch.device('cpu')
 DEMO = DemoDetector()
@@ -29,10 +29,10 @@ class Ranks:
     def __init__(self, monkeypatch, world_size):
         self.world_size, self.mine = world_size, threading.local()
         self.barrier, self.table = threading.Barrier(world_size, timeout=60), [None] * world_size
-        monkeypatch.setattr(statistics.distributed, 'get_rank', lambda: self.mine.rank)
-        monkeypatch.setattr(statistics.distributed, 'get_world_size', lambda: world_size)
-        monkeypatch.setattr(statistics.distributed, 'gather_objects', self.all)
-        monkeypatch.setattr(module, 'gather', lambda x: self.all(x) if self.mine.rank == 0
+        monkeypatch.setattr(distributed, 'get_rank', lambda: self.mine.rank)
+        monkeypatch.setattr(distributed, 'get_world_size', lambda: world_size)
+        monkeypatch.setattr(distributed, 'gather_objects', self.all)
+        monkeypatch.setattr(distributed, 'gather', lambda x: self.all(x) if self.mine.rank == 0
                             else self.all(x)[:0])
 
     def all(self, value):
@@ -141,6 +141,29 @@ def test_an_error_on_one_rank_ends_all(monkeypatch):
     assert [(type(r), str(r)) for r in results] == [(ValueError, 'b.png is damaged')] * 3
 
 
+class Interrupted(Noise):
+    """Images that end before those from position `until` on."""
+
+    def __init__(self, count, until):
+        super().__init__(count)
+        self.until = until
+
+    def batches(self, parts, device):
+        return super().batches([part for part in parts if part.stop <= self.until], device)
+
+
+def test_images_that_end_on_one_rank_stop_all(monkeypatch, tmp_path):
+    """No rank raises or has a result, and the same pass continues where it was."""
+    count = 6 * CHUNK
+    with monkeypatch.context() as patch:
+        results = Ranks(patch, 3).run(lambda: look(Interrupted(count, 4 * CHUNK), state=tmp_path,
+                                                   save_seconds=0))
+    assert results == [Stopped()] * 3
+    rest = Noise(count)
+    assert same(look(rest, state=tmp_path), look(Noise(count)))
+    assert sorted(rest.read) == list(range(3 * CHUNK, count))
+
+
 def test_a_detector_whose_numbers_are_not_finite_is_refused(monkeypatch):
     monkeypatch.setattr(DemoDetector, 'features',
                         lambda self, x: {'demo': torch.full([len(x), 224], torch.nan)})
@@ -222,7 +245,7 @@ def test_metrics_are_the_functions_of_the_features():
 
 
 def test_density_and_coverage_are_of_ten_thousand_images(monkeypatch):
-    monkeypatch.setattr(suite, 'DC_IMAGES', 300)
+    monkeypatch.setattr(definitions, 'DC_IMAGES', 300)
     generated, reference = look(Noise(400)), some_reference(n=500)
     chosen = [np.sort(np.random.RandomState(0).permutation(n)[:300]) for n in (400, 500)]
     expected = formulas.density_coverage(torch.from_numpy(generated.features['demo'][chosen[0]]),
