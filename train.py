@@ -402,7 +402,7 @@ def resolve(*, data: str, cond: bool, arch: str, precond: str, noise: str | None
                                       else 'inverse-variance')](preconditioner)
     loss: DenoisingLoss | VelocityLoss | HybridLoss = DenoisingLoss(noise_distribution, weight)
     if precond == 'v':
-        loss = VelocityLoss(noise_distribution, weight, preconditioner.sigma_data)
+        loss = VelocityLoss(noise_distribution, weight)
     fits_hybrid = precond == 'iddpm' and noise in (None,
                                                    'iddpm') and weighting in (None,
                                                                               'inverse-variance')

@@ -64,6 +64,8 @@ def decode(data: Any, hint: Any, tags: Tags, where: str = 'config') -> Any:  # n
             raise ValueError(f'{where} is {data!r}, not a list')
         return origin(decode(item, arguments[0], tags, f'{where}[{i}]')
                       for i, item in enumerate(data))
+    if getattr(hint, '_is_protocol', False):   # any class that has the methods: only a tag can tell
+        raise ValueError(f'{where}: a type is missing, one of {", ".join(tags)}')
     return _decode_plain(data, hint, where)
 
 

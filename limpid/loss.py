@@ -4,6 +4,7 @@
 
 A noise distribution is its quantile function u -> σ, so that uniform, stratified or antithetic u
 can be used with any of them. A weighting is any function of σ. Either goes with any preconditioner.
+A loss takes one of each; all randomness comes in from outside.
 """
 
 import math
@@ -22,9 +23,13 @@ from limpid.unit import Level
 
 
 class NoiseDistribution(Protocol):
+    """The distribution p_train(σ) of the noise levels that a network is trained with."""
+
     def quantile(self, u: Tensor) -> Tensor:
-        """u ~ U(0, 1), float64 -> σ ~ p_train. Its two ends are the range the network is trained
-        for."""
+        """Turn u ~ U(0, 1), float64, into σ ~ p_train of the same shape.
+
+        The values at u = 0 and u = 1 are the range of noise levels the network is trained for.
+        """
         ...
 
 
@@ -44,8 +49,8 @@ class LogUniform:
     schedule: VESchedule = VESchedule()
 
     def quantile(self, u: Tensor) -> Tensor:
-        return self.schedule.sigma_min * torch.pow(self.schedule.sigma_max
-                                                   / self.schedule.sigma_min, u)
+        low, high = self.schedule.sigma_min, self.schedule.sigma_max
+        return low * torch.pow(high / low, u)
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,16 @@ class UniformLevel:
 
 @dataclass(frozen=True)
 class UniformTimestep:
-    """σ = σ_t,  t ~ U{1, T}, the last with σ = ∞ where the schedule has zero terminal SNR  (Lin et
-    al. 2023)"""
+    """σ = σ_t,  t ~ U{1, T}
+
+    The last timestep has σ = ∞ where the schedule has zero terminal SNR (Lin et al. 2023).
+    """
     schedule: DiscreteSchedule = ScaledLinearBetas()
 
     def quantile(self, u: Tensor) -> Tensor:
         sigma = self.schedule.sigma.to(u.device)
-        return sigma[(u * len(sigma)).long().clamp(0, len(sigma) - 1)]
+        index = (u * len(sigma)).long().clamp(0, len(sigma) - 1)
+        return sigma[index]
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ class LogNormal:
 
 
 def sigma_range(distribution: NoiseDistribution) -> tuple[float, float]:
-    """The lowest and the highest noise level that a network trained with `distribution` sees."""
+    """Return the lowest and the highest noise level that `distribution` can draw."""
     low, high = distribution.quantile(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
     return low, high
 
@@ -108,124 +116,164 @@ class InverseCOut:
         return self.precond.c_out(sigma).square().reciprocal()
 
 
-# The noise distribution and the weighting of each column; a weighting is made for a preconditioner.
-NOISE_DISTRIBUTIONS: dict[str, Any] = {'vp': UniformTime, 've': LogUniform, 'iddpm': UniformLevel,
-                                       'edm': LogNormal,
-                                        'timestep': UniformTimestep}
+NOISE_DISTRIBUTIONS: dict[str, type[NoiseDistribution]] = {
+    'vp': UniformTime,
+    've': LogUniform,
+    'iddpm': UniformLevel,
+    'edm': LogNormal,
+    'timestep': UniformTimestep,
+}
+
+# Each makes the weighting for a preconditioner, whether it depends on it or not.
 WEIGHTINGS: dict[str, Callable[[Preconditioner], Weighting]] = {
     'inverse-variance': lambda precond: InverseVariance(),
     'inverse-c-out': InverseCOut,
 }
 
+Network = Callable[..., Any]   # net(x, sigma, class_labels, **conditions) -> D, or (D, F_var)
+
+
+class Loss(Protocol):
+    """A loss of a denoiser, elementwise, made of a noise distribution and a weighting."""
+
+    @property
+    def noise_distribution(self) -> NoiseDistribution: ...
+
+    @property
+    def weighting(self) -> Weighting: ...
+
+    def __call__(self, net: Network, y: Tensor, u: Tensor, noise: Tensor,
+                 class_labels: Tensor | None = None, **conditions: Tensor) -> Tensor:
+        """Return the loss [B, C, H, W], to be summed over C, H, W and averaged over B.
+
+        y      [B, C, H, W], clean images in [-1, 1]
+        u      [B] in (0, 1), float64 on the CPU: the quantiles of the noise levels
+        noise  [B, C, H, W], standard normal
+        """
+        ...
+
 
 def _beside(y: Tensor, values: Tensor) -> Tensor:
-    """float64 values from the CPU in the precision and on the device of y."""
-    return values.to(y.dtype).to(y.device, non_blocking=y.device.type == 'cuda')
+    """Copy float64 values [B] from the CPU to [B, 1, 1, 1], in the precision and on the device of
+    y."""
+    values = values.to(y.dtype).to(y.device, non_blocking=y.device.type == 'cuda')
+    return values.reshape(-1, 1, 1, 1)
+
+
+def _weighted_error(weighting: Weighting, sigma: Tensor, denoised: Tensor, y: Tensor) -> Tensor:
+    """λ(σ) (D − y)², elementwise."""
+    return weighting(sigma) * (denoised - y) ** 2
 
 
 @dataclass(frozen=True)
 class DenoisingLoss:
-    """λ(σ) (D(y + σ ε; σ) − y)², elementwise; randomness comes from outside."""
+    """λ(σ) (D(y + σ ε; σ) − y)²        (Eq. 2)"""
     noise_distribution: NoiseDistribution
     weighting: Weighting
 
-    def __call__(self, net: Callable[..., Tensor], y: Tensor, u: Tensor, noise: Tensor,
-                 class_labels: Tensor | None = None, **conditions: Any) -> Tensor:  # noqa: ANN401
-        """y, noise [B, C, H, W]; u [B] in (0, 1), float64 on the CPU -> [B, C, H, W], to be summed
-        over C, H, W."""
-        sigma = _beside(y, self.noise_distribution.quantile(u)).reshape(-1, 1, 1, 1)
+    def __call__(self, net: Network, y: Tensor, u: Tensor, noise: Tensor,
+                 class_labels: Tensor | None = None, **conditions: Tensor) -> Tensor:
+        sigma = _beside(y, self.noise_distribution.quantile(u))
         denoised = net(y + sigma * noise, sigma, class_labels, **conditions)
-        return self.weighting(sigma) * (denoised - y) ** 2
+        return _weighted_error(self.weighting, sigma, denoised, y)
 
 
 @dataclass(frozen=True)
 class VelocityLoss:
-    """λ_t (v̂ − v)², elementwise,  v = a ε − b y/d,  v̂ = (a z − D/d)/b
-    (Lin et al. 2023, Eq. 11 and 12)
+    """λ_t (v̂ − v)²,  v = a ε − b y/d,  v̂ = (a z − D/d)/b        (Lin et al. 2023, Eq. 11 and 12)
 
-    with the unit variable z = a y/d + b ε (diffusion/unit.py), d = sigma_data, in which σ = ∞ can
-    be trained too. As everywhere, `weighting` is λ(σ), of (D − y)², in which form it is computed: D
-    − y = −d b (v̂ − v), hence λ_t = λ(σ) d² b². InverseCOut of V is λ_t = 1, the loss of the paper;
-    InverseVariance is λ_t = a², the loss in ε. Needs a network that takes the unit variable of this
-    d; ValueError for another.
+    The network is asked in the unit variable z = a y/d + b ε (limpid/unit.py), in which σ = ∞ can
+    be trained too; d is the network's. As everywhere, `weighting` is λ(σ) of (D − y)², in which
+    form the loss is computed: D − y = −d b (v̂ − v), hence λ_t = λ(σ) d² b². InverseCOut of V is
+    λ_t = 1, the loss of the paper; InverseVariance is λ_t = a², the loss in ε. Raises ValueError
+    for a network that does not take the unit variable, or whose d is not that of the weighting.
     """
     noise_distribution: NoiseDistribution
     weighting: Weighting = InverseCOut(V())
-    sigma_data: float = 1.0
 
-    def __call__(self, net: Callable[..., Tensor], y: Tensor, u: Tensor, noise: Tensor,
-                 class_labels: Tensor | None = None, **conditions: Any) -> Tensor:  # noqa: ANN401
-        """y, noise [B, C, H, W]; u [B] in (0, 1), float64 on the CPU -> [B, C, H, W], to be summed
-        over C, H, W."""
-        d, scale = self.sigma_data, getattr(getattr(net, 'module', net), 'unit_scale', None)
-        if scale != d:
-            offered = ('no unit variable' if scale is None else f'the unit variable of '
-                                                                f'sigma_data={scale:g}')
-            raise ValueError(f'the loss in v is for a network with sigma_data={d:g}; this one '
-                             f'takes {offered}')
-        sigma = _beside(y, self.noise_distribution.quantile(u)).reshape(-1, 1, 1, 1)
+    def __call__(self, net: Network, y: Tensor, u: Tensor, noise: Tensor,
+                 class_labels: Tensor | None = None, **conditions: Tensor) -> Tensor:
+        d = self._scale_of(net)
+        sigma = _beside(y, self.noise_distribution.quantile(u))
         level = Level.of_sigma(sigma, d)
-        denoised = net(level.a / d * y + level.b * noise, sigma, class_labels, unit=True,
-                       **conditions)
-        return self.weighting(sigma) * (denoised - y) ** 2
+        z = level.a / d * y + level.b * noise
+        denoised = net(z, sigma, class_labels, unit=True, **conditions)
+        return _weighted_error(self.weighting, sigma, denoised, y)
+
+    def _scale_of(self, net: Network) -> float:
+        """Return d of the unit variable that `net` takes."""
+        scale = getattr(getattr(net, 'module', net), 'unit_scale', None)
+        wanted = getattr(getattr(self.weighting, 'precond', None), 'sigma_data', scale)
+        if scale is None or scale != wanted:
+            needed = 'that takes the unit variable'
+            if wanted is not None:
+                needed = f'with sigma_data={wanted:g}'
+            offered = 'no unit variable'
+            if scale is not None:
+                offered = f'the unit variable of sigma_data={scale:g}'
+            raise ValueError(f'the loss in v is for a network {needed}; this one takes {offered}')
+        return float(scale)
 
 
 @dataclass(frozen=True)
 class HybridLoss:
-    """L_simple + weight · L_vlb: iDDPM's loss with learned variance        (Table 1, "+ L_vlb")
+    """L_simple + weight · L_vlb        (iDDPM's loss with learned variance; Table 1, "+ L_vlb")
 
     L_simple is the denoising loss with λ = 1/σ², that is (ε − F)². L_vlb is the variational bound's
     term of the level, in bits per element: it trains the variance channels only, since the mean in
     it is detached. `weight` is 1 when λ_vlb = 0.001 of iDDPM is multiplied by its T = 1000 steps.
-    Needs a network that can return its variance channels (iDDPMPrecond), and levels u_j.
+    It needs a network that can return its variance channels (preconditioned as IDDPM), and levels
+    u_j.
     """
     noise_distribution: UniformLevel = UniformLevel()
     weight: float = 1.0
     weighting: Weighting = InverseVariance()
 
-    def __call__(self, net: Callable[..., Any], y: Tensor, u: Tensor, noise: Tensor,
-                 class_labels: Tensor | None = None, **conditions: Any) -> Tensor:  # noqa: ANN401
-        """y, noise [B, C, H, W]; u [B] in (0, 1), float64 on the CPU -> [B, C, H, W]."""
+    def __call__(self, net: Network, y: Tensor, u: Tensor, noise: Tensor,
+                 class_labels: Tensor | None = None, **conditions: Tensor) -> Tensor:
         levels = self.noise_distribution.levels
-        sigma = self.noise_distribution.quantile(u)
-        j = (levels.u[:-1] - sigma.reshape(-1, 1)).abs().argmin(dim=1)
-        sigma = _beside(y, sigma).reshape(-1, 1, 1, 1)
+        level_sigma = self.noise_distribution.quantile(u)
+        j = (levels.u[:-1] - level_sigma.reshape(-1, 1)).abs().argmin(dim=1)
+        sigma = _beside(y, level_sigma)
         denoised, F_var = net(y + sigma * noise, sigma, class_labels, return_variance=True,
                               **conditions)
         vlb = variational_bound(levels, j, y, denoised.detach(), F_var)
-        return self.weighting(sigma) * (denoised - y) ** 2 + self.weight * vlb
+        return _weighted_error(self.weighting, sigma, denoised, y) + self.weight * vlb
+
+
+LOSSES: dict[str, type[Loss]] = {
+    'denoising': DenoisingLoss,
+    'velocity': VelocityLoss,
+    'hybrid': HybridLoss,
+}
 
 
 def variational_bound(levels: IDDPMLevels, j: Tensor, y: Tensor, denoised: Tensor,
                       F_var: Tensor) -> Tensor:
-    """The term of level u_j in the variational bound, in bits, elementwise [B, C, H, W]; j [B] on
-    the CPU.
+    """Return the term of level u_j in the variational bound, in bits, elementwise [B, C, H, W].
 
-    For j < M − 1, KL(q(x_{j+1} | x_j, y) ‖ p(x_{j+1} | x_j)) with the mean through `denoised` and
-    the log-variance ν ln w_hi² + (1 − ν) ln w_lo², ν = (F_var + 1)/2. For the last level, −log₂ of
-    the probability of the 8-bit value y.
+    j [B], on the CPU, is the index of the level of each image; y, denoised and F_var are
+    [B, C, H, W]. For j < M − 1 the term is KL(q(x_{j+1} | x_j, y) ‖ p(x_{j+1} | x_j)), with the
+    mean through `denoised` and the log-variance ν ln w_hi² + (1 − ν) ln w_lo², ν = (F_var + 1)/2.
+    For the last level it is −log₂ of the probability of the 8-bit value y.
     """
     u, last = levels.u, levels.M - 1
-
-    def column(values: Tensor) -> Tensor:
-        return _beside(error, values).reshape(-1, 1, 1, 1)
-
     error = (y - denoised).to(torch.float32)
     nu = (F_var.to(torch.float32) + 1) / 2
-    k = j.clamp(max=last - 1)   # the last level has no successor; its KL is replaced below
-    q, log_lo, log_hi = map(column, posterior_variances(u[k], u[k + 1]))
-    log_w = nu * log_hi + (1 - nu) * log_lo
-    kl = 0.5 * (-1 + log_w - log_lo + (log_lo - log_w).exp() + (1 - q) ** 2 * error**2
-                * (-log_w).exp()) / math.log(2)
 
-    # The last level, where y itself is the variable: ln β_0 and ln β̃_1, whose frame is x/√(1 +
-    # σ²).
+    k = j.clamp(max=last - 1)   # the last level has no successor; its KL is replaced below
+    q, log_lo, log_hi = (_beside(error, values) for values in posterior_variances(u[k], u[k + 1]))
+    log_w = nu * log_hi + (1 - nu) * log_lo
+    mismatch = (1 - q) ** 2 * error**2 * (-log_w).exp()
+    kl = 0.5 * (-1 + log_w - log_lo + (log_lo - log_w).exp() + mismatch) / math.log(2)
+
+    # The last level, where y itself is the variable: ln β_0 and ln β̃_1, in the frame x/√(1 + σ²).
     log_beta_0 = float(2 * u[last].log() - (u[last] ** 2).log1p())
     log_beta_1 = float(posterior_variances(u[last - 1], u[last])[1] - (u[last] ** 2).log1p())
     inverse_std = (-0.5 * (nu * log_beta_0 + (1 - nu) * log_beta_1)).exp()
     upper = torch.special.ndtr((error + 1 / 255) * inverse_std).where(y <= 0.999, 1.0)
     lower = torch.special.ndtr((error - 1 / 255) * inverse_std).where(y >= -0.999, 0.0)
     nll = -(upper - lower).clamp(min=1e-12).log2()
-    return torch.where((j == last).reshape(-1, 1, 1, 1).to(y.device), nll, kl)
 
-
+    is_last = (j == last).reshape(-1, 1, 1, 1).to(y.device)
+    return torch.where(is_last, nll, kl)

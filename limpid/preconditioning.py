@@ -2,7 +2,7 @@
 
     D(x; σ) = c_skip(σ) x + c_out(σ) F(c_in(σ) x; c_noise(σ))        (Eq. 7)
 
-The network wrapper (training/networks.py) and the loss weighting (training/loss.py) read the same
+The network wrapper (limpid/denoiser.py) and the loss weighting (limpid/loss.py) read the same
 object, so a coefficient cannot be changed in one and forgotten in the other. All functions work
 elementwise; none of them moves data between devices in the hot path.
 """
@@ -21,6 +21,7 @@ from limpid.unit import Level
 
 
 class Preconditioner(Protocol):
+    """The four functions c_skip, c_out, c_in, c_noise of σ, each elementwise."""
     no_infinity: ClassVar[str]   # why such a network cannot work at σ = ∞; '' where it can
 
     def c_skip(self, sigma: Tensor) -> Tensor: ...
@@ -29,26 +30,28 @@ class Preconditioner(Protocol):
     def c_noise(self, sigma: Tensor) -> Tensor: ...
 
     def nearest(self, sigma: Tensor) -> Tensor:
-        """The noise level that the network will take sigma for: the identity unless levels are
-        discrete."""
+        """Return the noise level that the network takes sigma for: sigma itself, unless the network
+        knows discrete levels only."""
         ...
 
 
 def check_finite(sigma: Tensor | float, no_infinity: str) -> None:
-    """ValueError for σ = ∞ where `no_infinity` says why a network cannot work there; '' where it
-    can."""
+    """Raise ValueError for σ = ∞ where `no_infinity` says why the network cannot work there.
+
+    An empty `no_infinity` means that it can. Noise levels on a device are not looked at.
+    """
     if not no_infinity:
         return
     sigma = torch.as_tensor(sigma)
-    # to look at others would be to wait for them
+    # looking at others would be waiting for the device
     if sigma.device.type == 'cpu' and bool(sigma.isinf().any()):
         raise ValueError(f'this network cannot work at sigma = inf: {no_infinity}')
 
 
 class NoisePrediction:
     """1,  −σ,  1/√(σ² + 1): F predicts the noise that was added, from x/√(σ² + 1)"""
-    no_infinity: ClassVar[
-        str] = 'it predicts the noise, which tells nothing of the image where there is only noise'
+    no_infinity: ClassVar[str] = (
+        'it predicts the noise, which tells nothing of the image where there is only noise')
 
     def c_skip(self, sigma: Tensor) -> Tensor:
         return torch.ones_like(sigma)
@@ -71,6 +74,12 @@ class VP(NoisePrediction):
 
     def nearest(self, sigma: Tensor) -> Tensor:
         return sigma
+
+    def sigma_range(self, epsilon_t: float = 1e-5) -> tuple[float, float]:
+        """Return σ(ε_t) and σ(1) in float64: the noise levels of the published networks."""
+        ends = torch.tensor([epsilon_t, 1], dtype=torch.float64, device='cpu')
+        low, high = self.schedule.sigma(ends).tolist()
+        return low, high
 
 
 @dataclass(frozen=True)
@@ -116,12 +125,17 @@ class IDDPM(NoisePrediction):
         u = self.u(sigma)[:self.levels.M]
         # float32 levels meet float64 times in float64
         dtype = torch.promote_types(u.dtype, sigma.dtype)
-        return (sigma.to(dtype).reshape(-1,
-                                        1) - u.to(dtype)).abs().argmin(dim=1).reshape(sigma.shape)
+        distance = (sigma.to(dtype).reshape(-1, 1) - u.to(dtype)).abs()
+        return distance.argmin(dim=1).reshape(sigma.shape)
 
     def nearest(self, sigma: Tensor) -> Tensor:
         rounded = self.u(sigma)[self.index(sigma)].to(sigma.dtype)
         return torch.where(sigma == 0, sigma, rounded)
+
+    def sigma_range(self) -> tuple[float, float]:
+        """Return u_{M−1} and u_0 in float64: no other noise levels are known to the network."""
+        u = self.levels.u
+        return u[self.levels.M - 1].item(), u[0].item()
 
 
 @dataclass(frozen=True)
@@ -130,9 +144,9 @@ class EDM:
 
     In float32 for σ up to 1.8e19, whose square is the last that is finite; V has no such limit.
     """
-    no_infinity: ClassVar[str] = ('its c_noise, ln(sigma)/4, is infinite there; the v '
-                                  'preconditioning with the same '
-                                     'sigma_data is the same network with a finite c_noise')
+    no_infinity: ClassVar[str] = (
+        'its c_noise, ln(sigma)/4, is infinite there; the v preconditioning with the same '
+        'sigma_data is the same network with a finite c_noise')
     sigma_data: float = 0.5
 
     def c_skip(self, sigma: Tensor) -> Tensor:
@@ -156,18 +170,18 @@ NOISE_LABELS = ('timestep', 'angle', 'log')
 
 @dataclass(frozen=True)
 class V:
-    """a²,  −b σ_data,  a/σ_data,  noise_label:  D = σ_data (a z − b F), where F predicts v = a ε −
-    b y/σ_data
+    """a²,  −b σ_data,  a/σ_data,  noise_label
 
-    with a, b and z of the unit variable (diffusion/unit.py), d = σ_data; with σ_data = 1 it is Lin
-    et al. 2023, Eq. 11 and 19. With EDM's σ_data it is EDM's preconditioning, F being of the other
-    sign, and so works for images of any σ; but all of it is finite at σ = ∞.
+    D = σ_data (a z − b F), where F predicts v = a ε − b y/σ_data, and a, b and z are those of the
+    unit variable (limpid/unit.py) with d = σ_data. With σ_data = 1 this is Lin et al. 2023, Eq. 11
+    and 19. With EDM's σ_data it is EDM's preconditioning with the sign of F turned, but all of it
+    is finite at σ = ∞, too.
 
-    noise_label  what F is told: 'timestep', the index t − 1 of the nearest level of `schedule`
-                 (nearest in φ); 'angle', (2/π) φ in [0, 1]; or 'log', ¼ ln min(σ, cap)
+    noise_label  c_noise: 'timestep', the index t − 1 of the nearest level of `schedule` (nearest in
+                 φ); 'angle', (2/π) φ in [0, 1]; or 'log', ¼ ln min(σ, cap)
     schedule     the timesteps for which the network was trained, if these were discrete
-    cap          of 'log'; None: twice the highest finite level of `schedule`, so that it tells all
-                 levels apart, or without one 4096, which is ᾱ = 2⁻²⁴
+    cap          the highest σ that 'log' tells apart from others. None stands for twice the highest
+                 finite level of `schedule`, or without a schedule 4096, which is ᾱ = 2⁻²⁴
     """
     no_infinity: ClassVar[str] = ''
     sigma_data: float = 1.0
@@ -210,11 +224,13 @@ class V:
         return sigma.clamp(max=self.cap).log() / 4
 
     def index(self, sigma: Tensor) -> Tensor:
-        """The index t − 1 of the nearest timestep, int64, in the shape of sigma; a level of ∞ is
-        only for σ = ∞."""
+        """Return the index t − 1 of the nearest timestep, int64, in the shape of sigma.
+
+        A timestep with σ_t = ∞ is the nearest of σ = ∞ alone.
+        """
         assert self.schedule is not None
-        return torch.bucketize(sigma.contiguous(), _borders(self.schedule, sigma.device,
-                                                            sigma.dtype))
+        borders = _borders(self.schedule, sigma.device, sigma.dtype)
+        return torch.bucketize(sigma.contiguous(), borders)
 
     def nearest(self, sigma: Tensor) -> Tensor:
         if self.noise_label != 'timestep' or self.schedule is None:
@@ -225,8 +241,7 @@ class V:
 
 @functools.lru_cache(maxsize=16)
 def _borders(schedule: DiscreteSchedule, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The σ at which the nearest timestep changes, halfway in φ = atan σ: [T − 1], kept on the
-    device."""
+    """Return the σ at which the nearest timestep changes, halfway in φ = atan σ: [T − 1]."""
     phi = Level.of_sigma(schedule.sigma).phi
     borders = ((phi[1:] + phi[:-1]) / 2).tan().to(dtype)
     if math.isinf(schedule.sigma[-1]):   # however high a finite σ is, there is signal left
@@ -235,14 +250,15 @@ def _borders(schedule: DiscreteSchedule, device: torch.device, dtype: torch.dtyp
 
 
 def unit_scale(c: Preconditioner) -> float:
-    """d of the unit variable in which a preconditioned network is asked: σ_data where there is one,
-    else 1."""
+    """Return d of the unit variable that a preconditioned network takes: its σ_data, or else 1."""
     return float(getattr(c, 'sigma_data', 1.0))
 
 
 def unit_coefficients(c: Preconditioner, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """c_skip h, c_out and c_in h,  h = √(σ² + d²):  D = (c_skip h) z + c_out F((c_in h) z;
-    c_noise), where x = h z"""
+    """Return c_skip h, c_out and c_in h,  h = √(σ² + d²), for networks asked in z = x/h.
+
+    D = (c_skip h) z + c_out F((c_in h) z; c_noise), which is Eq. 7 with x = h z.
+    """
     d = unit_scale(c)
     if hasattr(c, 'sigma_data'):
         return d * Level.of_sigma(sigma, d).a, c.c_out(sigma), torch.ones_like(sigma)
@@ -250,4 +266,10 @@ def unit_coefficients(c: Preconditioner, sigma: Tensor) -> tuple[Tensor, Tensor,
     return c.c_skip(sigma) * h, c.c_out(sigma), c.c_in(sigma) * h
 
 
-PRECONDITIONERS = {'vp': VP, 've': VE, 'iddpm': IDDPM, 'edm': EDM, 'v': V}
+PRECONDITIONERS: dict[str, type[Preconditioner]] = {
+    'vp': VP,
+    've': VE,
+    'iddpm': IDDPM,
+    'edm': EDM,
+    'v': V,
+}

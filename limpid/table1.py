@@ -1,34 +1,46 @@
 """Table 1 of the paper. Hold it beside the page: columns are columns, rows are rows.
 
-`python -m training.table1` prints it, formulas and numbers, from the objects below. COLUMNS has one
+`python -m limpid.table1` prints it, formulas and numbers, from the objects below. COLUMNS has one
 more: networks that predict v, for discrete timesteps up to zero signal-to-noise ratio, of Lin et
 al. 2023.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
 
 from limpid.levels import DiscreteSchedule, IDDPMLevels, ScaledLinearBetas
 from limpid.loss import (
+    DenoisingLoss,
+    HybridLoss,
     InverseCOut,
     InverseVariance,
     LogNormal,
     LogUniform,
+    Loss,
     NoiseDistribution,
     UniformLevel,
     UniformTime,
     UniformTimestep,
+    VelocityLoss,
     Weighting,
 )
-from limpid.preconditioning import EDM, IDDPM, VE, VP, Preconditioner, V
-from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule, VESchedule, VPScaling, VPSchedule
+from limpid.preconditioning import EDM, IDDPM, PRECONDITIONERS, VE, VP, Preconditioner, V
+from limpid.schedules import (
+    LinearSchedule,
+    NoScaling,
+    Scaling,
+    Schedule,
+    VESchedule,
+    VPScaling,
+    VPSchedule,
+)
 from limpid.solvers import Euler, SecondOrder, Solver
 from limpid.steps import DiscreteSteps, Discretization, EDMSteps, IDDPMSteps, VESteps, VPSteps
 
 
 @dataclass(frozen=True)
 class Column:
+    """One column of Table 1, with the paper's own numbers."""
     # Sampling (Section 3)
     solver: Solver
     discretization: Discretization
@@ -40,6 +52,14 @@ class Column:
     # Training (Section 5)
     noise_distribution: NoiseDistribution
     weighting: Weighting
+    loss: type[Loss]
+
+    def around(self, precond: Preconditioner) -> 'Column':
+        """Return the column with another preconditioner, and the weighting made for it."""
+        weighting = self.weighting
+        if isinstance(weighting, InverseCOut):
+            weighting = InverseCOut(precond)
+        return replace(self, precond=precond, weighting=weighting)
 
 
 def vp(schedule: VPSchedule = VPSchedule()) -> Column:
@@ -52,6 +72,7 @@ def vp(schedule: VPSchedule = VPSchedule()) -> Column:
         precond=VP(schedule),
         noise_distribution=UniformTime(schedule),
         weighting=InverseVariance(),
+        loss=DenoisingLoss,
     )
 
 
@@ -65,6 +86,7 @@ def ve(schedule: VESchedule = VESchedule()) -> Column:
         precond=VE(),
         noise_distribution=LogUniform(schedule),
         weighting=InverseVariance(),
+        loss=DenoisingLoss,
     )
 
 
@@ -77,7 +99,8 @@ def iddpm(levels: IDDPMLevels = IDDPMLevels()) -> Column:
         architecture='adm',
         precond=IDDPM(levels),
         noise_distribution=UniformLevel(levels),
-        weighting=InverseVariance(),   # + L_vlb for the learned variance: HybridLoss
+        weighting=InverseVariance(),
+        loss=HybridLoss,   # "+ L_vlb", which trains the learned variance
     )
 
 
@@ -91,6 +114,7 @@ def edm(precond: EDM = EDM()) -> Column:
         precond=precond,
         noise_distribution=LogNormal(),
         weighting=InverseCOut(precond),
+        loss=DenoisingLoss,
     )
 
 
@@ -104,7 +128,8 @@ def v(schedule: DiscreteSchedule = ScaledLinearBetas(zero_terminal_snr=True)) ->
         architecture='ddpmpp',   # "(any)"
         precond=precond,
         noise_distribution=UniformTimestep(schedule),
-        weighting=InverseCOut(precond),   # in v: VelocityLoss
+        weighting=InverseCOut(precond),
+        loss=VelocityLoss,
     )
 
 
@@ -112,13 +137,30 @@ TABLE_1: dict[str, Callable[..., Column]] = {'vp': vp, 've': ve, 'iddpm': iddpm,
 COLUMNS: dict[str, Callable[..., Column]] = {**TABLE_1, 'v': v}
 
 
+def column(precond: str) -> Column:
+    """Return the column of a name in PRECONDITIONERS.
+
+    A preconditioner that has no column of its own goes into EDM's, in place of EDM's.
+    """
+    if precond in COLUMNS:
+        return COLUMNS[precond]()
+    return edm().around(PRECONDITIONERS[precond]())
+
+
 def print_table() -> None:
+    """Print each row, and in it the formula and the numbers of each column."""
     for row in fields(Column):
         print(f'\n{row.name}')
-        for name, column in COLUMNS.items():
-            cell: Any = getattr(column(), row.name)
-            formula = cell if isinstance(cell, str) else cell.__doc__.splitlines()[0]
-            print(f'    {name:6s} {formula}    {"" if isinstance(cell, str) else cell}'.rstrip())
+        for name in COLUMNS:
+            cell: object = getattr(column(name), row.name)
+            print(f'    {name:6s} {_shown(cell)}'.rstrip())
+
+
+def _shown(cell: object) -> str:
+    if isinstance(cell, str):
+        return cell
+    formula = (cell.__doc__ or '').splitlines()[0]
+    return formula if isinstance(cell, type) else f'{formula}    {cell}'
 
 
 if __name__ == '__main__':

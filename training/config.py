@@ -1,11 +1,12 @@
-"""What a training run is: typed, frozen, complete, and stored with every checkpoint.
+"""The configuration of a training run: typed, frozen, complete, and stored with every checkpoint.
 
 Each part is configured by a class beside the thing it configures; this module composes them and
 knows the tags under which choices are stored. Classes may be renamed, tags may not.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from dnnlib import config as plain
 from limpid import levels, loss, preconditioning, schedules
@@ -16,32 +17,30 @@ from training.networks import NetworkConfig
 
 FORMAT = 1   # of checkpoints; a change that old files do not survive raises it and adds an upgrade
 
-TAGS: dict[str, type] = {
-    'precond/vp': preconditioning.VP,
-    'precond/ve': preconditioning.VE,
-    'precond/iddpm': preconditioning.IDDPM,
-    'precond/edm': preconditioning.EDM,
-    'precond/v': preconditioning.V,
-    'noise/vp': loss.UniformTime,
-    'noise/ve': loss.LogUniform,
-    'noise/iddpm': loss.UniformLevel,
-    'noise/edm': loss.LogNormal,
-    'noise/timestep': loss.UniformTimestep,
-    'weighting/inverse-variance': loss.InverseVariance,
-    'weighting/inverse-c-out': loss.InverseCOut,
-    'loss/denoising': loss.DenoisingLoss,
-    'loss/velocity': loss.VelocityLoss,
-    'loss/hybrid': loss.HybridLoss,
-    'schedule/vp': schedules.VPSchedule,
-    'schedule/ve': schedules.VESchedule,
-    'levels/iddpm': levels.IDDPMLevels,
-    'discrete/ddpm-linear': levels.LinearBetas,
-    'discrete/scaled-linear': levels.ScaledLinearBetas,
-    'discrete/cosine': levels.CosineBetas,
-    'discrete/given': levels.GivenBetas,
-    'average/half-life': HalfLife,
-    'average/power': PowerFunction,
-}
+T = TypeVar('T')
+
+
+def tags() -> dict[str, type]:
+    """Return the class of each tag. Whatever has a name on the command line has a tag of it."""
+    some_precond = preconditioning.EDM()
+    weightings = {name: type(make(some_precond)) for name, make in loss.WEIGHTINGS.items()}
+    return {
+        **_tagged('precond', preconditioning.PRECONDITIONERS),
+        **_tagged('noise', loss.NOISE_DISTRIBUTIONS),
+        **_tagged('weighting', weightings),
+        **_tagged('loss', loss.LOSSES),
+        **_tagged('discrete', levels.DISCRETE_SCHEDULES),
+        'discrete/given': levels.GivenBetas,
+        'schedule/vp': schedules.VPSchedule,
+        'schedule/ve': schedules.VESchedule,
+        'levels/iddpm': levels.IDDPMLevels,
+        'average/half-life': HalfLife,
+        'average/power': PowerFunction,
+    }
+
+
+def _tagged(kind: str, classes: Mapping[str, type]) -> dict[str, type]:
+    return {f'{kind}/{name}': cls for name, cls in classes.items()}
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class NanConfig:
-    """What happens to steps with non-finite gradients, and after `limit` of them in a row.
+    """The treatment of steps with non-finite gradients, and of `limit` of them in a row.
 
     policy  'skip' leaves weights and averages as they are; 'zero' replaces nan by 0 and ±inf by
             ±1e5 in the gradients and goes on, as the reference does
@@ -70,23 +69,27 @@ class NanConfig:
 
 
 def due(nimg: int, batch_size: int, interval: int) -> bool:
-    """Whether the last step has reached or passed a multiple of `interval`, in images; true at the
-    very start."""
+    """Return whether the last step reached or passed a multiple of `interval`, all in images.
+
+    At the very start, where nimg is 0, everything is due.
+    """
     return nimg // interval > (nimg - batch_size) // interval
 
 
 def learning_rate(nimg: int, config: OptimizerConfig) -> float:
-    """lr · min(nimg / ramp-up, 1) at the image counter before the step, hence 0 in the first
-    step."""
+    """Return lr · min(nimg / ramp-up, 1), where nimg counts the images before the step.
+
+    The first step therefore has the learning rate 0.
+    """
     return config.lr * min(nimg / max(config.lr_rampup_nimg, 1e-8), 1)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Counts ending in _nimg are numbers of images, on the one clock of a run."""
+    """All settings of a run. Those ending in _nimg are numbers of images, the clock of a run."""
     data: DataConfig
     network: NetworkConfig
-    loss: loss.DenoisingLoss | loss.VelocityLoss | loss.HybridLoss
+    loss: loss.Loss
     optimizer: OptimizerConfig = OptimizerConfig()
     augment: AugmentConfig | None = None
     # the first is the one that is sampled from
@@ -106,11 +109,28 @@ class TrainConfig:
     cudnn_benchmark: bool = True
 
 
-def encode(config: Any) -> Any:  # noqa: ANN401 (TrainConfig or NetworkConfig)
-    """Plain values for JSON and for checkpoints."""
-    return plain.encode(config, TAGS)
+def encode(config: object) -> Any:  # noqa: ANN401 (dictionaries of plain values)
+    """Turn a TrainConfig, or a part of one, into plain values for JSON and for checkpoints."""
+    return plain.encode(config, tags())
 
 
-def decode(data: Any, cls: type, where: str = 'config') -> Any:  # noqa: ANN401
-    """The inverse of `encode`; ValueError in one line for anything that does not fit."""
-    return plain.decode(data, cls, TAGS, where)
+def decode(data: object, cls: type[T], where: str = 'config') -> T:
+    """Turn the result of `encode` into a `cls` again.
+
+    Raises ValueError in one line, which names the place within `where`, for anything that does not
+    fit.
+    """
+    decoded: T = plain.decode(upgraded(data), cls, tags(), where)
+    return decoded
+
+
+def upgraded(config: Any) -> Any:  # noqa: ANN401 (plain values, as they were stored)
+    """Return a stored configuration without what was stored twice in earlier versions.
+
+    The loss in v had a sigma_data of its own, beside that of the network and the weighting.
+    """
+    stored = config.get('loss') if isinstance(config, dict) else None
+    if not isinstance(stored, dict) or stored.get('type') != 'loss/velocity':
+        return config
+    kept = {name: value for name, value in stored.items() if name != 'sigma_data'}
+    return {**config, 'loss': kept}

@@ -7,7 +7,7 @@ its own to the precision of what it is given.
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dnnlib.config import did_you_mean
-from limpid.denoiser import Denoiser, _levels
+from limpid.denoiser import Denoiser
 from limpid.levels import IDDPMLevels
 from limpid.preconditioning import EDM, IDDPM, VE, VP, Preconditioner
 from limpid.schedules import VPSchedule
@@ -550,13 +550,12 @@ class VPPrecond(Denoiser):
     def __init__(self, img_resolution: int, img_channels: int, label_dim: int = 0,
                  use_fp16: bool = False, beta_d: float = 19.9, beta_min: float = 0.1, M: int = 1000,
                  epsilon_t: float = 1e-5, model_type: str = 'SongUNet',
-                 **model_kwargs: Any) -> None:  # noqa: ANN401
-        schedule = VPSchedule(beta_d, beta_min)
-        super().__init__(
-            make_backbone(model_type, img_resolution, img_channels, img_channels, label_dim,
-                          model_kwargs),
-            VP(schedule, M), *_vp_range(schedule, epsilon_t), img_resolution, img_channels,
-            label_dim, use_fp16)
+                 **model_kwargs: object) -> None:
+        precond = VP(VPSchedule(beta_d, beta_min), M)
+        model = make_backbone(model_type, img_resolution, img_channels, img_channels, label_dim,
+                              model_kwargs)
+        super().__init__(model, precond, *precond.sigma_range(epsilon_t), img_resolution,
+                         img_channels, label_dim, use_fp16)
         self.beta_d, self.beta_min, self.M, self.epsilon_t = beta_d, beta_min, M, epsilon_t
 
 
@@ -565,31 +564,34 @@ class VEPrecond(Denoiser):
 
     def __init__(self, img_resolution: int, img_channels: int, label_dim: int = 0,
                  use_fp16: bool = False, sigma_min: float = 0.02, sigma_max: float = 100,
-                 model_type: str = 'SongUNet', **model_kwargs: Any) -> None:  # noqa: ANN401
-        super().__init__(
-            make_backbone(model_type, img_resolution, img_channels, img_channels, label_dim,
-                          model_kwargs),
-            VE(), sigma_min, sigma_max, img_resolution, img_channels, label_dim, use_fp16)
+                 model_type: str = 'SongUNet', **model_kwargs: object) -> None:
+        model = make_backbone(model_type, img_resolution, img_channels, img_channels, label_dim,
+                              model_kwargs)
+        super().__init__(model, VE(), sigma_min, sigma_max, img_resolution, img_channels, label_dim,
+                         use_fp16)
 
 
 class iDDPMPrecond(Denoiser):  # noqa: N801 (the published name)
-    """The iDDPM column of Table 1, for noise levels from u_{M−1} to u_0; the backbone has 2C
-    outputs."""
+    """The iDDPM column of Table 1, for noise levels from u_{M−1} to u_0.
+
+    The backbone has 2 img_channels outputs; the second half is the learned variance.
+    """
 
     def __init__(self, img_resolution: int, img_channels: int, label_dim: int = 0,
                  use_fp16: bool = False, C_1: float = 0.001, C_2: float = 0.008, M: int = 1000,
-                 model_type: str = 'DhariwalUNet', **model_kwargs: Any) -> None:  # noqa: ANN401
-        levels = IDDPMLevels(M, C_1, C_2)
-        super().__init__(
-            make_backbone(model_type, img_resolution, img_channels, 2 * img_channels, label_dim,
-                          model_kwargs),
-            IDDPM(levels), *_iddpm_range(levels), img_resolution, img_channels, label_dim, use_fp16)
+                 model_type: str = 'DhariwalUNet', **model_kwargs: object) -> None:
+        precond = IDDPM(IDDPMLevels(M, C_1, C_2))
+        model = make_backbone(model_type, img_resolution, img_channels, 2 * img_channels, label_dim,
+                              model_kwargs)
+        super().__init__(model, precond, *precond.sigma_range(), img_resolution, img_channels,
+                         label_dim, use_fp16)
         self.C_1, self.C_2, self.M = C_1, C_2, M
 
     def round_sigma(self, sigma: Tensor | float, return_index: bool = False) -> Tensor:
-        """The nearest u_j, or with return_index its j, int64."""
-        sigma = torch.as_tensor(sigma)
-        return self.precond.index(sigma) if return_index else self.precond.nearest(sigma)
+        """Return the nearest u_j, or with return_index its j, int64."""
+        sigma, precond = torch.as_tensor(sigma), self.precond
+        assert isinstance(precond, IDDPM)
+        return precond.index(sigma) if return_index else precond.nearest(sigma)
 
 
 class EDMPrecond(Denoiser):
@@ -598,26 +600,12 @@ class EDMPrecond(Denoiser):
     def __init__(self, img_resolution: int, img_channels: int, label_dim: int = 0,
                  use_fp16: bool = False, sigma_min: float = 0, sigma_max: float = float('inf'),
                  sigma_data: float = 0.5, model_type: str = 'DhariwalUNet',
-                 **model_kwargs: Any) -> None:  # noqa: ANN401
-        super().__init__(
-            make_backbone(model_type, img_resolution, img_channels, img_channels, label_dim,
-                          model_kwargs),
-            EDM(sigma_data), sigma_min, sigma_max, img_resolution, img_channels, label_dim,
-            use_fp16)
+                 **model_kwargs: object) -> None:
+        model = make_backbone(model_type, img_resolution, img_channels, img_channels, label_dim,
+                              model_kwargs)
+        super().__init__(model, EDM(sigma_data), sigma_min, sigma_max, img_resolution, img_channels,
+                         label_dim, use_fp16)
         self.sigma_data = sigma_data
-
-
-def _vp_range(schedule: VPSchedule, epsilon_t: float = 1e-5) -> tuple[float, float]:
-    """σ(ε_t) and σ(1), in float64."""
-    low, high = schedule.sigma(torch.tensor([epsilon_t, 1], dtype=torch.float64,
-                                            device='cpu')).tolist()
-    return low, high
-
-
-def _iddpm_range(levels: IDDPMLevels) -> tuple[float, float]:
-    """u_{M−1} and u_0, in float64."""
-    u = _levels(levels)
-    return u[levels.M - 1].item(), u[0].item()
 
 
 @dataclass(frozen=True)
@@ -667,27 +655,50 @@ def make_backbone(model_type: str, img_resolution: int, in_channels: int, out_ch
     return MODELS[model_type](img_resolution, in_channels, out_channels, label_dim, **arguments)
 
 
-def build_network(config: NetworkConfig) -> Denoiser:
-    """The network of a configuration, freshly initialised: the published class that it is, or a
-    Denoiser.
+Limits = tuple[float, float]   # the lowest and the highest noise level
 
-    Raises ValueError in one line for what does not fit together.
+
+class Published(NamedTuple):
+    """The published class of a preconditioner.
+
+    arguments  those of the class beyond the size, from the preconditioner and the noise levels
+    limits     the noise levels that the class has of itself; None where it is given them
+    """
+    cls: Callable[..., Denoiser]
+    arguments: Callable[[Any, Limits], tuple[float, ...]]
+    limits: Callable[[Any], Limits] | None = None
+
+    def fits(self, precond: Preconditioner, limits: Limits) -> bool:
+        """Return whether the class has these limits; their last bit depends on who computed
+        them."""
+        return self.limits is None or all(map(math.isclose, limits, self.limits(precond)))
+
+
+PUBLISHED: dict[type, Published] = {
+    VP: Published(VPPrecond, lambda c, _: (c.schedule.beta_d, c.schedule.beta_min, c.M),
+                  limits=VP.sigma_range),
+    VE: Published(VEPrecond, lambda c, limits: limits),
+    IDDPM: Published(iDDPMPrecond, lambda c, _: (c.levels.C_1, c.levels.C_2, c.levels.M),
+                     limits=IDDPM.sigma_range),
+    EDM: Published(EDMPrecond, lambda c, limits: (*limits, c.sigma_data)),
+}
+
+
+def build_network(config: NetworkConfig) -> Denoiser:
+    """Return the freshly initialised network of a configuration.
+
+    It is of the published class of its preconditioner where there is one that fits, else a plain
+    Denoiser. Raises ValueError in one line for what does not fit together.
     """
     if config.precision not in PRECISIONS:
         raise ValueError(f'precision={config.precision!r} is '
                          f'unknown{did_you_mean(config.precision, PRECISIONS)}')
     c, limits = config.precond, (config.sigma_min, config.sigma_max)
     size = config.img_resolution, config.img_channels, config.label_dim
-    model = {'model_type': config.model_type, **config.model}
-    net: Denoiser
-    if isinstance(c, EDM):
-        net = EDMPrecond(*size, False, *limits, c.sigma_data, **model)
-    elif isinstance(c, VE):
-        net = VEPrecond(*size, False, *limits, **model)
-    elif isinstance(c, VP) and _close(limits, _vp_range(c.schedule)):
-        net = VPPrecond(*size, False, c.schedule.beta_d, c.schedule.beta_min, c.M, **model)
-    elif isinstance(c, IDDPM) and _close(limits, _iddpm_range(c.levels)):
-        net = iDDPMPrecond(*size, False, c.levels.C_1, c.levels.C_2, c.levels.M, **model)
+    published = PUBLISHED.get(type(c))
+    if published is not None and published.fits(c, limits):
+        net = published.cls(*size, False, *published.arguments(c, limits),
+                            model_type=config.model_type, **config.model)
     else:
         out_channels = config.img_channels * (2 if isinstance(c, IDDPM) else 1)
         backbone = make_backbone(config.model_type, config.img_resolution, config.img_channels,
@@ -695,11 +706,6 @@ def build_network(config: NetworkConfig) -> Denoiser:
         net = Denoiser(backbone, c, *limits, *size)
     net.dtype = PRECISIONS[config.precision]
     return net
-
-
-def _close(a: tuple[float, float], b: tuple[float, float]) -> bool:
-    """The last bit of a range depends on how it was computed."""
-    return all(map(math.isclose, a, b))
 
 
 INIT_MODES = ['xavier_uniform', 'xavier_normal', 'kaiming_uniform', 'kaiming_normal']

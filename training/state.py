@@ -336,7 +336,7 @@ def _upgraded(contents: dict[str, Any], path: str | os.PathLike[str]) -> dict[st
     for key in KEYS[contents['kind']]:
         if key not in contents:
             raise ValueError(f"{path} is a {contents['kind']} without {key!r}")
-    return contents
+    return {**contents, 'config': configs.upgraded(contents['config'])}
 
 
 # What turns the contents of a file of format n into those of format n + 1. There has been one

@@ -4,6 +4,7 @@ implementation."""
 import itertools
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,12 @@ from limpid.loss import (
     InverseVariance,
     LogNormal,
     UniformLevel,
+    VelocityLoss,
     sigma_range,
     variational_bound,
 )
 from limpid.preconditioning import EDM, PRECONDITIONERS
+from limpid.table1 import COLUMNS, column
 from tests.golden_weights import fill
 from training import networks
 from training.augment import AugmentPipe
@@ -121,6 +124,22 @@ def test_level_of_iddpm_is_uniform():
     u = (torch.arange(100, dtype=f64) + 0.5) / 100
     sigma = levels.quantile(u)
     assert [int((sigma == level).sum()) for level in IDDPMLevels(M=10).u[:-1]] == [10] * 10
+
+
+def test_every_preconditioner_has_a_column_and_a_new_one_takes_the_rows_of_edm(monkeypatch):
+    @dataclass(frozen=True)
+    class Toy(EDM):
+        """c_skip = 1"""
+
+    assert set(COLUMNS) == set(PRECONDITIONERS)
+    assert [column(name).loss for name in COLUMNS] == [DenoisingLoss, DenoisingLoss, HybridLoss,
+                                                       DenoisingLoss, VelocityLoss]
+    for name, cls in PRECONDITIONERS.items():
+        assert type(column(name).precond) is cls
+    monkeypatch.setitem(PRECONDITIONERS, 'toy', Toy)
+    toy = column('toy')
+    assert type(toy.precond) is Toy and toy.weighting == InverseCOut(Toy())
+    assert toy.noise_distribution == LogNormal() and toy.loss is DenoisingLoss
 
 
 LEVELS = IDDPMLevels(M=50)
@@ -224,10 +243,8 @@ def test_every_weighting_goes_with_every_noise_distribution_and_preconditioner()
             NOISE_DISTRIBUTIONS.values(), WEIGHTINGS.values(), PRECONDITIONERS.values()):
         loss = DenoisingLoss(noise(), weighting(precond()))
         value = loss(RawZero(precond()), y, torch.tensor([0.1, 0.9], dtype=f64), torch.ones_like(y))
-        sigma = noise().quantile(torch.tensor([0.1, 0.9], dtype=f64)).to(torch.float32).reshape(-1,
-                                                                                                1,
-                                                                                                1,
-                                                                                                1)
+        u = torch.tensor([0.1, 0.9], dtype=f64)
+        sigma = noise().quantile(u).to(torch.float32).reshape(-1, 1, 1, 1)
         expected = weighting(precond())(sigma) * (precond().c_skip(sigma) * sigma) ** 2
         torch.testing.assert_close(value, expected.expand_as(y))
 

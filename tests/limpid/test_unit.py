@@ -679,9 +679,9 @@ def test_the_loss_in_v_is_the_loss_in_d(d):
     level = Level.of_sigma(sigma, d)
     v = level.a * noise - level.b * y / d   # and F is v̂
     net = OneF(V(d), F)
-    ours = VelocityLoss(Levels(), InverseCOut(V(d)), d)(net, y, torch.zeros(4), noise)
+    ours = VelocityLoss(Levels(), InverseCOut(V(d)))(net, y, torch.zeros(4), noise)
     torch.testing.assert_close(ours, (F - v) ** 2, rtol=1e-9, atol=1e-12)
-    in_noise = VelocityLoss(Levels(), InverseVariance(), d)(net, y, torch.zeros(4), noise)
+    in_noise = VelocityLoss(Levels(), InverseVariance())(net, y, torch.zeros(4), noise)
     torch.testing.assert_close(in_noise, level.a**2 * (F - v) ** 2, rtol=1e-9, atol=1e-12)
     assert float(in_noise[-1].max()) == 0
     # DenoisingLoss with EDM's weighting, of the network with the other sign
@@ -694,8 +694,7 @@ def test_the_loss_in_v_is_the_loss_in_d(d):
 def test_the_loss_of_the_best_network_for_data_of_unit_width():
     """Data N(0, d²): v̂ = 0 is optimal, and E (v̂ − v)² = 1 at every level."""
     y, noise = 0.5 * randn(4, 1, 300, 300), randn(4, 1, 300, 300, seed=1)
-    loss = VelocityLoss(Levels(), InverseCOut(V(0.5)), 0.5)(OneF(V(0.5), 0.0), y, torch.zeros(4),
-                                                            noise)
+    loss = VelocityLoss(Levels(), InverseCOut(V(0.5)))(OneF(V(0.5), 0.0), y, torch.zeros(4), noise)
     torch.testing.assert_close(loss.mean([1, 2, 3]), torch.ones(4, dtype=f64), rtol=0.02, atol=0)
 
 
@@ -782,13 +781,13 @@ def test_options_of_v(digits):  # noqa: F811
     precond = V(noise_label='timestep', schedule=TABLE)
     assert config.network.precond == precond and config.network.sigma_max == math.inf
     assert config.network.sigma_min == pytest.approx(float(TABLE.sigma[0]))
-    assert config.loss == VelocityLoss(UniformTimestep(TABLE), InverseCOut(precond),
-                                       1.0) and config.label_dropout == 0.1
+    assert config.loss == VelocityLoss(UniformTimestep(TABLE), InverseCOut(precond))
+    assert config.label_dropout == 0.1
     config = resolved(digits, '--precond=v', '--schedule=cosine', '--zero-terminal-snr=0',
                       '--c-noise=log', '--sigma_data=0.5', '--weighting=inverse-variance')
     assert config.network.precond == V(0.5, 'log',
                                        CosineBetas()) and config.network.precond.cap == pytest.approx(2 * 20291.17) and config.network.sigma_max == pytest.approx(20291.17)
-    assert config.loss == VelocityLoss(UniformTimestep(CosineBetas()), InverseVariance(), 0.5)
+    assert config.loss == VelocityLoss(UniformTimestep(CosineBetas()), InverseVariance())
     config = resolved(digits, '--precond=v', '--noise=edm', '--sigma_data=0.5', '--P_std=1.0')
     assert config.network.precond == V(0.5) and config.loss.noise_distribution.P_std == 1.0
     config = resolved(digits, '--precond=vp', '--noise=timestep', '--schedule=ddpm-linear')

@@ -6,8 +6,17 @@ import math
 import pytest
 
 from dnnlib import config as plain
-from limpid.loss import DenoisingLoss, HybridLoss, InverseCOut, InverseVariance, LogNormal, LogUniform, UniformTime
-from limpid.preconditioning import EDM, IDDPM, VP
+from limpid.loss import (
+    DenoisingLoss,
+    HybridLoss,
+    InverseCOut,
+    InverseVariance,
+    LogNormal,
+    LogUniform,
+    UniformTime,
+    VelocityLoss,
+)
+from limpid.preconditioning import EDM, IDDPM, VP, V
 from limpid.schedules import VPSchedule
 from training import config as configs
 from training.augment import AugmentConfig
@@ -15,6 +24,7 @@ from training.config import OptimizerConfig, TrainConfig, learning_rate
 from training.dataset import DataConfig
 from training.ema import HalfLife, PowerFunction
 from training.networks import NetworkConfig, complete_arguments
+from training.state import differences
 
 
 def a_config(**changes):
@@ -47,11 +57,22 @@ def test_encode_and_decode_are_inverse_through_json(config):
 def test_every_class_with_a_choice_has_a_tag():
     from limpid import loss, preconditioning
 
-    tagged = set(configs.TAGS.values())
+    tagged = set(configs.tags().values())
     assert set(preconditioning.PRECONDITIONERS.values()) <= tagged
     assert set(loss.NOISE_DISTRIBUTIONS.values()) <= tagged
     assert {type(make(EDM())) for make in loss.WEIGHTINGS.values()} <= tagged
-    assert len(tagged) == len(configs.TAGS)
+    assert len(tagged) == len(configs.tags())
+
+
+def test_a_loss_in_v_is_read_that_stored_sigma_data_beside_the_network():
+    """The key of the first version is left out, and does not tell a run from its continuation."""
+    precond = V(0.5)
+    config = a_config(loss=VelocityLoss(LogNormal(), InverseCOut(precond)))
+    stored = configs.encode(config)
+    assert 'sigma_data' not in stored['loss']
+    stored['loss']['sigma_data'] = 0.5
+    assert configs.decode(stored, TrainConfig) == config
+    assert differences(configs.upgraded(stored), config) == []
 
 
 def broken(change):
@@ -66,6 +87,8 @@ def broken(change):
     (lambda d: d['network']['precond'].update(type='precond/edn'), r"the type 'precond/edn' is "
                                                                    r"unknown \(did you mean "
                                                                    r"'precond/edm'"),
+    (lambda d: d['network']['precond'].pop('type'), r'config\.network\.precond: a type is missing'),
+    (lambda d: d.update(loss={}), r'config\.loss: a type is missing, one of precond/vp'),
     (lambda d: d.pop('data'), r'config\.data is missing'),
     (lambda d: d.update(batch_size='many'), r"config\.batch_size is 'many', not of type int"),
     (lambda d: d.update(batch_size=True), r'config\.batch_size is True, not of type int'),
