@@ -14,11 +14,12 @@ import click
 import numpy as np
 import torch
 
-from dnnlib.cli import FloatList, GroupedCommand, IntList, heading, one_line_errors
+from dnnlib.cli import FloatList, GroupedCommand, IntList, heading, naming_flags, one_line_errors
 from dnnlib.files import atomic_write
 from dnnlib.plots import pyplot
 from evaluation.judge import (
     MAX_FEATURES,
+    PARAMETERS,
     PRECISIONS,
     ArrayImages,
     FolderImages,
@@ -149,6 +150,7 @@ def main() -> None:
            show_default=True),
     METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, STATE, SAVE, JSON, SPEED)
 @one_line_errors
+@naming_flags(PARAMETERS)
 def calc(path: str, ref: str, num: int, seed: int, metrics: str, detector: str, precision: str,
          allow_mismatch: bool, state: str | None, save: str | None, json_path: str | None,
          batch: int, workers: int, device: str) -> None:
@@ -200,6 +202,7 @@ def calc(path: str, ref: str, num: int, seed: int, metrics: str, detector: str, 
     METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, STATE, SAVE, JSON, sampler_options,
     guidance_options, SPEED[0], RNG, SPEED[2])
 @one_line_errors
+@naming_flags(PARAMETERS)
 def gen(network_path: str, weights: str | None, classes: list[int] | None, ref: str, num: int,
         seed: int, blocks: int, metrics: str, detector: str, precision: str, allow_mismatch: bool,
         state: str | None, save: str | None, json_path: str | None, batch: int, rng: str | None,
@@ -263,6 +266,7 @@ def gen(network_path: str, weights: str | None, classes: list[int] | None, ref: 
            metavar='INT', default=MAX_FEATURES, show_default=True),
     DETECTOR, PRECISION, STATE, SPEED)
 @one_line_errors
+@naming_flags(PARAMETERS)
 def ref(path: str, dest: str, metrics: str, features: int, detector: str, precision: str,
         state: str | None, batch: int, workers: int, device: str) -> None:
     """Compute the statistics of all images of a data set, for fid.py calc and gen.
@@ -306,6 +310,7 @@ def ref(path: str, dest: str, metrics: str, features: int, detector: str, precis
 @click.argument('second', metavar='B')
 @method('--allow-mismatch', help='Compare although the two were made otherwise', is_flag=True)
 @one_line_errors
+@naming_flags(PARAMETERS)
 def dist(first: str, second: str, allow_mismatch: bool) -> None:
     """Print the Fréchet distance of two files of statistics; no images and no detector are needed.
 
@@ -372,6 +377,7 @@ def dist(first: str, second: str, allow_mismatch: bool) -> None:
             metavar='FILE'),
     JSON, SPEED)
 @one_line_errors
+@naming_flags(PARAMETERS)
 def nearest(path: str, data: str, control: str | None, num: int | None, seed: int, xflip: bool,
             among: int, threshold: float, detector: str, precision: str, dest: str, k: int,
             show: int, csv_path: str | None, json_path: str | None, batch: int, workers: int,
@@ -486,6 +492,7 @@ def save_neighbours(path: str, images: np.ndarray, training: FolderImages | Arra
 @files('--convert', 'dest', help='Write the weights of FILE under canonical names as a plain file, '
                                  '.pth or .safetensors', metavar='PATH')
 @one_line_errors
+@naming_flags(PARAMETERS)
 def detector(paths: tuple[str, ...], fetch: str | None, dest: str | None) -> None:
     """Say what a file of detector weights is; nothing in it is executed.
 
@@ -547,6 +554,7 @@ def detector(paths: tuple[str, ...], fetch: str | None, dest: str | None) -> Non
            metavar='INT', default=1, show_default=True),
     METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, swept_options, SPEED[0], RNG, SPEED[2])
 @one_line_errors
+@naming_flags(PARAMETERS)
 def sweep(network_path: str, weights: str | None, ema_length: list[float] | None,
           classes: list[int] | None, ref: str, dest: str, num: int, seed: int, blocks: int,
           metrics: str, detector: str, precision: str, allow_mismatch: bool, batch: int,
@@ -632,6 +640,7 @@ def sweep(network_path: str, weights: str | None, ema_length: list[float] | None
            metavar='INT', default=1, show_default=True),
     METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, searched_options, SPEED[0], RNG, SPEED[2])
 @one_line_errors
+@naming_flags(PARAMETERS)
 def search(network_path: str, weights: str | None, classes: list[int] | None, ref: str, dest: str,
            rounds: int, num: int, seed: int, confirm: int, confirm_num: int, confirm_blocks: int,
            metrics: str, detector: str, precision: str, allow_mismatch: bool, batch: int,

@@ -23,6 +23,7 @@ from dnnlib.cli import (
     NumberOr,
     Seconds,
     heading,
+    naming_flags,
     one_line_errors,
     reject_unused,
     with_options,
@@ -30,6 +31,7 @@ from dnnlib.cli import (
 from dnnlib.download import is_url
 from dnnlib.files import atomic_write, held
 from dnnlib.logfile import LogFile
+from evaluation.judge import PARAMETERS
 from evaluation.while_training import EvalConfig, Evaluation
 from limpid.levels import DISCRETE_SCHEDULES, DiscreteSchedule
 from limpid.loss import (
@@ -221,6 +223,7 @@ EVAL_FLAGS = {'ref': '--ref', 'metrics': '--metrics', 'num': '--eval-num',
        default=TrainConfig.seed, show_default=True)
 @other('-n', '--dry-run', help='Print the resolved options and stop', is_flag=True)
 @one_line_errors
+@naming_flags(PARAMETERS)
 def main(outdir: str | None, nosubdir: bool, run: str | None, desc: str | None,
          transfer: str | None, resume: str | None, max_time: float | None, dry_run: bool,
          device: str, eval_kimg: float | None, ref: str | None, metrics: str | None,

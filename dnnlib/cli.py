@@ -6,10 +6,12 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar, cast
 
 import click
+
+F = TypeVar('F', bound=Callable[..., Any])
 
 
 class GroupedCommand(click.Command):
@@ -171,6 +173,41 @@ def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
                         code=1) from error
 
     return wrapper
+
+
+def with_flags(message: str, names: Collection[str]) -> str:
+    """Name parameters in `message` as options of the running command: ref=x becomes --ref=x.
+
+    Messages of the libraries name the parameters of their functions; `names` are those to look
+    for. Where the command has an option of that name, its user reads it: `ref=x.npz` becomes
+    `--ref=x.npz`, and `allow_mismatch=True` becomes `--allow-mismatch`. Without a running command
+    the message stays as it is.
+    """
+    context = click.get_current_context(silent=True)
+    options = [] if context is None else context.command.params
+    for name in names:
+        flag = f'--{name.replace("_", "-")}'
+        option = next((option for option in options if flag in option.opts), None)
+        if isinstance(option, click.Option):
+            value = '=True' if option.is_flag else '(?==)'
+            message = re.sub(rf'(?<![\w./-]){name}{value}', flag, message)
+    return message
+
+
+def naming_flags(names: Collection[str]) -> Callable[[F], F]:
+    """Decorate a command: its ValueErrors name these parameters as its options."""
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (click's own)
+            try:
+                return function(*args, **kwargs)
+            except ValueError as error:
+                message = str(error)
+                if with_flags(message, names) == message:
+                    raise
+                raise ValueError(with_flags(message, names)) from error
+        return cast(F, wrapper)
+    return decorate
 
 
 def _line(error: BaseException) -> str:

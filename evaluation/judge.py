@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dnnlib.cli import with_flags
 from limpid.denoiser import Counting
 from limpid.guidance import Guided
 from limpid.seeds import check_classes, generate
@@ -47,6 +48,8 @@ JPEG = 'some images are JPEG or WebP, and compression adds to the distance: use 
 ARRAYS = ('.npz', '.npy')
 # images whose features a reference keeps: as many as published comparisons take
 MAX_FEATURES = 10_000
+# parameters that messages of the metrics name, and options of every command that judges
+PARAMETERS = ('ref', 'metrics', 'detector', 'precision', 'state', 'allow_mismatch')
 PRECISIONS = ('float32', 'tf32', 'float64')
 
 
@@ -325,7 +328,7 @@ class Judge:
                 notes = self.notes(images, reference)
         for note in notes:
             if note not in self._said:
-                distributed.print0(f'Note: {note}')
+                distributed.print0(f'Note: {with_flags(note, PARAMETERS)}')
         self._said.update(notes)
         measured = self.measure(images, state, title)
         if isinstance(measured, Stopped):

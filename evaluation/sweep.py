@@ -34,10 +34,10 @@ import torch
 
 from checkpoints.diffusers import is_diffusers
 from checkpoints.reconstruct import reconstructed
-from dnnlib.cli import FloatList
+from dnnlib.cli import FloatList, with_flags
 from dnnlib.files import atomic_write, held
 from dnnlib.plots import pyplot
-from evaluation.judge import GeneratedImages, Judge, digest_of
+from evaluation.judge import PARAMETERS, GeneratedImages, Judge, digest_of
 from limpid.adaptive import ADAPTIVE
 from limpid.denoiser import Conditioned
 from limpid.samplers import Churn
@@ -706,7 +706,7 @@ class Evaluator:
         for note in notes:
             if note not in self._told:
                 self._told.add(note)
-                distributed.print0(f'Note: {note}')
+                distributed.print0(f'Note: {with_flags(note, PARAMETERS)}')
 
 
 def summary(scores: Sequence[Mapping[str, float]]) -> Row:

@@ -88,8 +88,8 @@ def tap_of(metric: str, main: str) -> str:
     if tap == MAIN:
         return main
     if main == 'demo' and tap in ('pool_3', 'spatial'):
-        raise ValueError(f'--metrics={metric} needs the Inception network, and --detector=demo is '
-                         f'another: leave {metric} out, or use --detector=inception')
+        raise ValueError(f'metrics={metric} needs the Inception network, and detector=demo is '
+                         f'another: leave {metric} out, or use detector=inception')
     return tap
 
 
@@ -169,10 +169,10 @@ def check(reference: Reference, metrics: Sequence[str], main: str,
     line.
     """
     notes = list(reference.notes)
-    where = f'--ref={reference.source}'
+    where = f'ref={reference.source}'
     for name in metrics:   # before a long pass rather than after it
         if count < METRICS[name].least:
-            raise ValueError(f'--metrics={name} takes {METRICS[name].least} images or more, not '
+            raise ValueError(f'metrics={name} takes {METRICS[name].least} images or more, not '
                              f'{count}')
     wanted = needs_of_reference(metrics, main)
     for tap in sorted(wanted.features - set(reference.features)):
@@ -191,7 +191,7 @@ def check(reference: Reference, metrics: Sequence[str], main: str,
         mismatch = f'holds images of shape {held}, but these have shape {list(image_shape)}'
         if not allow_mismatch:
             raise ValueError(f'{where} {mismatch}; make it anew with fid.py ref, or say '
-                             f'--allow-mismatch')
+                             f'allow_mismatch=True')
         notes.append(f'{where} {mismatch}')
     for tap in sorted(wanted.moments - set(reference.moments)):
         asked = next(m for m in metrics if METRICS[m].against == MOMENTS and tap_of(m, main) == tap)
@@ -212,7 +212,7 @@ def check(reference: Reference, metrics: Sequence[str], main: str,
         mismatches = _mismatches(stats, tap, extractors[tap].digest, image_shape, precision)
         if mismatches and not allow_mismatch:
             raise ValueError(f'{where} {"; ".join(mismatches)}; make it anew with fid.py ref, or '
-                             f'say --allow-mismatch')
+                             f'say allow_mismatch=True')
         notes += [f'{where} {mismatch}' for mismatch in mismatches]
         if stats.detector_id is None and not reference.notes:
             notes.append(f'{reference.source} does not say which detector it was made with; only '
@@ -235,7 +235,7 @@ def _mismatches(stats: Statistics, tap: str, digest: str, image_shape: Sequence[
     elif stats.detector_digest not in (None, digest):
         found.append(f'was made with other weights of detector {TAPS[tap].detector_id}')
     if stats.precision not in (None, precision):
-        found.append(f'was made with --precision={stats.precision}, not {precision}')
+        found.append(f'was made with precision={stats.precision}, not {precision}')
     if stats.image_shape not in (None, list(image_shape)):
         found.append(f'is of images of shape {stats.image_shape}, but these have shape '
                      f'{list(image_shape)}')

@@ -139,7 +139,7 @@ def load_detector(name: str, device: torch.device,
     if name in DETECTORS:
         return DETECTORS[name](device, dtype)
     if not os.path.isfile(name):
-        raise ValueError(f'--detector={name} is neither {" nor ".join(DETECTORS)} nor a file of '
+        raise ValueError(f'detector={name} is neither {" nor ".join(DETECTORS)} nor a file of '
                          f'Inception weights')
     return InceptionDetector(load_weights(name), device, dtype)
 

@@ -21,7 +21,7 @@ import torch
 import tqdm
 from torch import Tensor
 
-from dnnlib.cli import is_terminal
+from dnnlib.cli import is_terminal, with_flags
 from dnnlib.files import atomic_write, held
 from metrics.features import TAPS, FeatureExtractor
 from metrics.statistics import CHUNK, Moments, Statistics, chunks, library_versions
@@ -157,7 +157,8 @@ def _identity(count: int, fingerprint: str, precision: str, wanted: Wanted,
 def _say_what_was_there(done: int, num_chunks: int, count: int,
                         state: str | os.PathLike[str]) -> None:
     if done == num_chunks:
-        print(f'Note: taken from --state={state}, where this was measured before', flush=True)
+        note = with_flags(f'taken from state={state}, where this was measured before', ['state'])
+        print(f'Note: {note}', flush=True)
     elif done:
         print(f'Note: continuing from {done * CHUNK} of {count} images', flush=True)
 
@@ -260,7 +261,7 @@ class _Progress:
             self.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise ValueError(
-                f'--state={self.folder} is a file, or lies in one; name a folder') from None
+                f'state={self.folder} is a file, or lies in one; name a folder') from None
         self._lock = contextlib.ExitStack()
         self._lock.enter_context(held(self.folder / '.lock'))
         return self
@@ -283,10 +284,10 @@ class _Progress:
                          for tap in kept}
                 self._check(done, total, sums, found)
         except Exception as error:
-            raise ValueError(f'--state={self.folder} is damaged ({" ".join(str(error).split())}): '
+            raise ValueError(f'state={self.folder} is damaged ({" ".join(str(error).split())}): '
                              'delete the folder, or name another') from error
         if identity != self.identity:
-            raise ValueError(f'--state={self.folder} belongs to other images, or to a measurement '
+            raise ValueError(f'state={self.folder} belongs to other images, or to a measurement '
                              f'of something else ({_difference(identity, self.identity)}): delete '
                              f'the folder, or name another')
         for tap, moments in total.items():

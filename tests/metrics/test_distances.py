@@ -90,7 +90,7 @@ def test_a_detector_that_there_is_not_is_never_replaced():
     with pytest.raises(ValueError) as error:
         load_detector('inseption', torch.device('cpu'))
     assert str(
-        error.value) == '--detector=inseption is neither inception nor demo nor a file of Inception weights'
+        error.value) == 'detector=inseption is neither inception nor demo nor a file of Inception weights'
     assert list(DETECTORS) == ['inception', 'demo']
 
 

@@ -199,11 +199,11 @@ def test_progress_of_something_else_is_refused(tmp_path):
                                        (Noise(50), Wanted(frozenset({'demo'})), 'features')):
         with pytest.raises(ValueError) as error:
             look(images, wanted, state=tmp_path)
-        assert str(error.value) == (f'--state={tmp_path} belongs to other images, or to a '
+        assert str(error.value) == (f'state={tmp_path} belongs to other images, or to a '
                                     f'measurement of something else ({difference}): delete the '
                                     f'folder, or name another')
     (tmp_path / 'progress.npz').write_bytes(b'PK')
-    with pytest.raises(ValueError, match=r'^--state=.* is damaged \(.*\): delete the folder, or '
+    with pytest.raises(ValueError, match=r'^state=.* is damaged \(.*\): delete the folder, or '
                                          r'name another$'):
         look(Noise(50), state=tmp_path)
 
@@ -270,9 +270,9 @@ def test_what_metrics_need():
     for metric in ('is', 'sfid'):
         with pytest.raises(ValueError) as error:
             tap_of(metric, 'demo')
-        assert str(error.value) == (f'--metrics={metric} needs the Inception network, and '
-                                    f'--detector=demo is another: leave {metric} out, or use '
-                                    f'--detector=inception')
+        assert str(error.value) == (f'metrics={metric} needs the Inception network, and '
+                                    f'detector=demo is another: leave {metric} out, or use '
+                                    f'detector=inception')
 
 
 def checked(reference, metrics=('fid',), count=2000, shape=(3, 4, 4), precision='float32',
@@ -293,14 +293,14 @@ def test_mismatches_are_refused_unless_allowed():
     for fields, what in (
             ({'detector_id': 'other-v2'}, 'was made with detector other-v2, not demo-v1'),
             ({'detector_digest': '0'}, 'was made with other weights of detector demo-v1'),
-            ({'precision': 'tf32'}, 'was made with --precision=tf32, not float32'),
+            ({'precision': 'tf32'}, 'was made with precision=tf32, not float32'),
             ({'image_shape': [3, 8, 8]}, 'is of images of shape [3, 8, 8], but these have shape '
                                          '[3, 4, 4]')):
         with pytest.raises(ValueError) as error:
             checked(changed(reference, **fields))
         assert str(
-            error.value) == f'--ref=real.npz {what}; make it anew with fid.py ref, or say --allow-mismatch'
-        assert checked(changed(reference, **fields), allow_mismatch=True) == [f'--ref=real.npz '
+            error.value) == f'ref=real.npz {what}; make it anew with fid.py ref, or say allow_mismatch=True'
+        assert checked(changed(reference, **fields), allow_mismatch=True) == [f'ref=real.npz '
                                                                               f'{what}']
     assert checked(changed(reference, detector_id=None, detector_digest=None, image_shape=None,
                            precision=None)) == [
@@ -314,11 +314,11 @@ def test_references_that_lack_something():
     reference = some_reference()
     with pytest.raises(ValueError) as error:
         checked(Reference('real.npz', reference.moments), ['fid', 'kid'])
-    assert str(error.value) == ('--ref=real.npz holds no features of its images, which kid '
+    assert str(error.value) == ('ref=real.npz holds no features of its images, which kid '
                                 'compares with: make it anew with fid.py ref --metrics=fid,kid')
     with pytest.raises(ValueError) as error:
         checked(Reference('real.npz', {'pool_3': reference.moments['demo']}))
-    assert str(error.value) == ('--ref=real.npz has no statistics of demo-v1, which fid compares '
+    assert str(error.value) == ('ref=real.npz has no statistics of demo-v1, which fid compares '
                                 'with here, only those for FID; make it anew with fid.py ref '
                                 '--metrics=fid --detector=demo')
 
@@ -350,7 +350,7 @@ def test_progress_that_no_pass_can_have_written(tmp_path, damage, why):
     with pytest.raises(ValueError) as error:
         look(Noise(CHUNK + 30), state=tmp_path)
     assert str(
-        error.value) == f'--state={tmp_path} is damaged ({why}): delete the folder, or name another'
+        error.value) == f'state={tmp_path} is damaged ({why}): delete the folder, or name another'
 
 
 def changed_progress(folder, **changes):
@@ -363,16 +363,16 @@ def test_references_that_say_too_little():
     with pytest.raises(ValueError) as error:
         checked(few, ['kid'])
     assert str(
-        error.value) == '--ref=real.npz holds the features of 40 images, and kid takes 1000 or more'
+        error.value) == 'ref=real.npz holds the features of 40 images, and kid takes 1000 or more'
     crooked = changed(some_reference(), sigma=np.triu(some_reference().moments['demo'].sigma))
     with pytest.raises(ValueError) as error:
         checked(crooked)
     assert str(
-        error.value) == '--ref=real.npz: the covariance of demo is not symmetric, so it is none; make it anew'
+        error.value) == 'ref=real.npz: the covariance of demo is not symmetric, so it is none; make it anew'
     other = Reference('adm.npz', some_reference().moments, some_reference().features,
                       image_shape=[3, 64, 64])
     with pytest.raises(ValueError) as error:
         checked(other)
-    assert str(error.value) == ('--ref=adm.npz holds images of shape [3, 64, 64], but these have '
+    assert str(error.value) == ('ref=adm.npz holds images of shape [3, 64, 64], but these have '
                                 'shape [3, 4, 4]; make it anew with fid.py ref, or say '
-                                '--allow-mismatch')
+                                'allow_mismatch=True')

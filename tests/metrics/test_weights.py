@@ -373,7 +373,7 @@ def test_locate_says_what_to_do(home):
         'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth '
         '(95628359 bytes, sha256 6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2) '
         f'to {cache}, or set LIMPID_DETECTOR to the file; for a trial without '
-        'them --detector=demo measures the distance of random features, which is NOT FID')
+        'them detector=demo measures the distance of random features, which is NOT FID')
 
 
 def test_locate_prefers_what_is_named_then_our_cache_then_others(home, monkeypatch):
