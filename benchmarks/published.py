@@ -1,17 +1,17 @@
-"""Compare with published numbers, for who has a network: about 12 GB of downloads, and hours
-without a GPU.
+"""Compare with published numbers: about 12 GB of downloads, and hours of work without a GPU.
 
-    python -m benchmarks.published                 # everything
+    python -m benchmarks.published                 # all checks
     python -m benchmarks.published detectors cifar10
 
-Nothing of this is part of the tests, which reach for no network. The checks:
+The tests do none of this, since they use no network. The checks:
 
-detectors  the four published files of Inception's weights hold the same weights: one digest
-cifar10    the 50,000 training images of CIFAR-10 against EDM's reference of them: FID 0
-adm        ADM-G, ADM-U's published ImageNet-256 samples against its published reference: IS 215.84,
-           FID 3.94, sFID 6.14, precision 0.83, recall 0.53, as TensorFlow's evaluator found them
+detectors  The four published files of Inception's weights hold the same weights: one digest.
+cifar10    The 50,000 training images of CIFAR-10 against EDM's reference of them: FID 0.
+adm        The published ImageNet-256 samples of ADM-G, ADM-U against the published reference: IS
+           215.84, FID 3.94, sFID 6.14, precision 0.83, recall 0.53, as TensorFlow's evaluator found
+           them.
 
-Every line says what was found and what was expected; the exit code is 1 where one differs.
+Every line gives the number found and the number expected; the exit code is 1 where they differ.
 """
 
 import sys
@@ -38,36 +38,39 @@ ADM = 'https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches
 ADM_SAMPLES, ADM_REFERENCE = (f'{ADM}admnet_guided_upsampled_imagenet256.npz',
                               f'{ADM}VIRTUAL_imagenet256_labeled.npz')
 ADM_NUMBERS = {'fid': (3.94256, 0.002), 'sfid': (6.14043, 0.003), 'is': (215.837, 0.3),
-               # and by how much another implementation has differed, rounded up
+               # with the difference of another implementation, rounded up
                'precision': (0.8265, 0.001), 'recall': (0.5309, 0.001)}
 
-Line = tuple[str, str, str, bool]   # what, found, expected, whether they agree
+Line = tuple[str, str, str, bool]   # name, found, expected, whether they agree
 
 
 def detectors(device: torch.device) -> Iterator[Line]:
-    """One digest for all published files."""
+    """Compare the digests of all published files with that of the first."""
     first = None
     for file in (*PUBLISHED, (NGC_URL, None, 0)):
         found = identify(fetch(file[0], file[1]))
         first = first or found.digest
-        yield f'digest of {Path(file[0]).name} ({found.format})', found.digest, first, found.digest == first
+        name = f'digest of {Path(file[0]).name} ({found.format})'
+        yield name, found.digest, first, found.digest == first
 
 
 def cifar10(device: torch.device) -> Iterator[Line]:
-    """The training set against EDM's statistics of it."""
+    """Compare the training set with EDM's statistics of it."""
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / 'cifar10.npz')
         pixels = cifar10_images(fetch(CIFAR10))
         write_sample_batch(path, torch.from_numpy(pixels).split(1000), list(pixels.shape))
         result = Judge(EDM_CIFAR10, ['fid'], device=device)(open_images(path))
     assert result is not None
-    yield 'FID of the CIFAR-10 training set', f'{result.scores["fid"]:.2e}', '0', abs(
-        result.scores['fid']) < 1e-3
+    fid = result.scores['fid']
+    yield 'FID of the CIFAR-10 training set', f'{fid:.2e}', '0', abs(fid) < 1e-3
 
 
 def cifar10_images(path: str | Path) -> np.ndarray:
-    """uint8 [50000, 3, 32, 32]: five files of records, a byte for the class and 3072 for the
-    pixels, by channel."""
+    """Read the training images, uint8 [50000, 3, 32, 32].
+
+    The archive has five files of records: a byte for the class, and 3072 for the pixels, by channel.
+    """
     parts = []
     with tarfile.open(path, 'r:gz') as archive:
         for number in range(1, 6):
@@ -78,7 +81,7 @@ def cifar10_images(path: str | Path) -> np.ndarray:
 
 
 def adm(device: torch.device) -> Iterator[Line]:
-    """What ADM's evaluator says of ADM's samples."""
+    """Compare the numbers of ADM's samples with those that ADM's evaluator gives."""
     samples, reference = str(fetch(ADM_SAMPLES)), str(fetch(ADM_REFERENCE))
     result = Judge(reference, ['fid', 'sfid', 'is', 'pr'], device=device)(open_images(samples))
     assert result is not None
@@ -94,17 +97,22 @@ CHECKS: dict[str, Callable[[torch.device], Iterator[Line]]] = {'detectors': dete
 
 @click.command()
 @click.argument('checks', nargs=-1, type=click.Choice(list(CHECKS)))
-@click.option('--device', default='auto', help='auto, cuda, mps or cpu')
+@click.option('--device', default='auto', help='Device to compute on: auto, cuda, mps or cpu')
 @one_line_errors
 def main(checks: tuple[str, ...], device: str) -> None:
-    """Compare with published numbers; see the beginning of this file."""
+    """Compare with published numbers: all of them, or those of the CHECKS.
+
+    detectors: the published files of Inception's weights hold the same weights. cifar10: the FID of
+    CIFAR-10's training images against EDM's reference of them is 0. adm: the published samples of
+    ADM have the published numbers. All of it downloads about 12 GB.
+    """
     chosen = distributed.init(device)
     torch.backends.cudnn.deterministic = True
     agree = True
     for name in checks or CHECKS:
         for what, found, expected, good in CHECKS[name](chosen):
-            print(f'{"agrees " if good else "DIFFERS"}  {what}: {found}, expected {expected}',
-                  flush=True)
+            verdict = 'agrees ' if good else 'DIFFERS'
+            print(f'{verdict}  {what}: {found}, expected {expected}', flush=True)
             agree = agree and good
     sys.exit(0 if agree else 1)
 
