@@ -1,4 +1,6 @@
-"""Draw the paper's figures with what this repository computes: python -m docs.figures NAME
+"""Draw the paper's figures with the formulas and samplers of this repository.
+
+    python -m docs.figures trajectories
 
 Every picture is a function of its options alone, to the byte for one version of matplotlib.
 """
@@ -19,7 +21,7 @@ from dnnlib.files import atomic_write
 from dnnlib.plots import pyplot
 from limpid.denoiser import Conditioned
 from limpid.ideal import IdealDenoiser, Mixture
-from limpid.schedules import LinearSchedule, NoScaling, VESchedule, VPScaling, VPSchedule
+from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule, VESchedule, VPScaling, VPSchedule
 from limpid.solvers import ProbabilityFlow
 from limpid.steps import EDMSteps
 from torch_utils.random import generator_at
@@ -27,14 +29,15 @@ from torch_utils.random import generator_at
 DIGITS = 'datasets/digits-16x16.zip'
 f64 = torch.float64
 
-data_option = click.option('--data', help='The data set, a zip or a folder', metavar='PATH',
+data_option = click.option('--data', help='Data set: a zip or a folder of images', metavar='PATH',
                            default=DIGITS, show_default=True)
 seed_option = click.option('--seed', help='Random seed', metavar='INT', type=int, default=0,
                            show_default=True)
 
 
-def dest_option(name: str) -> Callable[..., Any]:
-    return click.option('--dest', help='The picture to write', metavar='PNG',
+def dest_option(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return the option --dest, whose default is docs/NAME.png."""
+    return click.option('--dest', help='Picture to write', metavar='PNG',
                         default=os.fspath(Path(__file__).with_name(f'{name}.png')))
 
 
@@ -54,8 +57,10 @@ FRAMES = [
 
 
 def solution(sigmas: Tensor, quantiles: Tensor) -> Tensor:
-    """Exact trajectories of the two points ±1, s = 1, that pass the quantiles of N(0, σ²) at
-    sigmas[-1]: [Q, S]"""
+    """Return exact trajectories of the two points ±1 for s = 1, [Q, S].
+
+    They pass the quantiles of N(0, σ²) at sigmas[-1].
+    """
     start = torch.special.ndtri(quantiles) * sigmas[-1]
     return TWO_DIRACS.flow(start.expand(len(sigmas), -1), sigmas[-1], sigmas).T
 
@@ -64,8 +69,7 @@ def solution(sigmas: Tensor, quantiles: Tensor) -> Tensor:
 @dest_option('trajectories')
 @one_line_errors
 def trajectories(dest: str) -> None:
-    """Figure 3: the probability flow of two points, x = ±1, under three choices of σ(t) and
-    s(t)."""
+    """Figure 3: the probability flow of two points, x = ±1, for three choices of σ(t) and s(t)."""
     plt = pyplot()
     figure, axes = plt.subplots(2, 3, figsize=(11, 6.4), layout='constrained')
     sigmas = torch.cat([torch.linspace(0, 1, 241, dtype=f64),
@@ -77,13 +81,7 @@ def trajectories(dest: str) -> None:
         column[1].set_xlabel(t_name)
         for ax, sigma_max, height in zip(column, (25.0, 1.0), heights, strict=True):
             shown = sigmas <= sigma_max
-            times, scales = schedule.sigma_inv(sigmas[shown]), scaling.s(sigmas[shown])
-            ax.set(xlim=(0, float(times[-1])), ylim=(-height, height))
-            ax.pcolormesh(*(array.numpy() for array in density(schedule, scaling, float(times[-1]),
-                                                               height)),
-                          cmap='Blues', vmin=0, vmax=1.6, shading='nearest')
-            ax.plot(times.numpy(), (paths[:, shown] * scales).T.numpy(), color='#a33',
-                    linewidth=0.9)
+            draw_paths(ax, schedule, scaling, sigmas[shown], paths[:, shown], height)
             ax.text(0.97, 0.04, f'σ from 0 to {sigma_max:g}', transform=ax.transAxes, ha='right',
                     fontsize=9, bbox={'facecolor': 'white', 'edgecolor': 'none', 'alpha': 0.8,
                                       'pad': 2})
@@ -97,9 +95,24 @@ def trajectories(dest: str) -> None:
     save(figure, dest)
 
 
-def density(schedule: Any, scaling: Any, t_max: float,
-            height: float) -> tuple[Tensor, Tensor, Tensor]:   # noqa: ANN401
-    """t [T], x [X] and p(x; t) [X, T] of the two points, each time relative to its own maximum."""
+def draw_paths(ax: Any, schedule: Schedule, scaling: Scaling,   # noqa: ANN401 (matplotlib's)
+               sigmas: Tensor, paths: Tensor, height: float) -> None:
+    """Draw the density of the two points, and paths [Q, S] of s = 1 at noise levels sigmas [S]."""
+    times, scales = schedule.sigma_inv(sigmas), scaling.s(sigmas)
+    t_max = float(times[-1])
+    ax.set(xlim=(0, t_max), ylim=(-height, height))
+    t, x, p = density(schedule, scaling, t_max, height)
+    ax.pcolormesh(t.numpy(), x.numpy(), p.numpy(), cmap='Blues', vmin=0, vmax=1.6,
+                  shading='nearest')
+    ax.plot(times.numpy(), (paths * scales).T.numpy(), color='#a33', linewidth=0.9)
+
+
+def density(schedule: Schedule, scaling: Scaling, t_max: float,
+            height: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return t [T], x [X] and the density p(x; t) [X, T] of the two points.
+
+    The density at each time is relative to its own maximum.
+    """
     # Cell centres: none at t = 0, where the density is two points.
     t = (torch.arange(300, dtype=f64) + 0.5) * t_max / 300
     x = torch.linspace(-height, height, 301, dtype=f64)
@@ -109,10 +122,12 @@ def density(schedule: Any, scaling: Any, t_max: float,
     return t, x, (log_p - log_p.amax(dim=0)).exp()
 
 
-def draw_gradients(ax: Any, schedule: Any, scaling: Any, sigmas: Tensor,
-                   paths: Tensor) -> None:   # noqa: ANN401
-    """Arrows of one length along −(1, dx/dt), where Algorithm 1 heads from points of every third
-    path."""
+def draw_gradients(ax: Any, schedule: Schedule, scaling: Scaling,   # noqa: ANN401 (matplotlib's)
+                   sigmas: Tensor, paths: Tensor) -> None:
+    """Draw arrows of one length along −(1, dx/dt), from points of every third path.
+
+    This is where Algorithm 1 heads from there.
+    """
     flow = ProbabilityFlow(Conditioned(TWO_DIRACS), schedule, scaling)
     width, height = ax.get_xlim()[1], 2 * ax.get_ylim()[1]
     box = ax.get_position()
@@ -135,13 +150,13 @@ LEVELS = (0, 0.2, 0.5, 1, 2, 3, 5, 7, 10, 20, 50)
 
 @main.command()
 @data_option
-@click.option('--images', 'count', help='How many images', metavar='INT',
+@click.option('--images', 'count', help='Number of images', metavar='INT',
               type=click.IntRange(min=1), default=3, show_default=True)
 @seed_option
 @dest_option('denoiser')
 @one_line_errors
 def denoiser(data: str, count: int, seed: int, dest: str) -> None:
-    """Figure 1: images of a data set with noise, and what the ideal denoiser makes of them."""
+    """Figure 1: images of a data set with noise, and the ideal denoiser's answers."""
     plt = pyplot()
     net = open_data(data)
     generator = generator_at(seed)
@@ -164,8 +179,8 @@ def denoiser(data: str, count: int, seed: int, dest: str) -> None:
     save(figure, dest)
 
 
-def show_image(ax: Any, image: Tensor) -> None:   # noqa: ANN401
-    """One image [C, H, W] in [-1, 1] (clipped), with its pixels as squares and without ticks."""
+def show_image(ax: Any, image: Tensor) -> None:   # noqa: ANN401 (matplotlib's)
+    """Show one image [C, H, W] in [-1, 1] (clipped), with square pixels and without ticks."""
     pixels = ((image.clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy()
     ax.imshow(pixels[..., 0] if pixels.shape[-1] == 1 else pixels, cmap='gray', vmin=0, vmax=1,
               interpolation='nearest')
@@ -179,11 +194,11 @@ RHOS = (1.0, 2.0, 3.0, 5.0, 7.0)
 
 @main.command()
 @data_option
-@click.option('--steps', 'num_steps', help='N, the noise levels of the sampler', metavar='INT',
+@click.option('--steps', 'num_steps', help='Number of noise levels N of the sampler', metavar='INT',
               type=click.IntRange(min=2), default=64, show_default=True)
-@click.option('--samples', help='How many x for each step; the paper has 200', metavar='INT',
+@click.option('--samples', help='Number of points x for each step; the paper has 200', metavar='INT',
               type=click.IntRange(min=1), default=8, show_default=True)
-@click.option('--substeps', help='Euler steps that make the reference of one step', metavar='INT',
+@click.option('--substeps', help='Number of Euler steps in the reference of one step', metavar='INT',
               type=click.IntRange(min=1), default=200, show_default=True)
 @seed_option
 @dest_option('truncation')
@@ -218,11 +233,11 @@ def truncation(data: str, num_steps: int, samples: int, substeps: int, seed: int
 @torch.no_grad()
 def local_errors(net: Callable[..., Tensor], y: Tensor, noise: Tensor, sigmas: Tensor,
                  substeps: int) -> tuple[Tensor, Tensor]:
-    """RMSE of single steps between neighbours of `sigmas` [N], from x = y + σ_i n: Euler's and
-    Heun's, [N − 1] each
+    """Return the RMSE of single steps of Euler and Heun between neighbours of `sigmas` [N].
 
-    The reference takes `substeps` steps of Euler's method, uniform in t = σ, in place of one. All
-    the steps are taken side by side, as rows of one batch.
+    The steps start from x = y + σ_i n; the result is [N − 1] for each method. The reference takes
+    `substeps` steps of Euler's method, uniform in t = σ, in place of one. All the steps are taken
+    side by side, as rows of one batch.
     """
     count = len(sigmas) - 1
     ones = [1] * (y.ndim - 1)
@@ -245,6 +260,7 @@ def local_errors(net: Callable[..., Tensor], y: Tensor, noise: Tensor, sigmas: T
 
 
 def open_data(path: str) -> IdealDenoiser:
+    """Return the ideal denoiser of a data set. Raises ValueError where the digits are missing."""
     if path == DIGITS and not os.path.exists(path):
         raise ValueError(f'{path} is missing: make it with python dataset_tool.py --source=digits '
                          f'--dest={path}, or name another set with --data')
@@ -252,13 +268,14 @@ def open_data(path: str) -> IdealDenoiser:
 
 
 def draw(net: IdealDenoiser, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """`count` images of the set, and as much unit noise: [count, C, H, W] float64 each."""
+    """Draw `count` images of the set, and as much unit noise: [count, C, H, W] float64 each."""
     chosen = torch.randint(len(net.images), [count], generator=generator)
     y = net.images[chosen].to(f64)
     return y, torch.randn(y.shape, generator=generator, dtype=f64)
 
 
-def save(figure: Any, dest: str) -> None:   # noqa: ANN401
+def save(figure: Any, dest: str) -> None:   # noqa: ANN401 (matplotlib's)
+    """Write a figure as PNG."""
     with atomic_write(dest) as file:
         figure.savefig(file, format='png', dpi=120, metadata={'Software': None})
     click.echo(f'Wrote {dest}')
