@@ -1,4 +1,4 @@
-"""From command-line options to objects. An option that would have no effect is an error."""
+"""Commands whose options become objects. An option without an effect is an error."""
 
 import dataclasses
 import functools
@@ -21,12 +21,13 @@ class GroupedCommand(click.Command):
     `Examples:` is.
     """
 
-    def __init__(self, *args: Any, examples: str = '',
-                 **kwargs: Any) -> None:  # noqa: ANN401 (click's own)
+    def __init__(self, *args: Any, examples: str = '',   # noqa: ANN401 (click's own)
+                 **kwargs: Any) -> None:   # noqa: ANN401
         super().__init__(*args, **kwargs)
         self.examples = examples
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write usage, description, the options under their headings, and the examples."""
         text, _, examples = inspect.cleandoc(self.callback.__doc__ or '').partition('Examples:\n')
         examples = self.examples or examples
         self.format_usage(ctx, formatter)
@@ -48,23 +49,23 @@ class GroupedCommand(click.Command):
 
 
 class _HeadedOption(click.Option):
-    def __init__(self, *args: Any, heading: str,
-                 **kwargs: Any) -> None:  # noqa: ANN401 (click's own)
+    def __init__(self, *args: Any, heading: str,   # noqa: ANN401 (click's own)
+                 **kwargs: Any) -> None:   # noqa: ANN401
         super().__init__(*args, **kwargs)
         self.heading = heading
 
 
-def heading(title: str) -> Callable[..., Any]:
-    """A `click.option` whose options appear under `title` in the help of a GroupedCommand."""
+def heading(title: str) -> Callable[..., Callable[[F], F]]:
+    """Return a `click.option` whose options a GroupedCommand lists under `title`."""
     return functools.partial(click.option, cls=_HeadedOption, heading=title)
 
 
-class IntList(click.ParamType):  # type: ignore[type-arg]
-    """`1,2,5-10` -> [1, 2, 5, 6, 7, 8, 9, 10], in the order given."""
+class IntList(click.ParamType):   # type: ignore[type-arg]
+    """A list of integers in the order given: `1,2,5-10` becomes [1, 2, 5, 6, 7, 8, 9, 10]."""
     name = 'LIST'
 
-    def convert(self, value: Any, param: click.Parameter | None,
-                ctx: click.Context | None) -> Any:  # noqa: ANN401
+    def convert(self, value: object, param: click.Parameter | None,
+                ctx: click.Context | None) -> object:
         if not isinstance(value, str):
             return value
         numbers: list[int] = []
@@ -82,11 +83,11 @@ class IntList(click.ParamType):  # type: ignore[type-arg]
 
 
 class FloatList(click.ParamType):  # type: ignore[type-arg]
-    """`80,10,1` -> [80.0, 10.0, 1.0], in the order given."""
+    """A list of numbers in the order given: `80,10,1` becomes [80.0, 10.0, 1.0]."""
     name = 'LIST'
 
-    def convert(self, value: Any, param: click.Parameter | None,
-                ctx: click.Context | None) -> Any:  # noqa: ANN401
+    def convert(self, value: object, param: click.Parameter | None,
+                ctx: click.Context | None) -> object:
         if not isinstance(value, str):
             return value
         try:
@@ -96,11 +97,11 @@ class FloatList(click.ParamType):  # type: ignore[type-arg]
 
 
 class Seconds(click.ParamType):  # type: ignore[type-arg]
-    """`47h`, `90m`, `30s` or `2d` -> seconds."""
+    """A duration such as `47h`, `90m`, `30s` or `2d`, which becomes seconds."""
     name = 'TIME'
 
-    def convert(self, value: Any, param: click.Parameter | None,
-                ctx: click.Context | None) -> Any:  # noqa: ANN401
+    def convert(self, value: object, param: click.Parameter | None,
+                ctx: click.Context | None) -> object:
         match = re.fullmatch(r'(\d+(?:\.\d+)?)([smhd])', value) if isinstance(value, str) else None
         if match is None:
             self.fail(f'{value!r} is not a duration such as 30s, 90m, 47h or 2d', param, ctx)
@@ -108,14 +109,14 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]
 
 
 class NumberOr(click.ParamType):  # type: ignore[type-arg]
-    """A positive number, or one of some words."""
+    """A positive number, or one of the given words."""
     name = 'FLOAT'
 
     def __init__(self, *words: str, integer: bool = False) -> None:
         self.words, self.kind = words, int if integer else float
 
-    def convert(self, value: Any, param: click.Parameter | None,
-                ctx: click.Context | None) -> Any:  # noqa: ANN401
+    def convert(self, value: object, param: click.Parameter | None,
+                ctx: click.Context | None) -> object:
         if value in self.words or not isinstance(value, str):
             return value
         try:
@@ -130,7 +131,10 @@ class NumberOr(click.ParamType):  # type: ignore[type-arg]
 
 
 def with_options(obj: Any, options: dict[str, Any]) -> Any:  # noqa: ANN401 (any dataclass)
-    """A copy of `obj` with the fields that were given on the command line (None: not given)."""
+    """Return a copy of `obj` with the fields that were given on the command line.
+
+    An option that was not given is None.
+    """
     names = {field.name for field in dataclasses.fields(obj)}
     given = {k: v for k, v in options.items() if k in names and v is not None}
     return dataclasses.replace(obj, **given)
@@ -147,14 +151,15 @@ def reject_unused(options: dict[str, Any], *objects: Any) -> None:  # noqa: ANN4
             raise ValueError(f'--{name} would have no effect with {chosen}{taken}')
 
 
-def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn what the user can mend into one line and an exit code, instead of a stack trace.
+def one_line_errors(function: F) -> F:
+    """Decorate a command: errors that its user can mend become one line and an exit code.
 
-    ValueError, FileNotFoundError and their kin are usage: exit code 2. Running out of disk or of
-    memory while working is a failure: exit code 1. LIMPID_TRACEBACK=1 shows the stack trace.
+    ValueError, FileNotFoundError and their kin are errors of usage, with exit code 2. Running out
+    of disk or of memory while working is a failure, with exit code 1. LIMPID_TRACEBACK=1 shows the
+    stack trace instead.
     """
     @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def wrapper(*args: Any, **kwargs: Any) -> Any:   # noqa: ANN401 (click's own)
         try:
             return function(*args, **kwargs)
         except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError,
@@ -172,7 +177,7 @@ def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
             raise _fail(f'{_line(error)} (a smaller --batch or --batch-gpu needs less)',
                         code=1) from error
 
-    return wrapper
+    return cast(F, wrapper)
 
 
 def with_flags(message: str, names: Collection[str]) -> str:
@@ -223,5 +228,5 @@ def _fail(message: str, code: int) -> click.ClickException:
 
 
 def is_terminal() -> bool:
-    """Whether somebody watches: progress bars are drawn only then."""
+    """Return whether stderr is a terminal. Only then are progress bars drawn."""
     return sys.stderr.isatty()

@@ -1,4 +1,4 @@
-"""Frozen dataclasses to plain values and back, strictly: what is stored is what was meant.
+"""Frozen dataclasses to plain values and back, strictly.
 
     {'batch_size': 512, 'precond': {'type': 'precond/edm', 'sigma_data': 0.5}}
 
@@ -17,12 +17,11 @@ from typing import Any
 Tags = Mapping[str, type]
 
 
-def encode(value: Any,
-           tags: Tags) -> Any:  # noqa: ANN401 (any value that JSON can hold, or a dataclass)
-    """Plain dicts, lists, strings and numbers, fit for JSON: infinity becomes the string 'inf'.
+def encode(value: object, tags: Tags) -> Any:   # noqa: ANN401 (plain values, nested)
+    """Return plain dicts, lists, strings and numbers, fit for JSON, for a dataclass or a value.
 
-    Fields that do not take part in comparisons (compare=False) are no configuration and are left
-    out.
+    Infinity becomes the string 'inf'. Fields that do not take part in comparisons (compare=False)
+    are no configuration and are left out.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         tag = {cls: tag for tag, cls in tags.items()}.get(type(value))
@@ -40,11 +39,12 @@ def encode(value: Any,
     raise TypeError(f'{type(value).__name__} has no place in a configuration')
 
 
-def decode(data: Any, hint: Any, tags: Tags, where: str = 'config') -> Any:  # noqa: ANN401
-    """The inverse of `encode` for a value of type `hint`.
+def decode(data: object, hint: object, tags: Tags,
+           where: str = 'config') -> Any:   # noqa: ANN401 (a value of type `hint`)
+    """Return the value of type `hint` that `encode` turned into `data`.
 
     Raises ValueError for an unknown field or tag (with the nearest known one), a missing field that
-    has no default, and a value of the wrong kind; `where` says in which place.
+    has no default, and a value of the wrong kind; its message begins with the place, `where`.
     """
     if isinstance(data, dict) and isinstance(data.get('type'), str) and not _is_mapping(hint):
         cls = _lookup(data['type'], tags, where)
@@ -69,24 +69,25 @@ def decode(data: Any, hint: Any, tags: Tags, where: str = 'config') -> Any:  # n
     return _decode_plain(data, hint, where)
 
 
-def _is_mapping(hint: Any) -> bool:  # noqa: ANN401
+def _is_mapping(hint: object) -> bool:
     return hint is dict or typing.get_origin(hint) is dict
 
 
-def _decode_plain(data: Any, hint: Any, where: str) -> Any:  # noqa: ANN401
+def _decode_plain(data: object, hint: object, where: str) -> object:
     if hint is float and isinstance(data, int | float | str) and not isinstance(data, bool):
         try:
             return float(data)
         except ValueError:
             raise ValueError(f'{where} is {data!r}, not a number') from None
-    wanted = dict if _is_mapping(hint) else hint
-    if wanted in (bool, int, str, dict) and (
-            not isinstance(data, wanted) or (wanted is int and isinstance(data, bool))):
-        raise ValueError(f'{where} is {data!r}, not of type {wanted.__name__}')
+    for wanted in (bool, int, str, dict):
+        if hint is wanted or (wanted is dict and _is_mapping(hint)):
+            is_number = wanted is int and isinstance(data, bool)   # which Python counts as an int
+            if not isinstance(data, wanted) or is_number:
+                raise ValueError(f'{where} is {data!r}, not of type {wanted.__name__}')
     return data
 
 
-def _decode_fields(data: Any, cls: Any, tags: Tags, where: str) -> Any:  # noqa: ANN401
+def _decode_fields(data: object, cls: type, tags: Tags, where: str) -> object:
     if not isinstance(data, dict):
         raise ValueError(f'{where} is {data!r}, not the fields of {cls.__name__}')
     fields = {f.name: f for f in dataclasses.fields(cls) if f.compare}
@@ -95,20 +96,21 @@ def _decode_fields(data: Any, cls: Any, tags: Tags, where: str) -> Any:  # noqa:
         if name not in fields:
             raise ValueError(f'{where}.{name} is unknown{did_you_mean(name, fields)}')
     for name, f in fields.items():
-        if name not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+        default, factory = f.default is not dataclasses.MISSING, f.default_factory
+        if name not in data and not default and factory is dataclasses.MISSING:
             raise ValueError(f'{where}.{name} is missing')
     return cls(**{name: decode(value, hints[name], tags, f'{where}.{name}')
                   for name, value in data.items()})
 
 
-def _lookup(tag: str, tags: Tags, where: str) -> Any:  # noqa: ANN401
+def _lookup(tag: str, tags: Tags, where: str) -> type:
     if tag not in tags:
         raise ValueError(f'{where}: the type {tag!r} is unknown{did_you_mean(tag, tags)}')
     return tags[tag]
 
 
 def did_you_mean(name: str, known: typing.Iterable[str]) -> str:
-    """' (did you mean …?)' with the nearest known name, or what is known."""
+    """Return ' (did you mean …?)' with the nearest known name, or a list of the known ones."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f' (did you mean {near[0]!r}?)' if near else f' (known: {", ".join(sorted(known))})'

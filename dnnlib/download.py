@@ -1,11 +1,11 @@
-"""Files from the web: downloaded once, by one process, continued after a broken connection,
-checked.
+"""Files from the web: downloaded once, by one process, and checked.
 
     path = fetch('https://example.org/net.pkl', sha256='…')
 
-Files are kept in $LIMPID_CACHE_DIR, else in ~/.cache/limpid/downloads, under a name that begins
-with a hash of the address. A process that finds another one at work waits for it; processes of one
-training or sampling run need no other agreement, and no collective call waits for the network.
+A download goes on after a broken connection. Files are kept in $LIMPID_CACHE_DIR, else in
+~/.cache/limpid/downloads, under a name that begins with a hash of the address. A process that finds
+another one at work waits for it; processes of one training or sampling run need no other agreement,
+and no collective call waits for the network.
 """
 
 import email.message
@@ -25,31 +25,32 @@ from typing import IO
 
 from dnnlib.files import sha256_of_file
 
-ATTEMPTS = 5      # to continue after the connection broke
+ATTEMPTS = 5      # to continue after a broken connection
 TIMEOUT = 60.0    # seconds without a byte
 CHUNK = 1 << 20
 
 
 def is_url(name: str) -> bool:
+    """Return whether `name` is the address of a file on the web."""
     return name.startswith(('http://', 'https://'))
 
 
 def cache_dir() -> Path:
-    """$LIMPID_CACHE_DIR, else ~/.cache/limpid/downloads"""
+    """Return $LIMPID_CACHE_DIR, else ~/.cache/limpid/downloads."""
     chosen = os.environ.get('LIMPID_CACHE_DIR')
     return Path(chosen).expanduser() if chosen else Path.home() / '.cache' / 'limpid' / 'downloads'
 
 
 def cached_path(url: str) -> Path:
-    """Where the file of this address is kept, whether it is there or not."""
+    """Return the path under which the file of this address is kept, once it is there."""
     name = re.sub(r'[^\w.-]', '_', Path(urllib.parse.urlsplit(url).path).name)[-100:] or 'file'
     return cache_dir() / f'{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}'
 
 
 def fetch(url: str, sha256: str | None = None, pause: float = 1.0) -> Path:
-    """The file at an http(s) address, from the cache or the web.
+    """Return the path of the file at an http(s) address, from the cache or the web.
 
-    `sha256` is what the file must have, in hexadecimal digits, also where it is in the cache
+    The file must have the SHA-256 `sha256`, in hexadecimal digits, also where it is in the cache
     already. After a broken connection the rest is asked for, ATTEMPTS times, after waiting `pause`
     seconds, then twice as long each time. Raises ValueError in one line that names the address and
     says where the file can be put by hand.
@@ -77,15 +78,27 @@ def _unreachable(url: str, path: Path, error: Exception) -> ValueError:
 
 
 def _download(url: str, path: Path, sha256: str | None, pause: float) -> None:
-    """Fetch into a file beside `path`, check it, and give it its name."""
+    """Fetch the file under another name, check it, and give it the name `path`."""
     part, validator = path.with_name(f'{path.name}.part'), path.with_name(f'{path.name}.validator')
+    _receive_all(url, part, validator, pause)
+    found = sha256_of_file(part)
+    if sha256 is not None and found != sha256.lower():
+        part.unlink()
+        raise ValueError(f'{url} has the checksum {found} instead of {sha256}: '
+                         'it is another file, or was altered on its way')
+    os.replace(part, path)
+    validator.unlink(missing_ok=True)
+
+
+def _receive_all(url: str, part: Path, validator: Path, pause: float) -> None:
+    """Receive into `part`, in several attempts if the connection breaks, until it is complete."""
     for attempt in range(ATTEMPTS + 1):
         try:
             if _receive(url, part, validator):
-                break
+                return
             failure: Exception = ConnectionError('the connection broke before the end')
         except urllib.error.HTTPError as error:
-            # 416: what we have is not the beginning of what is there now
+            # 416: our part is not the beginning of the file that is there now
             if error.code != 416 and error.code < 500:
                 raise
             if error.code == 416:
@@ -98,35 +111,27 @@ def _download(url: str, path: Path, sha256: str | None, pause: float) -> None:
         if attempt == ATTEMPTS:
             raise failure
         time.sleep(pause * 2**attempt)
-    found = sha256_of_file(part)
-    if sha256 is not None and found != sha256.lower():
-        part.unlink()
-        raise ValueError(f'{url} has the checksum {found} instead of {sha256}: '
-                         'it is another file, or was altered on its way')
-    os.replace(part, path)
-    validator.unlink(missing_ok=True)
 
 
 def _receive(url: str, part: Path, validator: Path) -> bool:
-    """Append to `part` what it lacks; whether it is complete now.
+    """Append the missing rest to `part`, and return whether it is complete now.
 
-    The rest of a file is asked for only if the server can tell whether it still is the same file.
+    Only the rest is asked for if the server can tell whether the file is still the same.
     """
     known = validator.read_text() if validator.exists() else ''
     have = part.stat().st_size if part.exists() and known else 0
     headers = {'User-Agent': 'limpid', 'Accept-Encoding': 'identity'}
     if have:
         headers |= {'Range': f'bytes={have}-', 'If-Range': known}
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers),
-                                timeout=TIMEOUT) as response:
+    request = urllib.request.Request(url, headers=headers)
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
         if response.headers.get_content_type() == 'text/html':
             raise ValueError(f'{url} answers with a web page, not with a file')
         if response.status != 206 or not _continues(response.headers, have):
             have = 0
             part.unlink(missing_ok=True)
             if response.status == 206:
-                # the server sent some other part; the next attempt asks for everything
-                return False
+                return False   # it is some other part: the next attempt asks for everything
         total = response.headers.get('Content-Length')
         end = None if total is None else have + int(total)
         tag = response.headers.get('ETag') or response.headers.get('Last-Modified') or ''
@@ -144,7 +149,7 @@ def _continues(headers: email.message.Message, have: int) -> bool:
 
 def _copy(response: http.client.HTTPResponse, file: IO[bytes], title: str, have: int,
           end: int | None) -> int:
-    """Copy what comes, and return how much it was; on a terminal, show it."""
+    """Copy a response to a file and return the number of bytes; on a terminal, show progress."""
     count, shown = 0, 0.0
     total = '' if end is None else f' of {end / 1e6:.1f}'
     try:
@@ -165,8 +170,8 @@ def _copy(response: http.client.HTTPResponse, file: IO[bytes], title: str, have:
 def _only_one(path: Path) -> Iterator[None]:
     """Wait until no other process is within this block for the same path.
 
-    The lock goes with the process, however it ends. Where the system has no such locks nobody
-    waits: the work is done twice, and the last one's file stays.
+    The lock goes with the process, however it ends. On a system without such locks nobody waits:
+    the work is done twice, and the file of the last process stays.
     """
     with open(path, 'a+b') as file:
         try:

@@ -44,10 +44,9 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
 
 @contextmanager
 def held(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold the file `path` while the block runs; ValueError if another process holds it.
+    """Hold the file `path` while the block runs. Raises ValueError if another process holds it.
 
-    The lock goes with the process, however it ends. Where the system has no such locks nobody is
-    kept out.
+    The lock goes with the process, however it ends. A system without such locks keeps nobody out.
     """
     with open(path, 'ab') as file:
         try:

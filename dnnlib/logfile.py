@@ -1,19 +1,21 @@
-"""A copy of what is printed, in a file."""
+"""A copy of the printed text in a file."""
 
 import os
 import sys
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TextIO
 
 
 class LogFile:
-    """While the block runs, everything printed to stdout also goes to the end of `path` (None:
-    nowhere)."""
+    """A block in which everything printed to stdout also goes to the end of the file `path`.
+
+    With path=None the block changes nothing.
+    """
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
         self.path = path
         self.file: TextIO | None = None
-        self.stdout: Any = None
+        self.stdout = sys.stdout
 
     def __enter__(self) -> 'LogFile':
         if self.path is not None:
@@ -30,14 +32,17 @@ class LogFile:
             self.file.close()
 
     def write(self, text: str) -> None:
+        """Write to stdout and to the file."""
         self.stdout.write(text)
         if self.file is not None:
             self.file.write(text)
 
     def flush(self) -> None:
+        """Flush stdout and the file."""
         self.stdout.flush()
         if self.file is not None:
             self.file.flush()
 
     def isatty(self) -> bool:
+        """Return whether stdout is a terminal."""
         return bool(self.stdout.isatty())

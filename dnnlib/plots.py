@@ -1,12 +1,12 @@
-"""matplotlib, where it is installed, made to draw the same picture everywhere."""
+"""matplotlib, set up to draw the same picture everywhere."""
 
 from typing import Any
 
 
 def pyplot() -> Any:  # noqa: ANN401 (a module)
-    """matplotlib.pyplot with its own defaults: no window, no settings of the user's.
+    """Return matplotlib.pyplot with its own defaults: without windows and the user's settings.
 
-    Raises ValueError, which names the extra, where matplotlib is missing.
+    Raises ValueError where matplotlib is missing; the message names the extra to install.
     """
     try:
         import matplotlib

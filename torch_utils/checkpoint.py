@@ -1,5 +1,4 @@
-"""Checkpoints: plain values and tensors, written atomically, checked when they are read, never
-executed."""
+"""Checkpoints: plain values and tensors, written atomically and read without executing anything."""
 
 import hashlib
 import os
@@ -17,11 +16,11 @@ from dnnlib.files import atomic_write
 
 
 class DamagedError(ValueError):
-    """A file that should be one of ours, but is torn or altered."""
+    """An error for a file of ours that is torn or altered."""
 
 
 def save(contents: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write `contents` so that torch.load(path, weights_only=True) reads it, all of it or nothing.
+    """Write `contents`, all of it or nothing, so that torch.load(path, weights_only=True) reads it.
 
     A checksum goes with it, since neither zip nor torch would notice every altered byte.
     """
@@ -30,30 +29,18 @@ def save(contents: dict[str, Any], path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str], *kinds: str) -> dict[str, Any]:
-    """The contents of a file written by `save`, on the CPU.
+    """Return the contents of a file written by `save`, on the CPU.
 
-    `kinds` are what the caller can use ('network snapshot', …); the file must say it is one of
-    them. Raises FileNotFoundError; DamagedError or ValueError in one line for a file that is
-    damaged or something else.
+    `kinds` are the kinds of files that the caller can use ('network snapshot', …); the file must
+    say that it is one of them. Raises FileNotFoundError; DamagedError or ValueError in one line for
+    a file that is damaged or something else.
     """
     path, wanted = Path(path), ' or '.join(kinds)
     if path.is_dir():
         raise ValueError(f'{path} is a folder, not a {wanted}')
     if not path.exists():
         raise FileNotFoundError(2, f'there is no such {wanted}', str(path))
-    try:
-        with warnings.catch_warnings():
-            # what torch thinks of other people's pickles is said below, in one line
-            warnings.simplefilter('ignore')
-            contents = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise DamagedError(f'{path} is not a {wanted} of ours: {_first_sentence(error)}; '
-                           'nothing in it was executed') from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError,
-            AssertionError, OverflowError, MemoryError, struct.error, OSError,
-            zipfile.BadZipFile) as error:
-        raise DamagedError(
-            f'{path} is damaged or not a {wanted}: {_first_sentence(error)}') from None
+    contents = _load_plain(path, wanted)
     if not isinstance(contents, dict) or not isinstance(contents.get('kind'), str):
         raise ValueError(f'{path} is not a {wanted}: it does not say what it is')
     if contents['kind'] not in kinds:
@@ -64,23 +51,39 @@ def load(path: str | os.PathLike[str], *kinds: str) -> dict[str, Any]:
     return contents
 
 
+def _load_plain(path: Path, wanted: str) -> object:
+    """Load a file with torch's reader of plain values; every error of it becomes a DamagedError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')   # the messages below say it in one line
+            return torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise DamagedError(f'{path} is not a {wanted} of ours: {_first_sentence(error)}; '
+                           'nothing in it was executed') from None
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError,
+            AssertionError, OverflowError, MemoryError, struct.error, OSError,
+            zipfile.BadZipFile) as error:
+        raise DamagedError(
+            f'{path} is damaged or not a {wanted}: {_first_sentence(error)}') from None
+
+
 def _first_sentence(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0].split('. ')[0][:200] if lines else type(error).__name__
 
 
-def checksum(value: Any) -> str:  # noqa: ANN401 (plain values and tensors, nested)
-    """The SHA-256 of plain values and tensors: of their types, shapes and bytes."""
+def checksum(value: object) -> str:
+    """Return the SHA-256 over types, shapes and bytes of plain values and tensors, nested."""
     digest = hashlib.sha256()
     _feed(digest, value)
     return digest.hexdigest()
 
 
-def _feed(digest: Any, value: Any) -> None:  # noqa: ANN401
+def _feed(digest: 'hashlib._Hash', value: object) -> None:
     if isinstance(value, torch.Tensor):
         tensor = value.detach().cpu().contiguous()
         digest.update(f'T{tensor.dtype}{list(tensor.shape)}'.encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     elif isinstance(value, dict):
         digest.update(f'D{len(value)}'.encode())
         for key, item in value.items():
@@ -95,14 +98,16 @@ def _feed(digest: Any, value: Any) -> None:  # noqa: ANN401
 
 
 def state_dict_of(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The module's tensors, detached, contiguous and on the CPU."""
+    """Return the module's tensors, detached, contiguous and on the CPU."""
     return {name: tensor.detach().cpu().contiguous()
             for name, tensor in module.state_dict().items()}
 
 
 def load_into(module: nn.Module, tensors: dict[str, torch.Tensor], origin: str) -> None:
-    """Copy `tensors` into the module; a missing, unknown or misshapen one is an error that names
-    it."""
+    """Copy `tensors` into the module.
+
+    Raises ValueError, which names the tensor, for a missing, unknown or misshapen one.
+    """
     own = module.state_dict()
     for name, tensor in own.items():
         if name not in tensors:

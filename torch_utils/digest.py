@@ -13,5 +13,5 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(tensors.items()):
         values = tensor.detach().cpu().to(torch.float32).contiguous()
         sha256.update(f'{name} {list(values.shape)}\n'.encode())
-        sha256.update(memoryview(values.reshape(-1).view(torch.uint8).numpy()))
+        sha256.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return sha256.hexdigest()

@@ -5,7 +5,7 @@ import datetime
 import os
 import socket
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -33,7 +33,6 @@ def init(device: str = 'auto') -> torch.device:
 
 
 def _device(name: str) -> torch.device:
-    local_rank = int(os.environ.get('LOCAL_RANK', '0'))
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'mps' if _has_mps() else 'cpu'
     try:
@@ -42,20 +41,28 @@ def _device(name: str) -> torch.device:
         raise ValueError(
             f'--device={name} is not a device: use auto, cuda, cuda:1, mps or cpu') from None
     if device.type == 'cuda':
-        if not torch.cuda.is_available():
-            raise ValueError(f'--device={name}: no CUDA device was found here; use --device=cpu or '
-                             f'auto')
-        index = local_rank if device.index is None else device.index
-        count = torch.cuda.device_count()
-        if index >= count:
-            raise ValueError(f'--device={name}: process {local_rank} needs GPU {index}, but only '
-                             f'{count} were found')
-        device = torch.device('cuda', index)
-        torch.cuda.set_device(device)
-    elif device.type == 'mps' and not _has_mps():
+        return _gpu(name, device.index)
+    if device.type == 'mps' and not _has_mps():
         raise ValueError(f'--device={name}: no MPS device was found here; use --device=cpu or auto')
-    elif device.type not in ('cpu', 'mps'):
+    if device.type not in ('cpu', 'mps'):
         raise ValueError(f'--device={name} is not supported: use auto, cuda, cuda:1, mps or cpu')
+    return device
+
+
+def _gpu(name: str, index: int | None) -> torch.device:
+    """Choose the GPU of this number (None: that of the process's local rank) as the current one."""
+    if not torch.cuda.is_available():
+        raise ValueError(f'--device={name}: no CUDA device was found here; use --device=cpu or '
+                         f'auto')
+    local_rank = int(os.environ.get('LOCAL_RANK', '0'))
+    if index is None:
+        index = local_rank
+    count = torch.cuda.device_count()
+    if index >= count:
+        raise ValueError(f'--device={name}: process {local_rank} needs GPU {index}, but only '
+                         f'{count} were found')
+    device = torch.device('cuda', index)
+    torch.cuda.set_device(device)
     return device
 
 
@@ -74,36 +81,39 @@ def _active() -> bool:
 
 
 def get_rank() -> int:
+    """Return the number of this process; 0 without a process group."""
     return torch.distributed.get_rank() if _active() else 0
 
 
 def get_world_size() -> int:
+    """Return the number of processes; 1 without a process group."""
     return torch.distributed.get_world_size() if _active() else 1
 
 
 def barrier() -> None:
+    """Wait for all ranks."""
     if _active():
         torch.distributed.barrier()
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum of `tensor` over all ranks, in place; without a process group, `tensor` itself."""
+    """Sum `tensor` over all ranks, in place, and return it."""
     if _active():
         torch.distributed.all_reduce(tensor)
     return tensor
 
 
 def gather_objects(value: T) -> list[T]:
-    """Everybody's `value`, anything that can be pickled, in the order of the ranks, on every rank."""
+    """Return the picklable `value` of every rank, in the order of the ranks, on every rank."""
     if not _active():
         return [value]
-    values: list[Any] = [None] * get_world_size()
+    values = [value] * get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
 
 
 def gather(tensor: Tensor) -> list[Tensor]:
-    """Everybody's tensor, all of one shape, in the order of the ranks on rank 0; [] elsewhere."""
+    """Return the tensors of all ranks, of one shape, in their order, on rank 0; [] elsewhere."""
     if get_world_size() == 1:
         return [tensor]
     if get_rank() > 0:
@@ -148,13 +158,13 @@ def on_rank_0(function: Callable[[], T]) -> T:
 
 
 class Votes:
-    """Asks all ranks a question without making the device wait: over gloo, on the CPU."""
+    """A vote of all ranks, over gloo on the CPU, so that the device does not wait."""
 
     def __init__(self) -> None:
         self.group = torch.distributed.new_group(backend='gloo') if _active() else None
 
     def any(self, mine: bool) -> bool:
-        """Whether any rank says yes; collective."""
+        """Return whether any rank says yes. Collective."""
         if self.group is None:
             return mine
         vote = torch.tensor([mine], dtype=torch.int32)
@@ -162,10 +172,10 @@ class Votes:
         return bool(vote)
 
 
-def print0(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 (print's own)
-    """Print on rank 0 only."""
+def print0(text: str) -> None:
+    """Print a line on rank 0 only."""
     if get_rank() == 0:
-        print(*args, **kwargs, flush=True)
+        print(text, flush=True)
 
 
 def shutdown() -> None:

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ DTYPES = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF1
 
 def save_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
                  path: str | os.PathLike[str]) -> None:
-    """Write tensors and texts, all of it or nothing."""
+    """Write tensors and texts, all of them or nothing."""
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, object] = {'__metadata__': dict(metadata)} if metadata else {}
     position = 0
@@ -36,49 +37,29 @@ def save_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
     with atomic_write(path) as file:
         file.write(len(encoded).to_bytes(8, 'little') + encoded)
         for tensor in tensors.values():
-            file.write(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(
-                torch.uint8).numpy()))
+            values = tensor.detach().cpu().contiguous()
+            file.write(values.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def is_safetensors(path: str | os.PathLike[str]) -> bool:
-    """Whether a file starts like one of this format."""
+    """Return whether a file starts like one of this format."""
     try:
         with open(path, 'rb') as file:
             start = file.read(9)
     except OSError:
         return False
-    return len(start) == 9 and start[8:] == b'{' and int.from_bytes(start[:8],
-                                                                    'little') <= MAX_HEADER
+    length = int.from_bytes(start[:8], 'little')
+    return len(start) == 9 and start[8:] == b'{' and length <= MAX_HEADER
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors, on the CPU, and the texts. ValueError in one line, naming the file, for a
-    damaged one."""
+    """Return the tensors, on the CPU, and the texts of a file.
+
+    Raises ValueError in one line, which names the file, for a damaged one.
+    """
     try:
         with open(path, 'rb') as file:
-            size = file.seek(0, 2) - 8
-            file.seek(0)
-            length = int.from_bytes(file.read(8), 'little')
-            if length > min(size, MAX_HEADER):
-                raise ValueError(f'it claims a header of {length} bytes')
-            header = json.loads(file.read(length))
-            metadata = header.pop('__metadata__', {})
-            tensors, position = {}, 0
-            for name, entry in sorted(header.items(), key=lambda item: item[1]['data_offsets']):
-                dtype, shape, (start,
-                               end) = DTYPES[entry['dtype']], entry['shape'], entry['data_offsets']
-                count = math.prod(shape)
-                if start != position or end - start != count * dtype.itemsize or end > size - length:
-                    raise ValueError(f'the tensor {name[:80]!r} does not lie where it should')
-                if any(type(n) is not int or n < 0 for n in shape):
-                    raise ValueError(f'the tensor {name[:80]!r} has the shape {shape}')
-                values = torch.empty(count, dtype=dtype)
-                if count and file.readinto(
-                    memoryview(
-                        values.view(
-                            torch.uint8).numpy())) != values.nbytes:  # type: ignore[attr-defined]
-                    raise ValueError('it became shorter while it was read')
-                tensors[name], position = values.reshape(shape), end
+            tensors, metadata = _read(file)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError,
             RuntimeError) as error:
         raise ValueError(
@@ -86,4 +67,30 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     if not isinstance(metadata, dict) or not all(isinstance(value, str)
                                                  for value in metadata.values()):
         raise ValueError(f'{Path(path)} is a damaged safetensors file: its metadata are no texts')
+    return tensors, metadata
+
+
+def _read(file: IO[bytes]) -> tuple[dict[str, Tensor], object]:
+    """Read all tensors, which must lie one behind the other, and the metadata."""
+    size = file.seek(0, 2) - 8
+    file.seek(0)
+    length = int.from_bytes(file.read(8), 'little')
+    if length > min(size, MAX_HEADER):
+        raise ValueError(f'it claims a header of {length} bytes')
+    header = json.loads(file.read(length))
+    metadata = header.pop('__metadata__', {})
+    tensors, position = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]['data_offsets']):
+        dtype, shape, offsets = DTYPES[entry['dtype']], entry['shape'], entry['data_offsets']
+        start, end = offsets
+        count = math.prod(shape)
+        if start != position or end - start != count * dtype.itemsize or end > size - length:
+            raise ValueError(f'the tensor {name[:80]!r} does not lie where it should')
+        if any(type(n) is not int or n < 0 for n in shape):
+            raise ValueError(f'the tensor {name[:80]!r} has the shape {shape}')
+        values = torch.empty(count, dtype=dtype)
+        target = values.view(torch.uint8).numpy().data
+        if count and file.readinto(target) != values.nbytes:   # type: ignore[attr-defined]
+            raise ValueError('it became shorter while it was read')
+        tensors[name], position = values.reshape(shape), end
     return tensors, metadata

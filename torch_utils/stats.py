@@ -1,4 +1,4 @@
-"""Running means of named numbers, kept on the device until somebody asks."""
+"""Running means of named numbers, which stay on the device until they are needed."""
 
 import math
 
@@ -9,7 +9,7 @@ from torch_utils import distributed
 
 
 class Collector:
-    """For each name the count, the sum and the sum of squares of everything added since `take`.
+    """Count, sum and sum of squares of all values added under each name since the last `take`.
 
     Adding never waits for the device. `take` is collective: every rank calls it with the same
     names.
@@ -22,6 +22,7 @@ class Collector:
 
     @torch.no_grad()
     def add(self, name: str, values: Tensor | float) -> None:
+        """Add values, of any shape, under a name."""
         x = torch.as_tensor(values, device=self.device).detach().to(self.dtype).flatten()
         if name not in self.moments:
             self.moments[name] = torch.zeros(3, dtype=self.dtype, device=self.device)
@@ -30,21 +31,24 @@ class Collector:
         self.moments[name][2] += x.square().sum()
 
     def take(self) -> dict[str, dict[str, float]]:
-        """{name: {num, mean, std}} over all ranks; starts anew."""
+        """Return {name: {num, mean, std}} over all ranks, and start anew."""
         if not self.moments:
             return {}
         names = sorted(self.moments)
-        totals = distributed.all_reduce_sum(torch.stack([self.moments[name]
-                                                         for name in names])).cpu()
+        moments = torch.stack([self.moments[name] for name in names])
+        totals = distributed.all_reduce_sum(moments).cpu()
         self.moments = {}
         return {name: _summary(*row) for name, row in zip(names, totals.tolist(), strict=True)}
 
     def state_dict(self) -> dict[str, Tensor]:
+        """Return the moments of this rank, on the CPU."""
         return {name: moments.cpu() for name, moments in self.moments.items()}
 
     def restore(self, states: list[dict[str, Tensor]]) -> None:
-        """From the state_dicts of all ranks. With another number of ranks the first takes over all
-        of it."""
+        """Continue from the state_dicts of all ranks.
+
+        If the number of ranks has changed, the first rank takes over everything.
+        """
         if len(states) == distributed.get_world_size():
             mine = states[distributed.get_rank()]
         elif distributed.get_rank() == 0:
