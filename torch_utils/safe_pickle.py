@@ -13,12 +13,11 @@ calls any method called __setstate__ or append that it meets, it reads copyreg's
 extensions, and a tuple nested a million deep as the key of a dictionary overflows the C stack. Here
 
 - a length is checked against the bytes that are left before anything is allocated;
-- at most MAX_OPCODES are executed, and what they hand to functions is counted, so that time and
-memory
-  are bounded by that number and by the size of the file;
+- at most MAX_OPCODES are executed, and the arguments of functions are counted, so that time and
+  memory are bounded by that number and by the size of the file;
 - keys and members of sets are plain scalars;
 - the result is a tree, or can be walked like one: no cycles, at most MAX_DEPTH deep, and at most
-  MAX_NODES nodes with repetitions counted. Whoever reads it may recurse.
+  MAX_NODES nodes with repetitions counted. A caller may recurse into it.
 """
 
 import pickle
@@ -36,11 +35,11 @@ MAX_INT = 16              # bytes of an integer
 
 
 class ForbiddenError(ValueError):
-    """The pickle asks for something that is no data."""
+    """An error for a pickle that asks for something that is no data."""
 
 
 class Global(NamedTuple):
-    """A name of the allow-list, and what stands for it here."""
+    """A name of the allow-list, and the function that stands for it here."""
     module: str
     name: str
     make: Callable[..., Any]
@@ -48,7 +47,7 @@ class Global(NamedTuple):
 
 @dataclass(eq=False, repr=False)
 class Record:
-    """An object of somebody's class: its name, its arguments and its state. None of its code."""
+    """An object of any class: the name of the class, arguments and state, but none of its code."""
     cls: str
     args: tuple[Any, ...] = ()
     state: Any = None
@@ -61,28 +60,30 @@ Allowed = Mapping[tuple[str, str], Callable[..., Any]]
 
 
 def record(cls: str) -> Callable[..., Record]:
-    """For `allowed`: objects of this class become records."""
+    """Return a function for `allowed` that turns objects of this class into records."""
     return lambda *args: Record(cls, args)
 
 
 def ordered_dict(items: Iterable[Any] = ()) -> dict[Any, Any]:
-    """For `allowed`: a dictionary from (key, value) pairs."""
+    """Return a dictionary of (key, value) pairs; a function for `allowed`."""
     return {_key(key): value for key, value in items}
 
 
 def plain_set(items: Iterable[Any] = ()) -> set[Any]:
-    """For `allowed`: a set of scalars."""
+    """Return a set of scalars; a function for `allowed`."""
     return {_key(item) for item in items}
 
 
 def read_pickle(file: IO[bytes], allowed: Allowed,
-                persistent_load: Callable[[Any], Any] | None = None) -> Any:  # noqa: ANN401
-    """The value of the pickle that starts at the file's position, which is left behind its end.
+                persistent_load: Callable[[object], object] | None = None,
+                ) -> Any:   # noqa: ANN401 (plain values and whatever `allowed` makes)
+    """Return the value of the pickle that starts at the file's position.
 
-    `file` can seek. `persistent_load` turns the persistent ids of the pickle into values; without
-    it they are refused. Raises ForbiddenError for a name, or an opcode, that is not allowed, and
-    ValueError for what is damaged, too large, too deep or cyclic; each in one line, which does not
-    name the file.
+    The position is left behind the end of the pickle; `file` must be able to seek.
+    `persistent_load` turns the persistent ids of the pickle into values; without it they are
+    refused. Raises ForbiddenError for a name, or an opcode, that is not allowed, and ValueError for
+    a pickle that is damaged, too large, too deep or cyclic; each in one line, which does not name
+    the file.
     """
     value = _Machine(file, allowed, persistent_load).run()
     check_tree(value)
@@ -93,7 +94,7 @@ class _Machine:
     """The state of one run: a stack, the stacks below each open mark, and the memo."""
 
     def __init__(self, file: IO[bytes], allowed: Allowed,
-                 persistent_load: Callable[[Any], Any] | None) -> None:
+                 persistent_load: Callable[[object], object] | None) -> None:
         self.file, self.allowed, self.persistent_load = file, allowed, persistent_load
         start = file.tell()
         self.left = file.seek(0, 2) - start
@@ -101,10 +102,11 @@ class _Machine:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-        # what calls may still take in: one value may be given to many
+        # The size of all arguments that may still come: one value may be given to many calls.
         self.work = self.left + MAX_OPCODES
 
-    def run(self) -> Any:  # noqa: ANN401
+    def run(self) -> object:
+        """Execute opcodes up to STOP, and return the value."""
         for _ in range(MAX_OPCODES):
             at, code = self.end - self.left, self.take(1)
             if code == pickle.STOP:
@@ -124,7 +126,7 @@ class _Machine:
                                  f'{shown(str(error), 100)})') from None
         raise ValueError(f'its pickle has more than {MAX_OPCODES} opcodes')
 
-    # What is read.
+    # Reading.
 
     def take(self, count: int) -> bytes:
         if count > self.left:
@@ -154,9 +156,9 @@ class _Machine:
     def text(self, count: int) -> str:
         return self.take(count).decode('utf-8')
 
-    # What is done with it.
+    # Putting values together.
 
-    def push(self, value: Any) -> None:  # noqa: ANN401
+    def push(self, value: object) -> None:
         self.stack.append(value)
 
     def mark(self) -> None:
@@ -183,14 +185,12 @@ class _Machine:
             raise ValueError(f'its pickle claims a frame of {count} bytes where {self.left} are '
                              f'left')
 
-    def look_up(self, module: Any, name: Any) -> None:  # noqa: ANN401
-        make = self.allowed.get((module, name)) if isinstance(module,
-                                                              str) and isinstance(name,
-                                                                                  str) else None
-        if make is None:
-            raise ForbiddenError(f'it refers to '
-                                 f'{shown(f"{module}.{name}" if isinstance(name, str) else "no name")}')
-        self.push(Global(module, name, make))
+    def look_up(self, module: object, name: object) -> None:
+        if isinstance(module, str) and isinstance(name, str) and (module, name) in self.allowed:
+            self.push(Global(module, name, self.allowed[module, name]))
+            return
+        told = f'{module}.{name}' if isinstance(name, str) else 'no name'
+        raise ForbiddenError(f'it refers to {shown(told)}')
 
     def call(self) -> None:
         function, arguments = self.pop(2)
@@ -206,7 +206,7 @@ class _Machine:
         target, state = self.pop(2)
         if isinstance(target, Record):
             target.state = state
-        elif type(target) is not dict:   # attributes of a dictionary are none of its contents
+        elif type(target) is not dict:   # attributes of a dictionary are not among its contents
             raise ForbiddenError(f'it sets the attributes of {_kind(target)}')
         self.push(target)
 
@@ -231,25 +231,30 @@ class _Machine:
         self.push({})
         self.set_items(items)
 
-    def load_persistent(self, identity: Any) -> None:  # noqa: ANN401
+    def load_persistent(self, identity: object) -> None:
         if self.persistent_load is None:
             raise ForbiddenError('it refers to objects outside of itself')
         self.push(self.persistent_load(identity))
 
 
-def _key(key: Any) -> Any:  # noqa: ANN401
-    """A key that hashes at once and hardly ever collides: hashes of integers can be chosen at
-    will."""
-    if isinstance(key, str | bytes | float | bool | None) or (type(key) is int
-                                                              and -2**63 <= key < 2**63):
+def _key(key: object) -> object:
+    """Return a key that hashes at once and hardly ever collides. Raises ValueError for others.
+
+    Hashes of large integers can be chosen at will.
+    """
+    if isinstance(key, str | bytes | float | bool | None):
+        return key
+    if type(key) is int and -2**63 <= key < 2**63:
         return key
     raise ValueError(f'it has {_kind(key)} as a key')
 
 
-def _kind(value: Any) -> str:  # noqa: ANN401
-    return f'the name {shown(f"{value.module}.{value.name}")}' if isinstance(value, Global) else \
-        f'an object of {shown(value.cls)}' if isinstance(value,
-                                                         Record) else f'a {type(value).__name__}'
+def _kind(value: object) -> str:
+    if isinstance(value, Global):
+        return f'the name {shown(f"{value.module}.{value.name}")}'
+    if isinstance(value, Record):
+        return f'an object of {shown(value.cls)}'
+    return f'a {type(value).__name__}'
 
 
 def _name_of(code: bytes) -> str:
@@ -257,18 +262,18 @@ def _name_of(code: bytes) -> str:
 
 
 def shown(text: str, length: int = 80) -> str:
-    """Text from a file, safe to print: short, in one line, without control characters."""
+    """Return text from a file, safe to print: short, in one line, without control characters."""
     text = ''.join(c if c.isprintable() else '?' for c in text)
     return text if len(text) <= length else f'{text[:length]}...'
 
 
-def check_tree(root: Any) -> None:  # noqa: ANN401
-    """ValueError unless `root` can be walked like a tree: see the limits at the top."""
+def check_tree(root: object) -> None:
+    """Raise ValueError unless `root` can be walked like a tree: see the limits at the top."""
     top = _children(root)
     if top is None:
         return
-    done: dict[int, tuple[int, int]] = {}   # of a container: its nodes with repetitions, its height
-    path: list[tuple[Any, Iterator[Any], list[int]]] = [(root, top, [1, 1])]
+    done: dict[int, tuple[int, int]] = {}   # container: nodes with repetitions, height
+    path: list[tuple[object, Iterator[object], list[int]]] = [(root, top, [1, 1])]
     on_path = {id(root)}
     while path:
         node, children, sums = path[-1]
@@ -302,8 +307,8 @@ def _add_child(sums: list[int], nodes: int, height: int) -> None:
         raise ValueError(f'its pickle is nested more than {MAX_DEPTH} deep')
 
 
-def _children(value: Any) -> Iterator[Any] | None:  # noqa: ANN401
-    """What a container holds; None for a leaf."""
+def _children(value: object) -> Iterator[object] | None:
+    """Return the contents of a container, or None for a leaf."""
     if isinstance(value, dict):
         return iter(value.values())
     if isinstance(value, Record):

@@ -1,10 +1,10 @@
-"""Files of tensors that others have written, read without running anything that is in them.
+"""Files of tensors from anybody, read without running anything that is in them.
 
     contents = read_file('network-snapshot-000000.pkl', CHECKPOINTS, 'checkpoint')
 
-Three kinds, told apart by their first bytes: a pickle whose tensors carry their numbers with them;
-the zip of torch.save; the stream that torch.save wrote before version 1.6. What comes out is plain
-values, tensors on the CPU, and a Record for each object of a class.
+There are three kinds of files, told apart by their first bytes: a pickle whose tensors carry their
+numbers with them; the zip of torch.save; the stream that torch.save wrote before version 1.6. The
+result has plain values, tensors on the CPU, and a Record for each object of a class.
 
 Every size in a file is compared with the bytes that are there before memory is taken: a tensor lies
 within its storage and has no more elements, the storages together are no larger than the file, and
@@ -20,7 +20,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ STREAM_MAGIC, STREAM_PROTOCOL = 0x1950a86a20f9469cfc6c, 1001
 STREAM_START = b'\x80\x02\x8a\x0a' + STREAM_MAGIC.to_bytes(10, 'little') + b'.'
 ZIP_START = b'PK\x03\x04'
 MAX_DIMENSIONS = 8
-SHARING = 4   # how often, on average, the tensors of a file may show the same numbers
+SHARING = 4   # number of tensors that may share the same numbers, on average
 STORAGES = {
     'FloatStorage': torch.float32, 'DoubleStorage': torch.float64, 'HalfStorage': torch.float16,
     'BFloat16Storage': torch.bfloat16, 'LongStorage': torch.int64, 'IntStorage': torch.int32,
@@ -57,8 +57,10 @@ class Storage(NamedTuple):
 
 @contextlib.contextmanager
 def damage_named(path: str | os.PathLike[str], what: str) -> Iterator[None]:
-    """Whatever a damaged file makes Python's libraries raise, as a ValueError in one line that
-    names the file."""
+    """Turn all errors that a damaged file causes in libraries into a ValueError in one line.
+
+    The message names the file.
+    """
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError, OSError,
@@ -69,12 +71,12 @@ def damage_named(path: str | os.PathLike[str], what: str) -> Iterator[None]:
 
 
 def read_file(path: str | os.PathLike[str], allowed: Allowed, what: str = 'checkpoint',
-              data: bool = True) -> Any:  # noqa: ANN401
-    """What the file holds; `allowed` are the names that its pickle may refer to.
+              data: bool = True) -> Any:   # noqa: ANN401 (plain values, tensors and records)
+    """Return the contents of a file; `allowed` are the names that its pickle may refer to.
 
-    With data=False the tensors are on the device 'meta': shapes and types without numbers. `what`
-    says in messages what the file should have been. Raises FileNotFoundError, or ValueError in one
-    line that names the file and what is wrong with it.
+    With data=False the tensors are on the device 'meta': shapes and types without numbers. Messages
+    call a proper file a `what`. Raises FileNotFoundError, or ValueError in one line that names the
+    file and what is wrong with it.
     """
     path = Path(path)
     if path.is_dir():
@@ -97,8 +99,8 @@ def read_file(path: str | os.PathLike[str], allowed: Allowed, what: str = 'check
                 f'{path} is damaged or not a {what}: {shown(str(error), 200)}') from None
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
-    """All tensors within a value that `read_file` has returned."""
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """Yield all tensors within a value that `read_file` has returned."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
@@ -112,7 +114,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
 
 
 def is_zip(path: str | os.PathLike[str]) -> bool:
-    """Whether a file starts like the zip of torch.save."""
+    """Return whether a file starts like the zip of torch.save."""
     try:
         with open(path, 'rb') as file:
             return file.read(4) == ZIP_START
@@ -120,7 +122,7 @@ def is_zip(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def _read(file: IO[bytes], allowed: Allowed, data: bool) -> Any:  # noqa: ANN401
+def _read(file: IO[bytes], allowed: Allowed, data: bool) -> object:
     start = file.read(64)
     file.seek(0)
     if start.startswith(ZIP_START):
@@ -138,25 +140,15 @@ def _read(file: IO[bytes], allowed: Allowed, data: bool) -> Any:  # noqa: ANN401
     raise ValueError('it is empty' if not start else f'it starts with {start[:8]!r}')
 
 
-def _read_zip(file: IO[bytes], allowed: Allowed, data: bool) -> Any:  # noqa: ANN401
+def _read_zip(file: IO[bytes], allowed: Allowed, data: bool) -> object:
+    """Read the zip of torch.save: the pickle data.pkl, and a file for each storage."""
     size = file.seek(0, 2)
     with zipfile.ZipFile(file) as archive:
         entries = {info.filename: info for info in archive.infolist()}
-        if any(info.compress_type != zipfile.ZIP_STORED for info in entries.values()):
-            raise ValueError('it is a compressed zip, which torch.save does not write')
-        if sum(info.file_size for info in archive.infolist()) > size:
-            raise ValueError('the entries of its zip claim to be larger than the file')
-        tops = [name.removesuffix('/data.pkl') for name in entries if name.endswith('/data.pkl')]
-        if len(tops) != 1:
-            raise ValueError(f'it is a zip with {len(tops)} entries called data.pkl instead of one')
-        top = tops[0]
-        if f'{top}/constants.pkl' in entries:
-            raise ValueError('it is a TorchScript program')
-        if f'{top}/byteorder' in entries and archive.read(f'{top}/byteorder') != b'little':
-            raise ValueError('it was written on a big-endian machine')
+        top = _top_folder(archive, size)
         storages: dict[str, Storage] = {}
 
-        def load(identity: Any) -> Storage:  # noqa: ANN401
+        def load(identity: object) -> Storage:
             dtype, key, count = _storage_identity(identity, 5)
             if key not in storages:
                 info = entries.get(f'{top}/data/{key}')
@@ -172,21 +164,33 @@ def _read_zip(file: IO[bytes], allowed: Allowed, data: bool) -> Any:  # noqa: AN
         return read_pickle(io.BytesIO(archive.read(entries[f'{top}/data.pkl'])), allowed, load)
 
 
-def _read_stream(file: IO[bytes], allowed: Allowed, data: bool) -> Any:  # noqa: ANN401
-    """The old format: four pickles (magic number, version, system, value), the keys, then the
-    numbers."""
+def _top_folder(archive: zipfile.ZipFile, size: int) -> str:
+    """Return the folder of data.pkl. Raises ValueError unless torch.save can have written it."""
+    entries = {info.filename: info for info in archive.infolist()}
+    if any(info.compress_type != zipfile.ZIP_STORED for info in entries.values()):
+        raise ValueError('it is a compressed zip, which torch.save does not write')
+    if sum(info.file_size for info in archive.infolist()) > size:
+        raise ValueError('the entries of its zip claim to be larger than the file')
+    tops = [name.removesuffix('/data.pkl') for name in entries if name.endswith('/data.pkl')]
+    if len(tops) != 1:
+        raise ValueError(f'it is a zip with {len(tops)} entries called data.pkl instead of one')
+    top = tops[0]
+    if f'{top}/constants.pkl' in entries:
+        raise ValueError('it is a TorchScript program')
+    if f'{top}/byteorder' in entries and archive.read(f'{top}/byteorder') != b'little':
+        raise ValueError('it was written on a big-endian machine')
+    return top
+
+
+def _read_stream(file: IO[bytes], allowed: Allowed, data: bool) -> object:
+    """Read the old format: four pickles (magic number, version, system, value), keys, numbers."""
     start = file.tell()
     left = file.seek(0, 2) - start
     file.seek(start)
-    magic, protocol, system = (read_pickle(file, {}) for _ in range(3))
-    if magic != STREAM_MAGIC or protocol != STREAM_PROTOCOL or not isinstance(system, dict):
-        raise ValueError(f'it is no stream of torch.save: {shown(repr(magic))}, version '
-                         f'{shown(repr(protocol))}')
-    if system.get('little_endian') is not True:
-        raise ValueError('it was written on a big-endian machine')
+    _check_head(*(read_pickle(file, {}) for _ in range(3)))
     storages: dict[str, Storage] = {}
 
-    def load(identity: Any) -> Storage:  # noqa: ANN401
+    def load(identity: object) -> Storage:
         nonlocal left
         dtype, key, count = _storage_identity(identity, 6)
         if key not in storages:
@@ -197,23 +201,37 @@ def _read_stream(file: IO[bytes], allowed: Allowed, data: bool) -> Any:  # noqa:
         return _same(storages[key], dtype, count, key)
 
     value = read_pickle(file, allowed, load)
+    _read_numbers(file, storages, data)
+    return value
+
+
+def _check_head(magic: object, protocol: object, system: object) -> None:
+    if magic != STREAM_MAGIC or protocol != STREAM_PROTOCOL or not isinstance(system, dict):
+        raise ValueError(f'it is no stream of torch.save: {shown(repr(magic))}, version '
+                         f'{shown(repr(protocol))}')
+    if system.get('little_endian') is not True:
+        raise ValueError('it was written on a big-endian machine')
+
+
+def _read_numbers(file: IO[bytes], storages: dict[str, Storage], data: bool) -> None:
+    """Read the keys of all storages and their numbers, in the order of the keys."""
     keys = read_pickle(file, {})
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
         raise ValueError('the keys of its storages are not those of its tensors')
     for key in keys:
+        values = storages[key].values
         count = int.from_bytes(file.read(8), 'little', signed=True)
-        if count != storages[key].values.numel():
+        if count != values.numel():
             raise ValueError(f'its storage {shown(key)} has {count} elements, not '
-                             f'{storages[key].values.numel()}')
+                             f'{values.numel()}')
         if data:
             _fill(storages[key], file)
         else:
-            file.seek(storages[key].values.nbytes, 1)
-    return value
+            file.seek(values.nbytes, 1)
 
 
 def _storage_in(stream: bytes, data: bool) -> Storage:
-    """The storage that is saved as a stream of its own within a pickle."""
+    """Read a storage that is saved as a stream of its own within a pickle."""
     if not isinstance(stream, bytes):
         raise ValueError('one of its storages is no bytes')
     storage = _read_stream(io.BytesIO(stream), STORAGE_TYPES, data)
@@ -222,8 +240,11 @@ def _storage_in(stream: bytes, data: bool) -> Storage:
     return storage
 
 
-def _storage_identity(identity: Any, length: int) -> tuple[torch.dtype, str, int]:  # noqa: ANN401
-    """('storage', type, key, location, number of elements[, None]) -> type, key, number."""
+def _storage_identity(identity: object, length: int) -> tuple[torch.dtype, str, int]:
+    """Return type, key and number of elements of a storage.
+
+    `identity` is ('storage', type, key, location, number of elements[, None]).
+    """
     match identity if isinstance(identity, tuple) and len(identity) == length else None:
         case ('storage', Global('torch', name, _), str(key), str(_), int(count), *rest) if (
                 name in STORAGES and count >= 0 and rest in ([], [None])):
@@ -239,7 +260,7 @@ def _fill(storage: Storage, file: IO[bytes]) -> None:
     """Read the numbers from the file, straight into their place."""
     if not storage.values.numel():
         return
-    target, done = memoryview(storage.values.view(torch.uint8).numpy()), 0
+    target, done = storage.values.view(torch.uint8).numpy().data, 0
     while done < len(target):
         count = file.readinto(target[done:])  # type: ignore[attr-defined]
         if not count:
@@ -254,8 +275,8 @@ def _same(storage: Storage, dtype: torch.dtype, count: int, key: str) -> Storage
 
 
 def rebuild_tensor(storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...],
-                   *_: Any) -> Tensor:  # noqa: ANN401
-    """The view of a storage; whether it requires a gradient, and its hooks, are of no interest."""
+                   *_: object) -> Tensor:
+    """Return the view of a storage. Further arguments, on gradients and hooks, are ignored."""
     if not isinstance(storage, Storage) or len(size) != len(stride) or len(size) > MAX_DIMENSIONS:
         raise ValueError(f'one of its tensors has no storage, or {len(size)} sizes and '
                          f'{len(stride)} strides')
@@ -271,28 +292,32 @@ def rebuild_tensor(storage: Storage, offset: int, size: tuple[int, ...], stride:
     return storage.values.as_strided(size, stride, offset)
 
 
-def rebuild_parameter(tensor: Tensor, *_: Any) -> Tensor:  # noqa: ANN401
+def rebuild_parameter(tensor: Tensor, *_: object) -> Tensor:
+    """Return the tensor of a parameter."""
     if not isinstance(tensor, Tensor):
         raise ValueError('one of its parameters is no tensor')
     return tensor
 
 
 def rebuild_persistent(meta: dict[str, Any]) -> Record:
-    """An object that was stored with the source text of its class, of which only the name is
-    taken."""
-    if not isinstance(meta,
-                      dict) or meta.get('type') != 'class' or not isinstance(meta.get('class_name'),
-                                                                             str):
+    """Return an object that was stored with the source text of its class.
+
+    Only the name of the class is taken.
+    """
+    is_class = isinstance(meta, dict) and meta.get('type') == 'class'
+    if not is_class or not isinstance(meta.get('class_name'), str):
         raise ValueError('one of its persistent objects has no class')
     return Record(meta['class_name'], state=meta.get('state'))
 
 
+NUMPY_KINDS = ('f8', 'f4', 'f2', 'i8', 'i4', 'i2', 'i1', 'u8', 'u4', 'u2', 'u1', 'b1')
+
+
 def numpy_scalar(dtype: Record, data: bytes) -> float | int | bool:
-    """numpy's pickled numbers: dtype(name, ...), with the byte order in its state."""
+    """Return a number of numpy's, whose dtype has the byte order in its state."""
     kind = dtype.args[0] if isinstance(dtype, Record) and dtype.cls == 'numpy.dtype' else None
     order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else '|'
-    if kind not in ('f8', 'f4', 'f2', 'i8', 'i4', 'i2', 'i1', 'u8', 'u4', 'u2', 'u1',
-                    'b1') or order not in ('<', '|'):
+    if kind not in NUMPY_KINDS or order not in ('<', '|'):
         raise ValueError('one of its numpy numbers is of an unknown type')
     if not isinstance(data, bytes) or len(data) != int(kind[1]):
         raise ValueError('one of its numpy numbers has too many bytes, or too few')
@@ -300,19 +325,19 @@ def numpy_scalar(dtype: Record, data: bytes) -> float | int | bool:
 
 
 def encode(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes in pickles that Python 2 could read."""
+    """Return bytes, as Python 3 writes them in pickles that Python 2 could read."""
     if encoding != 'latin1':
         raise ValueError(f'it has bytes encoded in {shown(str(encoding))}')
     return text.encode('latin1')
 
 
-def _only_named(*_: Any) -> Any:  # noqa: ANN401
+def _only_named(*_: object) -> NoReturn:
     raise ForbiddenError('it calls a type of storage')
 
 
 STORAGE_TYPES: dict[tuple[str, str], Callable[..., Any]] = {('torch', name): _only_named
                                                             for name in STORAGES}
-# the globals of a file of plain values and tensors
+# The globals of a file of plain values and tensors.
 TENSORS: dict[tuple[str, str], Callable[..., Any]] = {
     **STORAGE_TYPES,
     ('torch._utils', '_rebuild_tensor_v2'): rebuild_tensor,
@@ -326,14 +351,15 @@ TENSORS: dict[tuple[str, str], Callable[..., Any]] = {
     ('numpy.core.multiarray', 'scalar'): numpy_scalar,
     ('numpy._core.multiarray', 'scalar'): numpy_scalar,
 }
-CHECKPOINTS: dict[tuple[str, str], Callable[..., Any]] = {   # and of files that hold modules
+# The globals of a file that holds modules.
+CHECKPOINTS: dict[tuple[str, str], Callable[..., Any]] = {
     **TENSORS,
     ('torch_utils.persistence', '_reconstruct_persistent_obj'): rebuild_persistent,
     ('dnnlib.util', 'EasyDict'): ordered_dict,
     ('torch.nn.modules.container', 'ModuleDict'): record('ModuleDict'),
 }
 NO_CHECKPOINTS = {
-    b'<!doctype': 'a web page', b'<html': 'a web page', b'version https://git-lfs': 'a pointer of '
-                                                                                    'git-lfs',
+    b'<!doctype': 'a web page', b'<html': 'a web page',
+    b'version https://git-lfs': 'a pointer of git-lfs',
     b'\x1f\x8b': 'compressed by gzip', b'{': 'JSON', b'\x89png': 'an image',
 }
