@@ -29,25 +29,26 @@ KINDS = {'L': 'greyscale', 'RGB': 'RGB'}
 
 @dataclass(frozen=True)
 class Source:
-    """Images in their final order: what they are called, how to load one, what labels there are."""
+    """Images in their final order: their names, a function that loads one, and their labels."""
     names: list[str]
     load: Callable[[str], Image]
     labels: dict[str, Any] = field(default_factory=dict)   # empty: no labels
-    resolution: Size | None = None                         # where --resolution is not given
-    classes: tuple[str, ...] = ()   # the folder of each class, where classes are folders
+    resolution: Size | None = None                         # used where --resolution is not given
+    classes: tuple[str, ...] = ()                          # the folder of each class, if any
 
 
 def is_digits(path: str) -> bool:
+    """Return whether the source is the word digits."""
     return path == 'digits'
 
 
 def read_digits(path: str) -> Source:
-    """The 1,797 8x8 scans that come with scikit-learn, greys 0..16 stretched to 0..255."""
+    """Read the 1,797 8x8 scans of scikit-learn, whose greys 0..16 are stretched to 0..255."""
     try:
         datasets = importlib.import_module('sklearn.datasets')
     except ImportError as error:
-        raise ValueError(
-            '--source=digits needs scikit-learn, of the extra demo: pip install ".[demo]"') from error
+        raise ValueError('--source=digits needs scikit-learn, of the extra demo: '
+                         'pip install ".[demo]"') from error
     digits = datasets.load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     names = [f'{i:08d}' for i in range(len(pixels))]
@@ -56,11 +57,12 @@ def read_digits(path: str) -> Source:
 
 
 def is_folder(path: str) -> bool:
+    """Return whether the source is a folder."""
     return os.path.isdir(path)
 
 
 def read_folder(path: str) -> Source:
-    """A folder and its subfolders, component by component: `a/z.png` comes before `a.b/c.png`."""
+    """Read a folder and its subfolders, sorted part by part: a/z.png comes before a.b/c.png."""
     files = ImageFiles(path)
     names = sorted(files.names, key=lambda name: name.split('/'))
     labels, classes = find_labels(files, names)
@@ -68,32 +70,36 @@ def read_folder(path: str) -> Source:
 
 
 def is_zip(path: str) -> bool:
+    """Return whether the source is a zip, or a file that claims to be one by its name."""
     return os.path.isfile(path) and (path.lower().endswith('.zip') or zipfile.is_zipfile(path))
 
 
 def read_zip(path: str) -> Source:
-    """A zip, in the order of the sorted names."""
+    """Read a zip, in the order of the sorted names."""
     files = ImageFiles(path)
     labels, classes = find_labels(files, files.names)
     return Source(files.names, files.image, labels, classes=classes)
 
 
 def find_labels(files: ImageFiles, names: list[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Name -> label from dataset.json, else from the top-level folders; {} if neither has any.
+    """Return {name: label} and the names of the classes, which are () unless they are folders.
 
-    With them the names of the classes, where these are folders.
+    The labels are those of dataset.json, else the top-level folders; {} if neither has any.
     """
     found = files.labels()
     if not found:
         return folder_labels(names)
     known = {name: found[name] for name in names if found.get(name) is not None}
-    if known:   # what train.py would refuse is refused here, before the work
+    if known:   # labels that train.py would refuse are refused here, before the work
         label_array(known, list(known), f'{files.path}: dataset.json')
     return known, ()
 
 
 def folder_labels(names: list[str]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Classes from the sorted names of the top-level folders ('': no folder); none if only one."""
+    """Return {name: class} and the names of the classes: the sorted top-level folders.
+
+    Images outside of folders are a class of their own, called ''. A single class is none: ({}, ()).
+    """
     tops = {name: name.partition('/')[0] if '/' in name else '' for name in names}
     classes = {top: i for i, top in enumerate(sorted(set(tops.values())))}
     if len(classes) == 1:
@@ -102,17 +108,19 @@ def folder_labels(names: list[str]) -> tuple[dict[str, int], tuple[str, ...]]:
 
 
 def is_unsupported(path: str) -> bool:
+    """Return whether the source is a data set of a known format that cannot be read."""
     name = os.path.basename(os.path.abspath(path))
     files = ('cifar-10-python.tar.gz', 'train-images-idx3-ubyte.gz')
     return name.endswith('_lmdb') or name in files
 
 
 def read_unsupported(path: str) -> Source:
+    """Raise ValueError, which says what to do instead."""
     raise ValueError(f'--source={path}: LSUN (lmdb), CIFAR-10 and MNIST files are not supported '
                      'yet: unpack the images into a folder, with one subfolder per class')
 
 
-# The first that accepts --source reads it. A reader raises ValueError for what it cannot read.
+# The first entry that accepts --source reads it. A reader raises ValueError if it cannot.
 SOURCES: dict[str, tuple[Callable[[str], bool], Callable[[str], Source]]] = {
     'digits': (is_digits, read_digits),
     'unsupported': (is_unsupported, read_unsupported),
@@ -132,10 +140,10 @@ def open_source(path: str) -> Source:
 
 
 def to_grey_or_rgb(image: Image, color: str | None = None) -> Image:
-    """Any image as 8-bit greyscale (mode L) or RGB; `color` forces one of them.
+    """Return any image as 8-bit greyscale (mode L) or RGB; `color` forces one of them.
 
     Transparent parts show white. Of 16 bits the upper 8 are kept. Palettes and CMYK become RGB.
-    Raises ValueError for pixels of 32 bits and for whatever else Pillow cannot convert.
+    Raises ValueError for pixels of 32 bits and for all others that Pillow cannot convert.
     """
     if image.mode.startswith('I;16') or (image.mode == 'I' and image.format == 'PNG'):
         image = PIL.Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
@@ -149,11 +157,12 @@ def to_grey_or_rgb(image: Image, color: str | None = None) -> Image:
 
 
 def resize(image: Image, size: Size) -> Image:
+    """Return the image in another size, by Lanczos' filter."""
     return image if image.size == size else image.resize(size, PIL.Image.Resampling.LANCZOS)
 
 
 def center_crop(image: Image, size: Size) -> Image:
-    """The middle square, resized; RGB."""
+    """Return the middle square, resized, in RGB."""
     w, h = image.size
     c = min(w, h)
     box = ((w - c) // 2, (h - c) // 2, (w + c) // 2, (h + c) // 2)
@@ -161,7 +170,10 @@ def center_crop(image: Image, size: Size) -> Image:
 
 
 def center_crop_wide(image: Image, size: Size) -> Image | None:
-    """The middle rows of aspect W:H, resized, on a black W x W canvas; RGB. None: too small."""
+    """Return the middle rows of aspect W:H, resized, on a black W x W canvas, in RGB.
+
+    Returns None for an image that is too small.
+    """
     (w, h), (W, H) = image.size, size
     ch = round(W * h / w)
     if w < W or ch < H:
@@ -179,7 +191,7 @@ TRANSFORMS: dict[str, Callable[[Image, Size], Image | None]] = {
 
 
 def check_transform(transform: str | None, resolution: Size | None) -> None:
-    """Raise ValueError where --transform and --resolution could not give square images."""
+    """Raise ValueError where --transform and --resolution cannot give square images."""
     if resolution is None:
         if transform is not None:
             raise ValueError(f'--transform={transform} needs --resolution, '
@@ -194,10 +206,9 @@ def check_transform(transform: str | None, resolution: Size | None) -> None:
                          'or --transform=center-crop-wide for black bars')
 
 
-def prepare(
-    image: Image, transform: str | None, resolution: Size | None, color: str | None,
-) -> Image | None:
-    """The image as it goes into the data set; None where the transform skips it."""
+def prepare(image: Image, transform: str | None, resolution: Size | None,
+            color: str | None) -> Image | None:
+    """Return the image as it goes into the data set, or None if the transform skips it."""
     image = to_grey_or_rgb(image, color)
     if resolution is None:
         return image
@@ -205,13 +216,12 @@ def prepare(
     return result.convert('L') if result is not None and color == 'grey' else result
 
 
-def images(
-    source: Source, max_images: int | None, transform: str | None, resolution: Size | None,
-    color: str | None,
-) -> Iterator[tuple[int, str, Image]]:
-    """(number, name, final image) of the first `max_images` images that the transform keeps.
+def images(source: Source, max_images: int | None, transform: str | None, resolution: Size | None,
+           color: str | None) -> Iterator[tuple[int, str, Image]]:
+    """Yield (number, name, final image) for the first `max_images` images, less skipped ones.
 
-    Raises ValueError, naming the image, for one that is unreadable, not square or unlike the first.
+    Raises ValueError, which names the image, for one that is unreadable, not square or unlike the
+    first.
     """
     first: tuple[Image, str] | None = None
     names = source.names[:max_images]
@@ -243,7 +253,7 @@ def check_image(image: Image, name: str, first: Image, first_name: str) -> None:
 
 
 def encode_png(image: Image) -> bytes:
-    """An uncompressed PNG, quick to read; nothing but the pixels."""
+    """Return the pixels as an uncompressed PNG, which is quick to read."""
     data = io.BytesIO()
     PIL.Image.fromarray(np.asarray(image)).save(data, format='PNG', compress_level=0)
     return data.getvalue()
@@ -254,14 +264,16 @@ Save = Callable[[str, bytes], None]
 
 @contextlib.contextmanager
 def open_dest(path: str) -> Iterator[Save]:
-    """A function save(name, bytes) into --dest, which appears when the block ends without an error.
+    """Give a function save(name, bytes) that writes into the data set `path`.
 
+    The data set appears when the block ends without an error.
     A zip replaces an older one of that name; a folder must be absent or empty.
     """
     dest = Path(os.path.abspath(path))
     made = [parent for parent in dest.parents if not parent.exists()]
     try:
-        with (_zip_dest if dest.suffix.lower() == '.zip' else _folder_dest)(dest) as save:
+        opened = _zip_dest(dest) if dest.suffix.lower() == '.zip' else _folder_dest(dest)
+        with opened as save:
             yield save
     except BaseException:
         for parent in made:
@@ -309,12 +321,10 @@ def _folder_dest(dest: Path) -> Iterator[Save]:
         os.replace(filled, dest)
 
 
-def convert(
-    source: Source, dest: str, max_images: int | None = None, transform: str | None = None,
-    resolution: Size | None = None, color: str | None = None,
-) -> str:
-    """Write the data set `dest`; returns what was written, the classes first, where they are
-    folders.
+def convert(source: Source, dest: str, max_images: int | None = None,
+            transform: str | None = None, resolution: Size | None = None,
+            color: str | None = None) -> str:
+    """Write the data set `dest`, and return a summary, after the classes if they are folders.
 
     Images are called `00000/img00000000.png` by their number in the source, so skipped ones leave
     gaps. dataset.json holds {"labels": [[name, label], ...]}, or null unless every image has one.
@@ -334,57 +344,71 @@ def convert(
             raise ValueError(f'--transform={transform} skips images smaller than --resolution: '
                              'all of them are')
         save('dataset.json', json.dumps({'labels': None if unlabelled else labels}).encode())
-    missing = (f' ({len(unlabelled)} have none, {unlabelled[0]} for one)' if unlabelled
-               and source.labels else '')
     considered = min(len(source.names), max_images or len(source.names))
     skipped = f', {considered - len(labels)} skipped' if considered > len(labels) else ''
-    classes = ''.join(f'class {number}: {name or "(no folder)"}\n'
-                      for number, name in enumerate(source.classes))
-    return (f'{"" if unlabelled else classes}{dest}: {len(labels)} images, '
+    return (f'{summary_of_classes(source, unlabelled)}{dest}: {len(labels)} images, '
             f'{image.width}x{image.height} {KINDS[image.mode]}, '
-            f'{"without" if unlabelled else "with"} labels{missing}{skipped}')
+            f'{summary_of_labels(source, unlabelled)}{skipped}')
 
 
-class Resolution(click.ParamType):
-    """`64x64` or `64,64`: width and height in pixels."""
+def summary_of_classes(source: Source, unlabelled: list[str]) -> str:
+    """Return a line for each class that is a folder, if all images have labels."""
+    if unlabelled:
+        return ''
+    return ''.join(f'class {number}: {name or "(no folder)"}\n'
+                   for number, name in enumerate(source.classes))
+
+
+def summary_of_labels(source: Source, unlabelled: list[str]) -> str:
+    """Return whether there are labels, and if only some images have one, how many do not."""
+    if not unlabelled:
+        return 'with labels'
+    if not source.labels:
+        return 'without labels'
+    return f'without labels ({len(unlabelled)} have none, {unlabelled[0]} for one)'
+
+
+class Resolution(click.ParamType):   # type: ignore[type-arg]
+    """Width and height in pixels: `64x64` or `64,64`."""
     name = 'WxH'
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None,   # noqa: ANN401
-    ) -> Size:
+    def convert(self, value: object, param: click.Parameter | None,
+                ctx: click.Context | None) -> Size:
         match = re.fullmatch(r'(\d{1,5})[x,](\d{1,5})', str(value))
         if match is None or int(match[1]) == 0 or int(match[2]) == 0:
             self.fail(f'{value!r} is not a width and a height in pixels such as 64x64', param, ctx)
         return int(match[1]), int(match[2])
 
 
+files = heading('From and to')
+method = heading('What to do with each image')
+
+
 @click.command(cls=GroupedCommand, context_settings={'max_content_width': 100})
-@heading('From and to')(
-    '--source', metavar='PATH', required=True,
-    help='A folder of images (with its subfolders), a zip of images, or the word digits: 1,797 '
-         'scanned digits with labels, 16x16 unless --resolution is given (needs scikit-learn).')
-@heading('From and to')(
-    '--dest', metavar='PATH', required=True,
-    help='What to write: a zip if its name ends in .zip, replacing one that is there; else a '
-         'folder, which must be new or empty.')
-@heading('From and to')(
-    '--max-images', type=click.IntRange(min=1), metavar='INT',
-    help='Use only the first INT images of the source.  [default: all]')
-@heading('What to do with each image')(
-    '--transform', type=click.Choice(list(TRANSFORMS)), metavar='NAME',
-    help='center-crop: cut out the middle square and resize it to --resolution. center-crop-wide: '
-         'cut out the middle rows in the aspect W:H of --resolution, resize them and add black '
-         'bars to make them WxW; images smaller than WxH are skipped. Both give RGB.  '
-         '[default: no cropping; --resolution squeezes what is not square]')
-@heading('What to do with each image')(
-    '--resolution', type=Resolution(), metavar='WxH',
-    help='Width and height in pixels, such as 64x64 or 64,64. Resizing uses the Lanczos filter.  '
-         '[default: the size of the images]')
-@heading('What to do with each image')(
-    '--color', type=click.Choice(['grey', 'rgb']),
-    help='Convert every image.  [default: greyscale stays greyscale, the rest becomes RGB]')
+@files('--source', metavar='PATH', required=True,
+       help='Source of the images: a folder (with its subfolders), a zip, or the word digits. '
+            'digits stands for 1,797 scanned digits with labels, 16x16 unless --resolution is '
+            'given; it needs scikit-learn.')
+@files('--dest', metavar='PATH', required=True,
+       help='Data set to write: a zip if the name ends in .zip, which replaces one that is there; '
+            'else a folder, which must be new or empty.')
+@files('--max-images', type=click.IntRange(min=1), metavar='INT',
+       help='Use only the first INT images of the source.  [default: all]')
+@method('--transform', type=click.Choice(list(TRANSFORMS)), metavar='NAME',
+        help='Way of cropping. center-crop cuts out the middle square and resizes it to '
+             '--resolution. center-crop-wide cuts out the middle rows in the aspect W:H of '
+             '--resolution, resizes them and adds black bars to make them WxW; images smaller than '
+             'WxH are skipped. Both give RGB.  [default: no cropping; --resolution squeezes images '
+             'that are not square]')
+@method('--resolution', type=Resolution(), metavar='WxH',
+        help='Width and height in pixels, such as 64x64 or 64,64. Images are resized with the '
+             'Lanczos filter.  [default: the size of the images]')
+@method('--color', type=click.Choice(['grey', 'rgb']),
+        help='Convert every image to this kind.  [default: greyscale stays greyscale, all others '
+             'become RGB]')
 @one_line_errors
-def main(source: str, dest: str, **options: Any) -> None:   # noqa: ANN401 (click's own)
+def main(source: str, dest: str, max_images: int | None, transform: str | None,
+         resolution: Size | None, color: str | None) -> None:
     """Turn images into a data set for train.py: square PNG files of one size, with labels.
 
     The images may be BMP, GIF, JPEG, PNG, PPM, TIFF or WebP. Transparent parts become white, and
@@ -406,7 +430,7 @@ def main(source: str, dest: str, **options: Any) -> None:   # noqa: ANN401 (clic
     python dataset_tool.py --source=datasets/photos-64x64.zip --dest=datasets/grey \\
         --max-images=1000 --color=grey
     """
-    click.echo(convert(open_source(source), dest, **options))
+    click.echo(convert(open_source(source), dest, max_images, transform, resolution, color))
 
 
 if __name__ == '__main__':
