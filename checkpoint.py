@@ -1,4 +1,4 @@
-"""Look into checkpoints, convert them, and check them, without running what is in them."""
+"""Look into checkpoints, convert them, and check them, without running any of their code."""
 
 import json
 import math
@@ -31,18 +31,19 @@ class _File(click.Argument):
 
 FILE = click.argument('file', cls=_File)
 WEIGHTS = files('--weights', metavar='NAME',
-                help='Which weights: ema, ema:NAME or raw, where the file has several  [default: '
-                     'the average]')
-DEST_HELP = 'File to write: .pkl, a snapshot of ours, or .safetensors, with the configuration in its metadata'
+                help='Weights to take: ema, ema:NAME or raw, where the file has several  '
+                     '[default: the average]')
+DEST_HELP = ('File to write: a snapshot if its name ends in .pkl, or .safetensors with the '
+             'configuration in its metadata')
 
 
 @click.group(context_settings=SETTINGS)
 def main() -> None:
-    """Look into checkpoints, convert them, and check them, without running what is in them.
+    """Look into checkpoints, convert them, and check them, without running any of their code.
 
-    FILE is a snapshot or training state of ours, of EDM, or of a project built on it; ADM's
-    64x64_diffusion.pt; a checkpoint_*.pth of DDPM++ cont. (VP) or NCSN++ cont. (VE); a .safetensors
-    of ours; or the address of one.
+    FILE is a snapshot or training state of this project, of EDM, or of a project built on EDM;
+    ADM's 64x64_diffusion.pt; a checkpoint_*.pth of DDPM++ cont. (VP) or NCSN++ cont. (VE); a
+    .safetensors file of this project; or the address of one of these on the web.
 
     \b
     Examples:
@@ -57,10 +58,11 @@ def main() -> None:
 @WEIGHTS
 @one_line_errors
 def inspect(file: str, weights: str | None) -> None:
-    """Say what a file is: which network, how large, for which noise levels, and how it was trained.
+    """Describe the network in a file.
 
-    The digest is the SHA-256 over the names, shapes and float32 values of all tensors, in the order
-    of their names: the same network has the same digest in every kind of file.
+    This prints its size, noise levels and training. The digest is the SHA-256 over the names,
+    shapes and float32 values of all tensors, in the order of their names: the same network has the
+    same digest in every kind of file.
 
     Examples:
     python checkpoint.py inspect out/demo/run/network-snapshot-000064.pkl
@@ -77,10 +79,11 @@ def inspect(file: str, weights: str | None) -> None:
 @WEIGHTS
 @one_line_errors
 def convert(file: str, dest: str, weights: str | None) -> None:
-    """Write the network of any FILE as a snapshot of ours, or as safetensors.
+    """Write a network in another format.
 
-    Every tensor keeps its name and its float32 values. (There is no conversion to a UNet2DModel of
-    diffusers: it scales its skips and resamples otherwise, so that the mapping would not be exact.)
+    The network of any FILE becomes a snapshot of this project, or safetensors. Every tensor keeps
+    its name and its float32 values. There is no conversion to a UNet2DModel of diffusers: it scales
+    its skips and resamples in other ways, so the mapping would not be exact.
 
     Examples:
     python checkpoint.py convert edm-cifar10-32x32-cond-vp.pkl --dest=cifar10.pkl
@@ -99,17 +102,17 @@ def convert(file: str, dest: str, weights: str | None) -> None:
                         dest)
     else:
         save_tensors(tensors, {METADATA: json.dumps(about)}, dest)
-    print(f'Wrote {len(tensors)} tensors to {dest}; digest {digest_of_tensors(net.state_dict())}')
+    print(f'Wrote {len(tensors)} tensors to {dest}; digest {digest_of_tensors(tensors)}')
 
 
 @main.command(cls=GroupedCommand, context_settings=SETTINGS)
 @FILE
 @one_line_errors
 def verify(file: str) -> None:
-    """Check that a file can be read, that its tensors fit its network, and that all numbers are
-    finite.
+    """Check that a file is undamaged.
 
-    The exit code is 0 if all is well, 1 if not, and 2 if there is no such file.
+    It must be readable, its tensors must fit its network, and all numbers must be finite. The exit
+    code is 0 if all is well, 1 if not, and 2 if there is no such file.
 
     Examples:
     python checkpoint.py verify out/demo/run/network-snapshot-000064.pkl && echo fine
@@ -118,42 +121,51 @@ def verify(file: str) -> None:
     if not path.is_file():
         raise FileNotFoundError(2, f'there is no such {WHAT}', str(path))
     try:
-        net, _ = read_network(path)
-        tensors = net.state_dict()
-        # Beside the network: the optimizer's state, and other averages.
-        held = list(tensors.values()) if is_safetensors(path) else list(tensors_in(read_file(path,
-                                                                                             CHECKPOINTS, WHAT)))
-        for name, tensor in tensors.items():
-            if not tensor.isfinite().all():
-                raise ValueError(f'{path}: {name} holds {_not_finite(tensor)} numbers that are not '
-                                 f'finite')
-        for tensor in held:
-            if not tensor.isfinite().all():
-                raise ValueError(f'{path}: beside the network, a tensor {list(tensor.shape)} holds '
-                                 f'{_not_finite(tensor)} numbers that are not finite')
+        network, held = check_finite(path)
     except ValueError as error:
         failure = click.ClickException(str(error))
         failure.exit_code = 1  # type: ignore[misc]
         raise failure from None
-    print(f'{path}: {len(held)} tensors, all finite; the {len(tensors)} of the network fit it')
+    print(f'{path}: {held} tensors, all finite; the {network} of the network fit it')
+
+
+def check_finite(path: Path) -> tuple[int, int]:
+    """Return the number of tensors of the network, and of the whole file.
+
+    A file also has the optimizer's state, and other averages. Raises ValueError, which names the
+    tensor, where one has numbers that are not finite.
+    """
+    net, _ = read_network(path)
+    tensors = net.state_dict()
+    held = list(tensors.values())
+    if not is_safetensors(path):
+        held = list(tensors_in(read_file(path, CHECKPOINTS, WHAT)))
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f'{path}: {name} holds {_not_finite(tensor)} numbers that are not '
+                             f'finite')
+    for tensor in held:
+        if not tensor.isfinite().all():
+            raise ValueError(f'{path}: beside the network, a tensor {list(tensor.shape)} holds '
+                             f'{_not_finite(tensor)} numbers that are not finite')
+    return len(tensors), len(held)
 
 
 @main.command(cls=GroupedCommand, context_settings=SETTINGS)
 @files('--run', 'run_dir', help='Folder of a run that was trained with --ema-power', metavar='DIR',
        required=True)
-@files('--width', help='Relative width of the average to put together, e.g. 0.075', metavar='FLOAT',
+@files('--width', help='Relative width of the average, such as 0.075', metavar='FLOAT',
        type=float, required=True)
-@files('--kimg', help='At this point of the run, thousands of images  [default: the last snapshot]',
+@files('--kimg', help='Point of the run, in thousands of images  [default: the last snapshot]',
        metavar='KIMG', type=click.FloatRange(min=0, min_open=True))
 @files('--dest', help='Snapshot to write', metavar='PKL', required=True)
 @one_line_errors
 def reconstruct(run_dir: str, width: float, kimg: float | None, dest: str) -> None:
-    """Put together a power-function average that was never kept, from those in the snapshots of a
-    run.
+    """Make an average that was never stored.
 
-    The stored profiles are combined so as to come closest, in least squares, to the profile asked
-    for (Karras et al. 2024, EDM2, Section 3). The more snapshots there are, the closer; how close
-    is printed.
+    A power-function average of any width is made of those in the snapshots of a run. The stored
+    profiles are combined so as to come closest, in least squares, to the profile asked for (Karras
+    et al. 2024, EDM2, Section 3). More snapshots come closer; the error is printed.
 
     Examples:
     python checkpoint.py reconstruct --run=runs/mine --width=0.075 --dest=runs/mine/width-0.075.pkl
@@ -167,10 +179,13 @@ def reconstruct(run_dir: str, width: float, kimg: float | None, dest: str) -> No
 
 
 def describe(path: Path, net: Denoiser, info: dict[str, Any]) -> list[tuple[str, str]]:
-    """(title, text) of what is known about a network."""
-    config = info['config']
+    """Return (title, text) for everything that is known about a network."""
+    config, nimg = info['config'], info['nimg']
     parameters = sum(parameter.numel() for parameter in net.parameters())
-    nimg = info['nimg']
+    highest = 'infinity' if math.isinf(net.sigma_max) else f'{net.sigma_max:g}'
+    images = 'unknown number of images'
+    if nimg is not None:
+        images = f'{nimg:,} images ({nimg / 1e6:g} Mimg)'
     return [
         ('File', f'{path} ({os.path.getsize(path) / 1e6:.1f} MB)'),
         ('Kind', f'{info["kind"]}, {"averaged" if info["weights"] != "raw" else "raw"} weights'),
@@ -180,11 +195,9 @@ def describe(path: Path, net: Denoiser, info: dict[str, Any]) -> list[tuple[str,
         ('Parameters', f'{parameters:,} ({parameters / 1e6:.1f} M)'),
         ('Images', f'{net.img_channels} x {net.img_resolution} x {net.img_resolution}'),
         ('Classes', str(net.label_dim) if net.label_dim else 'none'),
-        ('Noise levels', f'{net.sigma_min:g} to '
-                         f'{"infinity" if math.isinf(net.sigma_max) else f"{net.sigma_max:g}"}'),
+        ('Noise levels', f'{net.sigma_min:g} to {highest}'),
         ('Precision', config.precision),
-        ('Trained with', 'unknown number of images' if nimg is None else f'{nimg:,} images '
-                                                                         f'({nimg / 1e6:g} Mimg)'),
+        ('Trained with', images),
         *((name.capitalize(), value if isinstance(value, str) else json.dumps(value))
           for name, value in info['training'].items() if name != 'network'),
         *(('Note', note) for note in info['notes']),
@@ -193,11 +206,11 @@ def describe(path: Path, net: Denoiser, info: dict[str, Any]) -> list[tuple[str,
 
 
 def contents_of(info: dict[str, Any]) -> dict[str, Any]:
-    """What a file of ours says besides its tensors."""
-    network = configs.encode(info['config'])
-    ours = 'network' in info['training']
-    config = info['training'] if ours else {'network': network,
-                                            'origin': {'kind': info['kind'], **info['training']}}
+    """Return the contents of a snapshot besides its tensors."""
+    config = info['training']
+    if 'network' not in config:   # somebody else's file
+        config = {'network': configs.encode(info['config']),
+                  'origin': {'kind': info['kind'], **info['training']}}
     return {'kind': SNAPSHOT, 'format': configs.FORMAT, 'config': config, 'nimg': info['nimg']}
 
 

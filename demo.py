@@ -1,7 +1,7 @@
 """The main job in minutes: make a data set, train, generate, judge.
 
-Runs the four commands on scikit-learn's handwritten digits and prints each as you would type it.
-Everything is written to out/demo; a run that is complete there is used again.
+This runs the four commands on scikit-learn's handwritten digits, and prints each of them as you
+would type it. Everything is written to out/demo; a run that is complete there is used again.
 """
 
 import json
@@ -26,7 +26,7 @@ KIMG = {'short': 64, 'long': 320}
 
 
 def command(line: str, capture: bool = False) -> str:
-    """Show and run one of the project's commands; the demo ends where it fails."""
+    """Show and run one of the project's commands. The demo ends if the command fails."""
     print(f'\n$ python {line}', flush=True)
     result = subprocess.run([sys.executable, *shlex.split(line)], check=False, text=True,
                             stdout=subprocess.PIPE if capture else None)
@@ -38,7 +38,7 @@ def command(line: str, capture: bool = False) -> str:
 
 
 def split_in_halves() -> None:
-    """Every second digit to half-a, the others to half-b."""
+    """Write every second digit to half-a, and the others to half-b."""
     with zipfile.ZipFile(DATA) as archive:
         names = sorted(name for name in archive.namelist() if name.endswith('.png'))
         for i, name in enumerate(names):
@@ -48,8 +48,10 @@ def split_in_halves() -> None:
 
 
 def recognised() -> float:
-    """The share of the generated digits that a classifier of the real ones takes for the class
-    asked for."""
+    """Return the share of generated digits that a classifier recognises as the class asked for.
+
+    The classifier was fitted to the real digits.
+    """
     import sklearn.svm
 
     with zipfile.ZipFile(DATA) as archive:
@@ -64,7 +66,7 @@ def recognised() -> float:
 
 
 def plot_loss() -> None:
-    """The loss of stats.jsonl over the images shown, as out/demo/loss.png."""
+    """Draw the loss of stats.jsonl over the number of images, as out/demo/loss.png."""
     plt = pyplot()
     ticks = [json.loads(line) for line in (RUN / 'stats.jsonl').read_text().splitlines()]
     ticks = [tick for tick in ticks if 'Loss/loss' in tick]
@@ -76,17 +78,9 @@ def plot_loss() -> None:
     figure.savefig(OUT / 'loss.png', dpi=120, metadata={'Software': None})
 
 
-@click.command()
-@click.option('--length', help='How long to train', type=click.Choice(list(KIMG)), default='short',
-              show_default=True)
-@click.option('--device', help='As in train.py', metavar='NAME', default='auto', show_default=True)
-def main(length: str, device: str) -> None:
-    """Train a small class-conditional EDM model on 1,797 handwritten digits and look at what it
-    makes."""
-    start = time.monotonic()
-    kimg = KIMG[length]
+def train_model(kimg: int, device: str) -> Path:
+    """Train on the digits, unless that was done before, and return the last snapshot."""
     snapshot = RUN / f'network-snapshot-{kimg:06d}.pkl'
-    OUT.mkdir(parents=True, exist_ok=True)
     if not DATA.exists():
         command(f'dataset_tool.py --source=digits --dest={DATA}')
     if snapshot.exists():
@@ -96,16 +90,41 @@ def main(length: str, device: str) -> None:
                 f'--blocks=1 --attn=8 --batch=64 --duration={kimg / 1000:g} --lr=0.002 '
                 f'--lr-rampup=0.01 --ema=0.01 --dropout=0 --augment=0 --tick={kimg / 20:g} '
                 f'--snap=10 --dump=20 --device={device}')
-    command(f"generate.py --network={snapshot} --outdir={OUT} --grid=10x10 --device={device} "
-            f"--class={','.join(str(label) for label in range(10) for _ in range(10))}")
+    return snapshot
+
+
+def generate_digits(snapshot: Path, device: str) -> None:
+    """Draw a grid of digits, and a folder of them to be judged."""
+    classes = ','.join(str(label) for label in range(10) for _ in range(10))
+    command(f'generate.py --network={snapshot} --outdir={OUT} --grid=10x10 --device={device} '
+            f'--class={classes}')
     command(f'generate.py --network={snapshot} --outdir={OUT}/images --seeds=0-{GENERATED - 1} '
             f'--class=0-9 --batch=128 --device={device}')
+
+
+def judge(device: str) -> tuple[str, str]:
+    """Return the distances of the generated digits and of half the real ones to the other half."""
     split_in_halves()
     command(f'fid.py ref --data={OUT}/half-a --dest={OUT}/half-a.npz --detector=demo '
             f'--device={device}')
-    judge = f'--ref={OUT}/half-a.npz --num={GENERATED} --detector=demo --device={device}'
-    made = command(f'fid.py calc --images={OUT}/images {judge}', capture=True).split()[-1]
-    real = command(f'fid.py calc --images={OUT}/half-b {judge}', capture=True).split()[-1]
+    options = f'--ref={OUT}/half-a.npz --num={GENERATED} --detector=demo --device={device}'
+    made = command(f'fid.py calc --images={OUT}/images {options}', capture=True).split()[-1]
+    real = command(f'fid.py calc --images={OUT}/half-b {options}', capture=True).split()[-1]
+    return made, real
+
+
+@click.command()
+@click.option('--length', help='Duration of training', type=click.Choice(list(KIMG)),
+              default='short', show_default=True)
+@click.option('--device', help='Device of the commands, as in train.py', metavar='NAME',
+              default='auto', show_default=True)
+def main(length: str, device: str) -> None:
+    """Train a small class-conditional EDM model on 1,797 handwritten digits, and judge it."""
+    start = time.monotonic()
+    OUT.mkdir(parents=True, exist_ok=True)
+    snapshot = train_model(KIMG[length], device)
+    generate_digits(snapshot, device)
+    made, real = judge(device)
     plot_loss()
     print(f'''
 Done in {time.monotonic() - start:.0f} seconds.
@@ -115,7 +134,8 @@ Done in {time.monotonic() - start:.0f} seconds.
   demo distance to one half of the digits (random features, NOT FID; lower is better):
     {made:>10s}  {GENERATED} generated images
     {real:>10s}  the {GENERATED} images of the other half
-  a classifier fitted to the real digits recognises {recognised():.1%} of the generated ones as the class asked for
+  a classifier fitted to the real digits recognises {recognised():.1%} of the generated ones as \
+the class asked for
 
 Try next:
   make demo DEMO=long                                        train five times as long
