@@ -64,7 +64,9 @@ from metrics.neighbours import nearest as nearest_images
 from metrics.one_pass import Images, Measured, Wanted, measure
 from metrics.reference_files import read_reference, write_reference
 from metrics.statistics import Statistics
-from options.network import NETWORK, NETWORK_NAMES, guidance_options, network_options, open_drawing
+from options import network as of_network
+from options.guidance import guidance_options
+from options.network import network_options, open_with_plan
 from options.sampler import sampler_options
 from torch_utils import distributed
 from torch_utils.grids import save_png
@@ -225,14 +227,14 @@ def gen(network_path: str, weights: str | None, classes: list[int] | None, ref: 
         raise ValueError(f'--save={save} takes the statistics of one block: leave out '
                          f'--blocks={blocks}')
     chosen = start(device)
-    drawing = open_drawing(network_path, weights, options, chosen)
+    drawing = open_with_plan(network_path, weights, options, chosen)
     drawing.say()
     judge = Judge(ref, names, device=chosen, detector=detector, batch=batch, precision=precision,
                   allow_mismatch=allow_mismatch)
     results = []
     for block in range(blocks):
         seeds = range(seed + block * num, seed + (block + 1) * num)
-        images = GeneratedImages(drawing.net, drawing.sampling, seeds, device=chosen,
+        images = GeneratedImages(drawing.net, drawing.plan, seeds, device=chosen,
                                  classes=classes, rng=rng, batch=batch, source=network_path)
         folder = None if state is None else os.path.join(state, f'seeds-{seeds[0]}-{seeds[-1]}')
         result = judge(images, folder, title=f'seeds {seeds[0]}-{seeds[-1]}')
@@ -247,7 +249,7 @@ def gen(network_path: str, weights: str | None, classes: list[int] | None, ref: 
         print_scores(judge, results[0]) if blocks == 1 else print_summary(judge, results)
         save_statistics(save, results[0])
         told = [result.about | {'scores': result.scores} for result in results]
-        save_json(json_path, {'network': network_path, 'sampler': repr(drawing.sampling),
+        save_json(json_path, {'network': network_path, 'sampler': repr(drawing.plan),
                               'blocks': told, 'summary': summary(results)})
     distributed.shutdown()
 
@@ -542,7 +544,7 @@ def detector(paths: tuple[str, ...], fetch: str | None, dest: str | None) -> Non
     files('--ema-length', help='Instead of the snapshots of the run in --network: its '
                                'power-function averages of these relative widths at its end',
           type=FloatList()),
-    NETWORK[2:], CLASS, REF,
+    of_network.OPTIONS[2:], CLASS, REF,
     files('--dest', help='Folder of sweep.csv, sweep.png and report.json; a second command adds to '
                          'it', metavar='DIR', required=True),
     method('--num', help='How many images to generate in each block', type=click.IntRange(min=2),
@@ -592,7 +594,7 @@ def sweep(network_path: str, weights: str | None, ema_length: list[float] | None
     chosen = start(device)
     judge = Judge(ref, names, device=chosen, detector=detector, batch=batch, precision=precision,
                   allow_mismatch=allow_mismatch)
-    opening = {name: options.pop(name) for name in NETWORK_NAMES}
+    opening = {name: options.pop(name) for name in of_network.NAMES}
     evaluator = Evaluator(judge, device=chosen, classes=classes, rng=rng, batch=batch,
                           opening=opening)
     protocol = Protocol(num, seed, blocks)
@@ -669,7 +671,7 @@ def search(network_path: str, weights: str | None, classes: list[int] | None, re
     chosen = start(device)
     judge = Judge(ref, names, device=chosen, detector=detector, batch=batch, precision=precision,
                   allow_mismatch=allow_mismatch)
-    opening = {name: options.pop(name) for name in NETWORK_NAMES}
+    opening = {name: options.pop(name) for name in of_network.NAMES}
     evaluator = Evaluator(judge, device=chosen, classes=classes, rng=rng, batch=batch,
                           opening=opening)
     network = Network(network_path, weights)

@@ -17,14 +17,15 @@ from torch import Tensor
 from checkpoints.open import open_network
 from dnnlib.cli import GroupedCommand, IntList, heading, is_terminal, one_line_errors
 from dnnlib.files import atomic_write
-from limpid.denoiser import Conditioned
+from limpid.denoiser import Conditioned, Network, Traits, traits
 from limpid.inversion import decode, encode, interpolate
 from limpid.likelihood import bits_per_dim, dequantize, log_likelihood, rademacher
 from limpid.pixels import from_uint8, to_uint8
 from limpid.samplers import FlowSampler
-from limpid.seeds import StackedGenerator, check_classes, latents_and_labels, share_of
+from limpid.seeds import StackedGenerator, latents_and_labels, share_of
 from limpid.steps import EDMSteps
-from options.sampler import Sampling, resolve_sampler, sampler_options
+from options.network import check_classes
+from options.sampler import resolve_sampler, sampler_options
 from torch_utils import distributed
 from torch_utils.grids import save_grid, save_png, tile, to_pil
 from training.dataset import ImageFolderDataset
@@ -91,14 +92,13 @@ def encode_command(network_path: str, weights: str | None, images: str, dest: st
         --dest=out/latents.npz --check
     """
     _ends_in(dest, '--dest', ('.npz',))
-    net, sampling, rows, device_ = _open(network_path, weights, device, options)
+    net, rows, sigmas, device_ = _open(network_path, weights, device, options)
     dataset, labels = _labelled(images, num, seed, label, net)
 
     def work(positions: np.ndarray) -> dict[str, Any]:
         pixels = torch.from_numpy(dataset.batch(positions)[0]).to(device_)
         x = from_uint8(pixels, torch.float64 if device_.type != 'mps' else torch.float32)
         denoise = _denoise(net, labels, positions, device_)
-        sigmas = denoise.levels(sampling.discretization, sampling.num_steps)
         latents = encode(denoise, x, sigmas, rows.solver, rows.schedule, rows.scaling)
         result = {'latents': latents.to(torch.float32).cpu().numpy()}
         if check:
@@ -111,7 +111,6 @@ def encode_command(network_path: str, weights: str | None, images: str, dest: st
     if parts is not None:
         names = [dataset.files.names[dataset.get_details(i).raw_idx] for i in range(len(dataset))]
         denoise = Conditioned(net)
-        sigmas = denoise.levels(sampling.discretization, sampling.num_steps)
         with atomic_write(dest) as file:
             np.savez(file, latents=parts['latents'], labels=labels.numpy(), names=np.array(names),
                      sigma_min=float(sigmas[-2]), sigma_max=float(sigmas[0]))
@@ -142,13 +141,12 @@ def decode_command(network_path: str, weights: str | None, latents: str, outdir:
     Examples:
     python flow.py decode --network=out/demo/run/network-snapshot-000064.pkl --latents=out/latents.npz --outdir=out/decoded
     """
-    net, sampling, rows, device_ = _open(network_path, weights, device, options)
+    net, rows, sigmas, device_ = _open(network_path, weights, device, options)
     stored, labels = _load_latents(latents, net)
 
     def work(positions: np.ndarray) -> dict[str, Any]:
         denoise = _denoise(net, labels, positions, device_)
         z = torch.from_numpy(stored[positions]).to(device_)
-        sigmas = denoise.levels(sampling.discretization, sampling.num_steps)
         x = to_uint8(decode(denoise, z, sigmas, rows.solver, rows.schedule,
                             rows.scaling)).cpu().numpy()
         for position, image in zip(positions, x, strict=True):
@@ -195,7 +193,7 @@ def interpolate_command(network_path: str, weights: str | None, seeds: list[int]
                          f'such as 3,8')
     if fps is not None and dest.endswith('.png'):
         raise ValueError(f'--fps would have no effect with --dest={dest}, which is a strip')
-    net, sampling, rows, device_ = _open(network_path, weights, device, options, num_steps=18)
+    net, rows, sigmas, device_ = _open(network_path, weights, device, options, num_steps=18)
     generator = StackedGenerator(seeds, device_)
     noise, drawn = latents_and_labels(net, seeds, None, generator)
     one_label = torch.zeros([0]) if drawn is None else drawn[0].cpu()
@@ -207,7 +205,6 @@ def interpolate_command(network_path: str, weights: str | None, seeds: list[int]
 
     def work(positions: np.ndarray) -> dict[str, Any]:
         denoise = _denoise(net, labels, positions, device_)
-        sigmas = denoise.levels(sampling.discretization, sampling.num_steps)
         x = decode(denoise, path[torch.from_numpy(positions)], sigmas, rows.solver, rows.schedule,
                    rows.scaling)
         return {'images': to_uint8(x).cpu().numpy()}
@@ -304,7 +301,7 @@ def likelihood_command(network_path: str, weights: str | None, images: str, dest
             file.write(text.getvalue().encode())
         spread = bits.std(ddof=1) / np.sqrt(len(bits)) if len(bits) > 1 else float('nan')
         print(f'{bits.mean():.4f} bits per dimension (standard error {spread:.4f}) over '
-              f'{len(bits)} images at sigma_min={max(sigma_min, net.sigma_min):g}')
+              f'{len(bits)} images at sigma_min={max(sigma_min, traits(net).sigma_min):g}')
         print(f'Wrote the number of each image to {dest}')
     distributed.shutdown()
 
@@ -315,31 +312,32 @@ def _ends_in(path: str, option: str, endings: tuple[str, ...]) -> None:
 
 
 def _open(network_path: str, weights: str | None, device: str, options: dict[str, Any],
-          num_steps: int = 64) -> tuple[Any, Sampling, FlowSampler, torch.device]:
-    """The network, how the flow is solved, and the device. ValueError for a sampler that is not the
-    flow."""
+          num_steps: int = 64) -> tuple[Network, FlowSampler, Tensor, torch.device]:
+    """Open the network and choose how its flow is solved: network, sampler, noise levels, device.
+
+    Raises ValueError for a sampler that is not the flow.
+    """
     chosen = distributed.init(device)
     net = open_network(network_path, chosen, weights)
     if options['num_steps'] is None and options['sigmas'] is None and options['preset'] is None:
         options['num_steps'] = num_steps
     _in_float32(net)
-    sampling = resolve_sampler(options, net.sigma_min, net.sigma_max)
-    rows = sampling.sampler
-    if not isinstance(rows, FlowSampler) and sampling.discretization.sigmas(sampling.num_steps,
-                                                                            net.sigma_min,
-                                                                            net.sigma_max)[
-                                                                                0].isinf():
+    told = traits(net)
+    limits = Traits(sigma_min=told.sigma_min, sigma_max=told.sigma_max, learned_variance=True)
+    sampling = resolve_sampler(options, limits)
+    sigmas = sampling.plan(net).sigmas
+    if not isinstance(sampling.sampler, FlowSampler) and sigmas[0].isinf():
         raise ValueError('the flow of x cannot start at sigma = inf, where x is infinite: leave '
                          'out --zero-terminal-snr, or give --sigma_max')
-    if not isinstance(rows, FlowSampler) or rows.churn.S_churn > 0:
+    if not isinstance(sampling.sampler, FlowSampler) or sampling.sampler.churn.S_churn > 0:
         raise ValueError('the flow is deterministic: leave out --sampler and --S_churn, and choose '
                          '--solver, --disc, --schedule and --scaling')
     for note in sampling.notes:
         distributed.print0(f'Note: {note}')
-    return net, sampling, rows, chosen
+    return net, sampling.sampler, sigmas, chosen
 
 
-def _in_float32(net: Any) -> None:  # noqa: ANN401
+def _in_float32(net: Network) -> None:
     """Half precision is for drawing images; what is solved backwards or differentiated needs
     more."""
     if hasattr(net, 'dtype'):
@@ -347,39 +345,42 @@ def _in_float32(net: Any) -> None:  # noqa: ANN401
 
 
 def _labelled(path: str, num: int | None, seed: int, label: int | None,
-              net: Any) -> tuple[ImageFolderDataset, Tensor]:  # noqa: ANN401
+              net: Network) -> tuple[ImageFolderDataset, Tensor]:
     """The images, and a label vector for each, [N, label_dim]; ValueError where they do not fit the
     network."""
+    told = traits(net)
     dataset = ImageFolderDataset(path, max_size=num, random_seed=seed,
-                                 use_labels=bool(net.label_dim) and label is None)
-    expected = [net.img_channels, net.img_resolution, net.img_resolution]
+                                 use_labels=bool(told.label_dim) and label is None)
+    expected = list(told.image_shape or ())
     if dataset.image_shape != expected:
         raise ValueError(f'--images={path} has images of {dataset.image_shape} (channels, height, '
                          f'width), but the network takes {expected}')
     if num is not None and len(dataset) < num:
         raise ValueError(
             f'--images={path} has {len(dataset)} images, fewer than --max-images={num}')
-    if not net.label_dim or label is not None:
+    if not told.label_dim or label is not None:
         one = torch.zeros([0]) if label is None else _one_hot(label, net)
         return dataset, one.expand(len(dataset), -1)
-    if dataset.label_dim != net.label_dim:
+    if dataset.label_dim != told.label_dim:
         raise ValueError(f'--images={path} has labels of {dataset.label_dim} numbers, but the '
-                         f'network takes {net.label_dim}; --class gives one class to all')
+                         f'network takes {told.label_dim}; --class gives one class to all')
     return dataset, torch.from_numpy(np.stack([dataset.get_label(i) for i in range(len(dataset))]))
 
 
-def _one_hot(label: int, net: Any) -> Tensor:  # noqa: ANN401
-    check_classes([label], net.label_dim)
-    return torch.nn.functional.one_hot(torch.tensor(label), net.label_dim).to(torch.float32)
+def _one_hot(label: int, net: Network) -> Tensor:
+    label_dim = traits(net).label_dim or 0
+    check_classes([label], label_dim)
+    return torch.nn.functional.one_hot(torch.tensor(label), label_dim).to(torch.float32)
 
 
-def _denoise(net: Any, labels: Tensor, positions: np.ndarray,
-             device: torch.device) -> Conditioned:  # noqa: ANN401
-    return Conditioned(net, labels[torch.from_numpy(positions)].to(device) if net.label_dim
-                       else None)
+def _denoise(net: Network, labels: Tensor, positions: np.ndarray,
+             device: torch.device) -> Conditioned:
+    if not traits(net).label_dim:
+        return Conditioned(net)
+    return Conditioned(net, labels[torch.from_numpy(positions)].to(device))
 
 
-def _load_latents(path: str, net: Any) -> tuple[np.ndarray, Tensor]:  # noqa: ANN401
+def _load_latents(path: str, net: Network) -> tuple[np.ndarray, Tensor]:
     """latents [N, C, H, W] and labels [N, label_dim] of a file of `encode`; ValueError in one
     line."""
     try:
@@ -389,13 +390,14 @@ def _load_latents(path: str, net: Any) -> tuple[np.ndarray, Tensor]:  # noqa: AN
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f'--latents={path} is not a file of latents: {error}') from None
-    expected = (net.img_channels, net.img_resolution, net.img_resolution)
+    told = traits(net)
+    expected = told.image_shape or ()
     if latents.ndim != 4 or latents.shape[1:] != expected:
         raise ValueError(f'--latents={path} has latents of {list(latents.shape[1:])}, but the '
                          f'network takes {list(expected)}')
-    if labels.shape != (len(latents), net.label_dim):
+    if labels.shape != (len(latents), told.label_dim):
         raise ValueError(f'--latents={path} has labels of {labels.shape[-1]} numbers, but the '
-                         f'network takes {net.label_dim}')
+                         f'network takes {told.label_dim}')
     return latents, torch.from_numpy(labels)
 
 

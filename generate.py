@@ -11,9 +11,10 @@ import torch
 import tqdm
 
 from dnnlib.cli import GroupedCommand, IntList, heading, is_terminal, one_line_errors
-from limpid.denoiser import Counting
-from limpid.seeds import check_classes, generate, share_of
-from options.network import guidance_options, network_options, open_drawing
+from limpid.denoiser import Counting, traits
+from limpid.seeds import generate, share_of
+from options.guidance import guidance_options
+from options.network import check_classes, network_options, open_with_plan
 from options.sampler import sampler_options
 from torch_utils import distributed
 from torch_utils.grids import save_grid, save_png
@@ -98,11 +99,10 @@ def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] |
         raise ValueError(f'--grid={grid[0]}x{grid[1]} holds {grid[0] * grid[1]} images, but '
                          f'--seeds names {len(seeds)}')
     chosen_device = distributed.init(device)
-    drawing = open_drawing(network_path, weights, options, chosen_device)
-    check_classes(classes, drawing.net.label_dim)
-    drawing.say()
-    sampling, watched = drawing.sampling, Counting(drawing.net, keep_sigmas=stats,
-                                                   keep_frames=trajectory)
+    opened = open_with_plan(network_path, weights, options, chosen_device)
+    check_classes(classes, traits(opened.net).label_dim)
+    opened.say()
+    watched = Counting(opened.net, keep_sigmas=stats, keep_frames=trajectory)
 
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     distributed.print0(f'Generating {len(seeds)} images to {outdir} ...')
@@ -115,8 +115,8 @@ def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] |
             continue
         batch_seeds = [seeds[i] for i in positions]
         batch_classes = None if classes is None else [classes[i % len(classes)] for i in positions]
-        images = generate(watched, sampling.sampler, sampling.discretization, sampling.num_steps,
-                          batch_seeds, batch_classes, chosen_device, rng).cpu().numpy()
+        images = generate(watched, opened.plan, batch_seeds, batch_classes, chosen_device,
+                          rng).cpu().numpy()
         if trajectory and positions[0] < TRAJECTORY[1]:
             frames.update(zip(positions.tolist(), steps_of(watched, images), strict=True))
         watched.frames.clear()
@@ -139,7 +139,7 @@ def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] |
             save_grid(rows.reshape(-1, *rows.shape[2:]), Path(outdir) / 'trajectory.png',
                       columns=rows.shape[1])
     if stats:
-        print_stats(distributed.gather_objects((drawing.evaluations, seconds)), watched, len(seeds))
+        print_stats(distributed.gather_objects((opened.evaluations, seconds)), watched, len(seeds))
     distributed.barrier()
     distributed.print0('Done.')
     distributed.shutdown()

@@ -30,7 +30,7 @@ from benchmarks.samplers_page import Facts, Setting, draw_picture, page
 from checkpoints.open import ideal_denoiser
 from dnnlib.cli import is_terminal, one_line_errors
 from dnnlib.files import atomic_write
-from limpid.denoiser import Counting
+from limpid.denoiser import Counting, traits
 from limpid.seeds import generate
 from metrics.distances import frechet_distance
 from metrics.features import TAPS, DemoDetector
@@ -112,14 +112,13 @@ class Bench:
         Returns the images and the number of evaluations for each of them.
         """
         options = parse.main(shlex.split(command), standalone_mode=False)
-        sampling = resolve_sampler(options, self.net.sigma_min, self.net.sigma_max)
+        sampling = resolve_sampler(options, traits(self.net))
         if sampling.notes:
             raise ValueError(f'{command}: {"; ".join(sampling.notes)}')
-        watched = Counting(self.net)
+        watched, plan = Counting(self.net), sampling.plan(self.net)
         batches = [range(start, min(start + BATCH, self.count))
                    for start in range(0, self.count, BATCH)]
-        images = [generate(watched, sampling.sampler, sampling.discretization, sampling.num_steps,
-                           seeds, None, torch.device('cpu')) for seeds in batches]
+        images = [generate(watched, plan, seeds, None, torch.device('cpu')) for seeds in batches]
         return torch.cat(images), watched.images / self.count
 
     @functools.cached_property

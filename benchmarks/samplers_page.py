@@ -47,7 +47,7 @@ from dnnlib.files import atomic_write
 from dnnlib.markdown import table
 from dnnlib.plots import pyplot
 from limpid.schedules import VPSchedule
-from limpid.steps import Discretization, EDMSteps, VPSteps
+from limpid.steps import EDMSteps, Steps, VPSteps
 
 ZERO = 2e-3   # where the logarithmic axis of the error shows 0
 
@@ -216,7 +216,7 @@ class Facts:
         return table(['Sampler', 'options of generate.py', 'NFE to the floor', 'NFE to 95 %'], rows)
 
 
-def decisive(steps: Callable[..., Discretization]) -> int:
+def decisive(steps: Callable[..., Steps]) -> int:
     """Return how many of 16 noise levels lie between 1 and 10."""
     sigmas = steps(SIGMA_MIN, SIGMA_MAX).sigmas(16)
     return int(((sigmas >= 1) & (sigmas <= 10)).sum())

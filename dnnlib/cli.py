@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar, cast
 
 import click
@@ -58,6 +58,12 @@ class _HeadedOption(click.Option):
 def heading(title: str) -> Callable[..., Callable[[F], F]]:
     """Return a `click.option` whose options a GroupedCommand lists under `title`."""
     return functools.partial(click.option, cls=_HeadedOption, heading=title)
+
+
+def with_each(options: Sequence[Callable[..., Any]],
+              command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a click command these options, which `--help` lists in this order."""
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
 
 class IntList(click.ParamType):   # type: ignore[type-arg]

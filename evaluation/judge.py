@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from dnnlib.cli import with_flags
-from limpid.denoiser import Counting
+from limpid.denoiser import Counting, Network, traits
 from limpid.guidance import Guided
-from limpid.seeds import check_classes, generate
+from limpid.plan import Plan
+from limpid.seeds import generate
 from metrics.definitions import (
     DC_IMAGES,
     METRICS,
@@ -38,7 +39,7 @@ from metrics.features import TAPS, FeatureExtractor, load_detector, load_dinov2
 from metrics.one_pass import Images, Measured, Stopped, Wanted, measure
 from metrics.reference_files import read_reference
 from metrics.sample_batch import SampleBatch
-from options.sampler import Sampling
+from options.network import check_classes
 from torch_utils import distributed
 from torch_utils.digest import digest_of_tensors
 from training.dataset import ImageFolderDataset
@@ -138,22 +139,23 @@ class GeneratedImages:
     """
     lossy = False
 
-    def __init__(self, net: Any, sampling: Sampling, seeds: Sequence[int], *,
+    def __init__(self, net: Network, plan: Plan, seeds: Sequence[int], *,
                  device: torch.device,  # noqa: ANN401
                  classes: Sequence[int] | None = None, rng: str | None = None, batch: int = 64,
                  source: str = 'a network') -> None:
-        check_classes(classes, net.label_dim)
-        self.net, self.sampling, self.seeds, self.classes = net, sampling, seeds, classes
+        check_classes(classes, traits(net).label_dim)
+        self.net, self.plan, self.seeds, self.classes = net, plan, seeds, classes
         self.device, self.rng, self.batch, self.source = device, rng, batch, source
-        self.image_shape = [net.img_channels, net.img_resolution, net.img_resolution]
+        shape = traits(net).image_shape
+        assert shape is not None, 'a network that was opened tells the shape of its images'
+        self.image_shape = list(shape)
 
     def __len__(self) -> int:
         return len(self.seeds)
 
     def fingerprint(self) -> str:
         # Where random numbers are drawn is part of what the images are.
-        told = (digest_of(self.net), repr(self.sampling.discretization), self.sampling.num_steps,
-                repr(self.sampling.sampler), _short(self.seeds), None if self.classes is None
+        told = (digest_of(self.net), repr(self.plan), _short(self.seeds), None if self.classes is None
                 else list(self.classes), self.rng or self.device.type, self.image_shape)
         return hashlib.sha256(repr(told).encode()).hexdigest()
 
@@ -165,8 +167,7 @@ class GeneratedImages:
     def _generate(self, positions: range) -> Tensor:
         classes = None if self.classes is None else [self.classes[i % len(self.classes)]
                                                      for i in positions]
-        return generate(self.net, self.sampling.sampler, self.sampling.discretization,
-                        self.sampling.num_steps, [self.seeds[i] for i in positions], classes,
+        return generate(self.net, self.plan, [self.seeds[i] for i in positions], classes,
                         self.device, self.rng)
 
 

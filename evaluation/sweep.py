@@ -39,13 +39,13 @@ from dnnlib.files import atomic_write, held
 from dnnlib.plots import pyplot
 from evaluation.judge import PARAMETERS, GeneratedImages, Judge, digest_of
 from limpid.adaptive import ADAPTIVE
-from limpid.denoiser import Conditioned
 from limpid.samplers import Churn
 from limpid.seeds import generate
 from limpid.solvers import MULTISTEP
 from metrics.definitions import higher_is_better, names_of
 from metrics.one_pass import Measured
-from options.network import Drawing, drawing_of, guidance_options, open_to_draw
+from options.guidance import guidance_options
+from options.network import Opened, open_to_draw, planned
 from options.sampler import sampler_options
 from torch_utils import checkpoint, distributed
 from training.state import SNAPSHOT, files_of
@@ -609,18 +609,18 @@ class Evaluator:
                 self._opened[key] = open_to_draw(key[0], self.device, key[1], **opening)
         return [self._opened[key] for key in wanted]
 
-    def drawing(self, network: Network, options: Mapping[str, Any]) -> Drawing:
+    def drawing(self, network: Network, options: Mapping[str, Any]) -> Opened:
         """RefusedError for options that do not go together, or not with this network."""
         networks = self.opened(network, options)
         try:
-            drawing = drawing_of(networks, dict(options))
+            drawing = planned(networks, options)
         except ValueError as error:
             raise RefusedError(str(error)) from None
         self._say(drawing.notes)
         return drawing
 
-    def images(self, drawing: Drawing, network: Network, seeds: range) -> GeneratedImages:
-        return GeneratedImages(drawing.net, drawing.sampling, seeds, device=self.device,
+    def images(self, drawing: Opened, network: Network, seeds: range) -> GeneratedImages:
+        return GeneratedImages(drawing.net, drawing.plan, seeds, device=self.device,
                                classes=self.classes, rng=self.rng, batch=self.batch,
                                source=network.path)
 
@@ -674,30 +674,28 @@ class Evaluator:
         """`effect_of` at the noise levels of these options. ValueError for a sampler without
         S_churn."""
         drawing = self.drawing(network, options)
-        sampling = drawing.sampling
-        if not hasattr(sampling.sampler, 'churn'):
+        sampler = drawing.plan.sampler
+        if not hasattr(sampler, 'churn'):
             raise ValueError(f'{spelled(options) or "the sampler of this network"} has no S_churn '
                              f'to search for: use --sampler=table1 or angle')
-        if isinstance(getattr(sampling.sampler, 'solver', None), MULTISTEP):
+        if isinstance(getattr(sampler, 'solver', None), MULTISTEP):
             raise ValueError(f'{spelled(options)}: a multistep solver cannot take fresh noise '
                              f'between its steps, so there is no S_churn to search for; use euler '
                              f'or heun')
-        sigmas = Conditioned(drawing.net).levels(sampling.discretization,
-                                                 sampling.num_steps).tolist()
+        sigmas = drawing.plan.sigmas.tolist()
         return lambda churn: effect_of(churn, sigmas)
 
-    def _evaluations(self, point: Point, drawing: Drawing) -> float:
+    def _evaluations(self, point: Point, drawing: Opened) -> float:
         """NFE of an image: of the first, or, where it depends on the image, of the first ones on
         average."""
-        sampling = drawing.sampling
-        count = min(PROBED, point.protocol.num) if isinstance(sampling.sampler,
+        sampler = drawing.plan.sampler
+        count = min(PROBED, point.protocol.num) if isinstance(sampler,
                                                               tuple(ADAPTIVE.values())) else 1
         seeds = point.protocol.seeds(0)[:count]
         classes = self.classes and [self.classes[i % len(self.classes)] for i in range(count)]
         try:
             with distributed.errors_on_all(ValueError, FloatingPointError):
-                generate(drawing.net, sampling.sampler, sampling.discretization, sampling.num_steps,
-                         seeds, classes, self.device, self.rng)
+                generate(drawing.net, drawing.plan, seeds, classes, self.device, self.rng)
         except ValueError as refusal:
             raise RefusedError(str(refusal)) from None
         return drawing.evaluations / count

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from evaluation.judge import GeneratedImages, Judge, Result, check_metrics, main_tap
 from limpid.denoiser import Denoiser
+from limpid.plan import plan
 from metrics.definitions import METRICS, higher_is_better, names_of
 from metrics.one_pass import Stopped
-from options.sampler import resolve_sampler
 from torch_utils import distributed
 from training.config import TrainConfig, due
 from training.state import SNAPSHOT, TrainState, file_of, write_best
@@ -71,8 +71,7 @@ class Evaluation:
 
     def __init__(self, config: EvalConfig, net: Denoiser, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.sampling = resolve_sampler({'num_steps': config.num_steps}, net.sigma_min,
-                                        net.sigma_max, net.native_steps)
+        self.plan = plan(net, num_steps=config.num_steps)
         with without_a_trace(device):
             self.judge = Judge(config.ref, config.metrics, device=device, detector=config.detector,
                                batch=config.batch, allow_mismatch=config.allow_mismatch)
@@ -123,7 +122,7 @@ class Evaluation:
         return result
 
     def _images(self, net: Denoiser, stopping: Callable[[], bool]) -> '_Interruptible':
-        return _Interruptible(stopping, net, self.sampling, range(self.config.num),
+        return _Interruptible(stopping, net, self.plan, range(self.config.num),
                               device=self.device, batch=self.config.batch, source='the averaged '
                                                                                   'network')
 

@@ -7,14 +7,15 @@ step, to learn which images these are.
 """
 
 import copy
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from limpid.checks import one_of, positive
 from limpid.denoiser import Conditioned
-from limpid.earlier import one_of, sum_squares, vp_through
+from limpid.earlier import vp_through
+from limpid.per_image import sum_squares
 from limpid.samplers import RandnLike
 from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule, VPScaling
 from limpid.sde import GeneralSDE
@@ -126,9 +127,8 @@ class RK45:
     scaling: Scaling = NoScaling()
 
     def __post_init__(self) -> None:
-        for name, value in (('rtol', self.rtol), ('atol', self.atol)):
-            if not 0 < value < math.inf:
-                raise ValueError(f'{name} must be positive, not {value:g}')
+        positive('rtol', self.rtol)
+        positive('atol', self.atol)
 
     def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor, randn_like: RandnLike,
                  nfe: list[int] | None = None) -> Tensor:
@@ -251,8 +251,7 @@ class AdaptiveSDE:
     def __post_init__(self) -> None:
         one_of('sde', self.sde, ('vp', 've'))
         for name in ('eps_rel', 'eps_abs', 'theta', 'exponent', 'h_init'):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f'{name} must be positive, not {getattr(self, name):g}')
+            positive(name, getattr(self, name))
 
     def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor, randn_like: RandnLike,
                  nfe: list[int] | None = None) -> Tensor:

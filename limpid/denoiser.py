@@ -1,172 +1,261 @@
-"""The denoiser D(x; σ): what a sampler may rely on of any, ours, and what is wrapped around one."""
+"""The denoiser D(x; σ): what a sampler may rely on, our own, and what is wrapped around one.
+
+A network, wherever this library takes one, is any callable
+
+    D = net(x, sigma, class_labels)
+
+for images x [B, C, H, W] with noise of level sigma, [] or [B]. A plain function will do. A network
+that can say more about itself has an attribute `traits`.
+"""
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from limpid.levels import IDDPMLevels
 from limpid.pixels import to_uint8
 from limpid.preconditioning import IDDPM, Preconditioner, V, check_finite, unit_coefficients, unit_scale
-from limpid.steps import DiscreteSteps, Discretization
+from limpid.steps import DiscreteSteps, Steps
+
+# net(x, sigma, class_labels, **conditions) -> D, or (D, F_var) where a learned variance is asked for
+Network = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a sampler may rely on of a network; `Traits()` is what is true of a plain function.
+
+    image_shape       (C, H, W) of its images; None: any
+    label_dim         length of its label vectors, 0 for an unconditional network; None: unknown
+    sigma_min, sigma_max
+                      the noise levels that it supports
+    round_sigma       σ -> the level that it takes σ for, on any device; None: every σ is a level
+    unit_scale        d, if it also takes the unit variable z = x/√(σ² + d²) for σ up to ∞, as
+                      net(z, sigma, class_labels, unit=True); None: it does not
+    no_infinity       why it cannot be asked at σ = ∞; '' if it can
+    native_steps      the timesteps of the discrete schedule for which it was trained, if any
+    learned_variance  whether it takes return_variance=True and then answers (D, F_var)
+    label_dropout     the share of training images whose label was hidden; None: unknown
+    lacks_null        what it must be given before its answer without a class means anything;
+                      '' if nothing is missing
+    sigma_from_cpu    whether it takes a single σ on the CPU for images on another device
+    """
+    image_shape: tuple[int, int, int] | None = None
+    label_dim: int | None = None
+    sigma_min: float = 0.0
+    sigma_max: float = math.inf
+    round_sigma: Callable[[Tensor], Tensor] | None = None
+    unit_scale: float | None = None
+    no_infinity: str = ''
+    native_steps: Steps | None = None
+    learned_variance: bool = False
+    label_dropout: float | None = None
+    lacks_null: str = ''
+    sigma_from_cpu: bool = False
+
+
+def traits(net: object) -> Traits:
+    """Return the `traits` of a network, also of one inside a DistributedDataParallel.
+
+    A network without `traits` may have attributes of the same names instead. That includes the
+    networks of EDM's programs, whose image shape is told by `img_channels` and `img_resolution`.
+    """
+    if isinstance(net, nn.parallel.DistributedDataParallel):
+        net = net.module
+    told = getattr(net, 'traits', None)
+    if isinstance(told, Traits):
+        return told
+    given = {field.name: getattr(net, field.name) for field in fields(Traits)
+             if hasattr(net, field.name)}
+    if hasattr(net, 'img_channels') and hasattr(net, 'img_resolution'):
+        given['image_shape'] = net.img_channels, net.img_resolution, net.img_resolution
+    return Traits(**given)
 
 
 class Conditioned:
-    """D(x; σ) with the labels bound, and what a sampler may ask of a network.
+    """A network with its labels bound: D(x; σ) as a sampler calls it.
 
-    `net(x, sigma, class_labels)` returns D for x [B, C, H, W] and sigma [] or [B]. Its attributes
-    `sigma_min`, `sigma_max` and `round_sigma` are optional: absent, they mean 0, ∞ and the
-    identity. A network with the attribute `unit_scale`, d, also takes `net(z, sigma, class_labels,
-    unit=True)` with the unit variable z = x/√(σ² + d²) for σ up to ∞, which `no_infinity` may
-    forbid: a reason, or ''. With `sigma_from_cpu` it takes a single sigma on the CPU.
+    net           the network
+    class_labels  what the network takes as its third argument, or None
+    traits        what the network says of itself
     """
 
-    def __init__(self, net: Callable[..., Tensor], class_labels: Tensor | None = None) -> None:
-        self.net = net
-        self.class_labels = class_labels
-        self.sigma_min = float(getattr(net, 'sigma_min', 0.0))
-        self.sigma_max = float(getattr(net, 'sigma_max', math.inf))
-        self.takes_unit = hasattr(net, 'unit_scale')
-        self.unit_scale = float(getattr(net, 'unit_scale', 1.0))
+    def __init__(self, net: Network, class_labels: Tensor | None = None) -> None:
+        self.net, self.class_labels = net, class_labels
+        self.traits = traits(net)
+
+    @property
+    def unit_scale(self) -> float:
+        """d of the unit variable; 1 for a network that has none of its own."""
+        return 1.0 if self.traits.unit_scale is None else self.traits.unit_scale
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """x and the result in the sampler's precision; sigma [] on the CPU, or [B] beside x."""
-        return self.net(x, self.beside(sigma, x), self.class_labels).to(x.dtype)
+        """Return D(x; σ) in the precision of x; sigma is [] on the CPU, or [B] beside x."""
+        D: Tensor = self.net(x, self.beside(sigma, x), self.class_labels)
+        return D.to(x.dtype)
 
     def unit(self, z: Tensor, sigma: Tensor) -> Tensor:
-        """D(x; σ) of x = z √(σ² + d²), d = `unit_scale`, for σ up to ∞; sigma [] on the CPU.
+        """Return D(x; σ) for x = z √(σ² + d²), d = `unit_scale`; sigma is [] on the CPU, up to ∞.
 
-        ValueError at σ = ∞ for networks that do not offer it.
+        Raises ValueError at σ = ∞ for a network that cannot work there.
         """
         self.check(sigma)
-        if self.takes_unit:
-            return self.net(z, self.beside(sigma, z), self.class_labels, unit=True).to(z.dtype)
-        return self(z * torch.hypot(sigma, torch.full_like(sigma, self.unit_scale)), sigma)
+        if self.traits.unit_scale is None:
+            return self(z * torch.hypot(sigma, torch.full_like(sigma, self.unit_scale)), sigma)
+        D: Tensor = self.net(z, self.beside(sigma, z), self.class_labels, unit=True)
+        return D.to(z.dtype)
+
+    def with_variance(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (D, F_var) of a network with a learned variance, in the precision of x.
+
+        Raises ValueError for any other network; sigma is [] on the CPU.
+        """
+        try:
+            D, F_var = self.net(x, self.beside(sigma, x), self.class_labels, return_variance=True)
+        except (TypeError, ValueError) as error:
+            if 'return_variance' not in str(error):
+                raise
+            raise ValueError("variance='learned' needs a network with variance channels (iDDPM), "
+                             "which this one is not; use variance='small' or 'large'") from error
+        return D.to(x.dtype), F_var.to(x.dtype)
 
     def check(self, sigma: Tensor) -> None:
-        """ValueError at σ = ∞ for networks that cannot work there."""
-        unknown = '' if self.takes_unit else 'it does not take the unit variable'
-        check_finite(sigma, getattr(self.net, 'no_infinity', '') or unknown)
+        """Raise ValueError at σ = ∞ for a network that cannot work there."""
+        takes_unit = self.traits.unit_scale is not None
+        unknown = '' if takes_unit else 'it does not take the unit variable'
+        check_finite(sigma, self.traits.no_infinity or unknown)
 
     def beside(self, sigma: Tensor, x: Tensor) -> Tensor:
-        """sigma where the network takes it: on the device of x, unless it says otherwise."""
-        if sigma.device == x.device or getattr(self.net, 'sigma_from_cpu', False):
+        """Return sigma where the network takes it: on the device of x, unless it says otherwise."""
+        if self.traits.sigma_from_cpu:
             return sigma
-        # Filled in by a kernel: a copy would wait for the device.
-        return torch.full([], float(sigma), dtype=x.dtype, device=x.device)
+        return beside(sigma, x)
 
     def nearest(self, sigma: Tensor) -> Tensor:
-        """The noise levels the network takes sigma for, on the CPU."""
-        round_sigma = getattr(self.net, 'round_sigma', None)
+        """Return the noise levels that the network takes sigma for, on the device of sigma."""
+        round_sigma = self.traits.round_sigma
         return sigma if round_sigma is None else round_sigma(sigma).to(sigma)
 
-    def levels(self, discretization: Discretization, num_steps: int) -> Tensor:
-        """σ_0 ≥ … ≥ σ_{N−1} of the discretization that this network supports, then σ_N = 0: [N +
-        1]."""
-        sigmas = self.nearest(discretization.sigmas(num_steps, self.sigma_min, self.sigma_max))
-        return torch.nn.functional.pad(sigmas, (0, 1))
+    def levels(self, steps: Steps, num_steps: int) -> Tensor:
+        """Return the noise levels of `steps` that the network supports, and a 0: [N + 1].
+
+        σ_0 ≥ … ≥ σ_{N−1} are float64 on the CPU, rounded to levels of the network if it has such.
+        """
+        sigmas = self.nearest(steps.sigmas(num_steps, self.traits.sigma_min,
+                                           self.traits.sigma_max))
+        return nn.functional.pad(sigmas, (0, 1))
+
+
+def beside(sigma: Tensor, x: Tensor) -> Tensor:
+    """Return a single sigma in the dtype and on the device of x, without waiting for the device."""
+    if sigma.device == x.device:
+        return sigma
+    # A kernel fills the value in: a copy would wait for the device.
+    return torch.full([], float(sigma), dtype=x.dtype, device=x.device)
 
 
 class Denoiser(nn.Module):
     """D(x; σ) = c_skip(σ) x + c_out(σ) F(c_in(σ) x; c_noise(σ))        (Eq. 7)
 
-    model        F, the backbone, with img_channels outputs, or twice as many with a learned
-                 variance
-    precond      c_skip, c_out, c_in, c_noise: a frozen dataclass, no part of the state dict
+    model         F, the backbone, with img_channels outputs, or twice as many with a learned
+                  variance
+    precond       c_skip, c_out, c_in and c_noise: a frozen dataclass, no part of the state dict
     sigma_min, sigma_max
-                 the noise levels that the network supports
-    use_fp16     the backbone works in half precision, except on CPUs; `net.dtype = torch.bfloat16`
-                 makes it bfloat16 on any device
-    Discrete levels (IDDPM) are kept as the buffer u [M + 1], so that weights bring their own.
+                  the noise levels that the network supports
+    img_resolution, img_channels, label_dim
+                  the shape of its images and the length of its label vectors (0: unconditional)
+    use_fp16      whether the backbone works in half precision, except on CPUs;
+                  `net.dtype = torch.bfloat16` makes it bfloat16 on any device
+    label_dropout the share of training images whose label was hidden, if that is known
+
+    The discrete levels of IDDPM are kept as the buffer u [M + 1], so that weights bring their own.
     """
 
     def __init__(self, model: nn.Module, precond: Preconditioner, sigma_min: float,
                  sigma_max: float, img_resolution: int, img_channels: int, label_dim: int = 0,
-                 use_fp16: bool = False) -> None:
+                 use_fp16: bool = False, label_dropout: float | None = None) -> None:
         super().__init__()
-        self.img_resolution, self.img_channels, self.label_dim = (img_resolution, img_channels,
-                                                                  label_dim)
+        self.img_resolution, self.img_channels = img_resolution, img_channels
+        self.label_dim, self.label_dropout = label_dim, label_dropout
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.dtype = torch.float16 if use_fp16 else torch.float32
         self._precond = precond
         if isinstance(precond, IDDPM):
-            self.register_buffer('u',
-                                 _levels(precond.levels).to(torch.get_default_device(),
-                                                            torch.float32))
+            u = precond.levels.u.to(torch.get_default_device(), torch.float32)
+            self.register_buffer('u', u)
         self.model = model
 
     @property
     def precond(self) -> Preconditioner:
-        return replace(self._precond, table=self.u) if isinstance(self._precond,
-                                                                  IDDPM) else self._precond
+        """The preconditioner, with the levels of the buffer u if there is one."""
+        if isinstance(self._precond, IDDPM):
+            return replace(self._precond, table=self.u)
+        return self._precond
 
     @property
     def use_fp16(self) -> bool:
+        """Whether the backbone works in half precision."""
         return self.dtype == torch.float16
 
     @property
-    def unit_scale(self) -> float:
-        """d of the unit variable that `forward` takes with unit=True."""
-        return unit_scale(self._precond)
-
-    @property
-    def no_infinity(self) -> str:
-        """Why this network cannot work at σ = ∞; '' where it can."""
-        return self._precond.no_infinity
-
-    @property
-    def learned_variance(self) -> bool:
-        """Whether `forward` takes return_variance=True."""
-        return isinstance(self._precond, IDDPM)
-
-    @property
-    def native_steps(self) -> Discretization | None:
-        """The timesteps of the discrete schedule for which the network was trained, if there was
-        one."""
-        schedule = self._precond.schedule if isinstance(self._precond, V) else None
-        return None if schedule is None else DiscreteSteps(schedule)
+    def traits(self) -> Traits:
+        """What a sampler may rely on."""
+        c = self._precond
+        schedule = c.schedule if isinstance(c, V) else None
+        return Traits(
+            image_shape=(self.img_channels, self.img_resolution, self.img_resolution),
+            label_dim=self.label_dim, sigma_min=self.sigma_min, sigma_max=self.sigma_max,
+            round_sigma=self.round_sigma, unit_scale=unit_scale(c), no_infinity=c.no_infinity,
+            native_steps=None if schedule is None else DiscreteSteps(schedule),
+            learned_variance=isinstance(c, IDDPM), label_dropout=self.label_dropout)
 
     def forward(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None,
                 force_fp32: bool = False, *, unit: bool = False, return_variance: bool = False,
                 **model_kwargs: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
-        """The denoised x, float32 [B, C, H, W], of x [B, C, H, W] at noise levels sigma [], [B] or
-        [B, 1, 1, 1].
+        """Return the denoised x, float32 [B, C, H, W].
 
-        class_labels [B or 1, label_dim]; None stands for no class, a vector of zeros. With unit, x
-        is the unit variable x/√(σ² + d²), d = unit_scale, and σ may be ∞ unless `no_infinity` says
-        otherwise (ValueError, for σ given on the CPU). With return_variance, (D, F_var): also the
-        outputs of F beyond the first C, float32 [B, C, H, W]. Further keywords (augment_labels) go
-        to the backbone.
+        x                [B, C, H, W]
+        sigma            noise levels [], [B] or [B, 1, 1, 1]
+        class_labels     [B or 1, label_dim]; None stands for no class, a vector of zeros
+        force_fp32       whether the backbone works in float32 whatever its precision is
+        unit             whether x is the unit variable x/√(σ² + d²), d = traits.unit_scale. Then σ
+                         may be ∞, unless traits.no_infinity says otherwise (ValueError, if σ is
+                         given on the CPU)
+        return_variance  whether to return (D, F_var): also the outputs of F beyond the first C,
+                         float32 [B, C, H, W]
+        model_kwargs     further inputs of the backbone, such as augment_labels
         """
         x = x.to(torch.float32)
         if unit:
-            check_finite(sigma, self.no_infinity)
+            check_finite(sigma, self._precond.no_infinity)
         sigma = self._noise_levels(sigma, x)
         labels = self._label_vectors(class_labels, x)
         on_cpu_fp16 = self.use_fp16 and x.device.type == 'cpu'
         dtype = torch.float32 if force_fp32 or on_cpu_fp16 else self.dtype
         c = self.precond
-        coefficients = unit_coefficients(c, sigma) if unit else (c.c_skip(sigma), c.c_out(sigma),
-                                                                 c.c_in(sigma))
-        c_skip, c_out, c_in = coefficients
+        if unit:
+            c_skip, c_out, c_in = unit_coefficients(c, sigma)
+        else:
+            c_skip, c_out, c_in = c.c_skip(sigma), c.c_out(sigma), c.c_in(sigma)
         F = self.model((c_in * x).to(dtype), c.c_noise(sigma).flatten(), labels, **model_kwargs)
-        F_x, F_var = F[:, :self.img_channels].to(torch.float32), F[:, self.img_channels:]
-        D_x = c_skip * x + c_out * F_x
-        if not return_variance:
-            return D_x
-        if F_var.shape != F_x.shape:
+        D_x: Tensor = c_skip * x + c_out * F[:, :self.img_channels].to(torch.float32)
+        return (D_x, self._variance(F)) if return_variance else D_x
+
+    def _variance(self, F: Tensor) -> Tensor:
+        """The outputs of the backbone beyond the image."""
+        if F.shape[1] != 2 * self.img_channels:
             raise ValueError(f'return_variance needs a network with {2 * self.img_channels} '
                              f'outputs (iDDPM); this one has {F.shape[1]}')
-        return D_x, F_var.to(torch.float32)
+        return F[:, self.img_channels:].to(torch.float32)
 
     def _noise_levels(self, sigma: Tensor | float, x: Tensor) -> Tensor:
         sigma = torch.as_tensor(sigma, dtype=torch.float32)
         if sigma.numel() not in (1, len(x)):
             raise ValueError(f'sigma has {sigma.numel()} noise levels for {len(x)} images; give '
-                             f'one, or one per image')
+                             'one, or one per image')
         # Waiting for this copy would be waiting for all that the device still has to do.
         return sigma.to(x.device, non_blocking=x.is_cuda).reshape(-1, 1, 1, 1)
 
@@ -181,48 +270,40 @@ class Denoiser(nn.Module):
         return class_labels.to(x).reshape(-1, self.label_dim)
 
     def round_sigma(self, sigma: Tensor | float) -> Tensor:
-        """The noise level that the network will take sigma for, in the dtype and on the device of
-        sigma."""
+        """Return the noise level that the network takes sigma for, in the dtype and on the device
+        of sigma."""
         return self.precond.nearest(torch.as_tensor(sigma))
 
 
-def _levels(levels: IDDPMLevels) -> Tensor:
-    """The table in float64, on the CPU also where networks are built without values
-    (torch.device('meta'))."""
-    with torch.device('cpu'):
-        return levels.u
-
-
 class Counting:
-    """A network that keeps count: evaluations of each image, the noise levels, and optionally its
-    answers.
+    """A network that counts its evaluations, and optionally keeps what it was asked and answered.
 
-    calls    evaluations of a batch, or of those of its images that are not ready yet
-    images   evaluations of single images
-    sigmas   the noise level of each call; for levels per image, their mean
-             (`keep_sigmas`)
-    frames   {σ: uint8 images [B, C, H, W]}: the last denoised batch at each noise level
-             (`keep_frames`)
+    calls   evaluations of a batch, or of those of its images that are not finished
+    images  evaluations of single images
+    sigmas  the noise level of each call, or their mean where each image has its own
+            (with `keep_sigmas`)
+    frames  {σ: uint8 images [B, C, H, W]}: the last denoised batch at each noise level
+            (with `keep_frames`)
     """
 
-    def __init__(self, net: Any, keep_sigmas: bool = True,
-                 keep_frames: bool = False) -> None:  # noqa: ANN401 (any denoiser)
+    def __init__(self, net: Network, keep_sigmas: bool = True, keep_frames: bool = False) -> None:
         self.net = net
         self.keep_sigmas, self.keep_frames = keep_sigmas, keep_frames
         self.calls = self.images = 0
         self.sigmas: list[Tensor] = []
         self.frames: dict[float, Tensor] = {}
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        return getattr(self.net, name)
+    @property
+    def traits(self) -> Traits:
+        """Those of the network."""
+        return traits(self.net)
 
     def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None,
-                 **conditions: Any) -> Any:  # noqa: ANN401
+                 **conditions: Any) -> Any:  # noqa: ANN401 (what the network takes and answers)
         self.calls += 1
         self.images += len(x)
         if self.keep_sigmas:
-            # a number on the device: nobody waits for it now
-            self.sigmas.append(sigma.detach().mean())
+            self.sigmas.append(sigma.detach().mean())   # stays on its device: nobody waits for it
         D = self.net(x, sigma, class_labels, **conditions)
         if self.keep_frames:
             if sigma.numel() > 1:
@@ -232,5 +313,5 @@ class Counting:
         return D
 
     def noise_levels(self) -> list[float]:
-        """The noise levels of all calls, in order."""
+        """Return the noise levels of all calls, in order."""
         return torch.stack(self.sigmas).tolist() if self.sigmas else []

@@ -1,12 +1,11 @@
 """The samplers of previous work that the paper compares with (Figures 2 and 4, Tables 3 and 4).
 
 All of them ask for D, so that each works with every network. `original=True` keeps what the paper
-calls oversights of the published programs. Ancestral and DDIM work in the unit variable z = x/√(σ²
-+ d²) of the network's own d (diffusion/unit.py), and so can start at σ = ∞, where z = ε.
+calls oversights of the published programs. Ancestral and DDIM work in the unit variable
+z = x/√(σ² + d²) of the network's own d (limpid/unit.py), and so can start at σ = ∞, where z = ε.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -14,35 +13,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from limpid.checks import one_of, positive
 from limpid.denoiser import Conditioned
-from limpid.samplers import RandnLike, times_of
-from limpid.schedules import NoScaling, Scaling, VPScaling, VPSchedule
+from limpid.levels import posterior_variances
+from limpid.per_image import sum_squares
+from limpid.samplers import RandnLike
+from limpid.schedules import NoScaling, Scaling, VPScaling, VPSchedule, times_of
 from limpid.unit import Level, change_of_scale
-
-
-def image_sum(x: Tensor) -> Tensor:
-    """Σ x over each image: [B, ...] -> [B, 1, 1, 1]
-
-    Summed by halves, in elementwise additions: a reduction kernel may choose its order of summation
-    by the size of the batch, and an image must not depend on its batch.
-    """
-    x = x.flatten(1)
-    while x.shape[1] > 1:
-        if x.shape[1] % 2:
-            x = torch.nn.functional.pad(x, (0, 1))
-        half = x.shape[1] // 2
-        x = x[:, :half] + x[:, half:]
-    return x.reshape(-1, 1, 1, 1)
-
-
-def sum_squares(x: Tensor) -> Tensor:
-    """Σ x² over each image: [B, ...] -> [B, 1, 1, 1]"""
-    return image_sum(x.square())
-
-
-def one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f'{name} must be one of {", ".join(choices)}, not {value!r}')
 
 
 def vp_through(sigmas: Tensor) -> VPSchedule:
@@ -131,8 +108,7 @@ class PredictorCorrector:
     def __post_init__(self) -> None:
         one_of('predictor', self.predictor, PREDICTORS)
         one_of('corrector', self.corrector, CORRECTORS)
-        if not 0 < self.snr < math.inf:
-            raise ValueError(f'snr must be positive, not {self.snr:g}')
+        positive('snr', self.snr)
         if self.corrector_steps < 0:
             raise ValueError(f'corrector_steps must be 0 or more, not {self.corrector_steps}')
 
@@ -176,34 +152,10 @@ class PredictorCorrector:
         return (2 - s_a / s_b) * x + share * s_a * towards, s_a * a * (1 - q).sqrt()
 
 
-def posterior_variances(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(q, ln w_lo², ln w_hi²) of an ancestral step from noise level a ≤ ∞ down to b > 0, unscaled
-    frame.
-
-    q = b²/a²;  w_lo² = b² (1 − q) is iDDPM's β̃;  w_hi² = (a² − b²)(1 + b²)/(1 + a²) is its β.
-    """
-    q = (b / a) ** 2
-    log_lo = (b**2 * (1 - q)).log()
-    log_hi = ((1 - q) * (1 + b**2) / (1 + a**-2)).log()
-    return q, log_lo, log_hi
-
-
-def denoise_with_variance(denoise: Conditioned, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """(D, F_var) of a network with variance channels, in the precision of x; sigma [] on the
-    CPU."""
+def _refuse_infinity(sigma: Tensor) -> None:
     if math.isinf(sigma):
         raise ValueError("variance='learned' cannot start at sigma = inf; use variance='small' or "
-                         "'large' "
-                         '(--variance=small)')
-    try:
-        D, F_var = denoise.net(x, denoise.beside(sigma, x), denoise.class_labels,
-                               return_variance=True)
-    except (TypeError, ValueError) as error:
-        if 'return_variance' not in str(error):
-            raise
-        raise ValueError("variance='learned' needs a network with variance channels (iDDPM), which "
-                         "this one is not; use variance='small' or 'large' (--variance=small)") from error
-    return D.to(x.dtype), F_var.to(x.dtype)
+                         "'large'")
 
 
 VARIANCES = ('learned', 'small', 'large')
@@ -241,7 +193,8 @@ class Ancestral:
             here, there = Level.of_sigma(sigma, d), Level.of_sigma(sigma_next, d)
             nu: Tensor | float = 1.0 if self.variance == 'large' else 0.0
             if self.variance == 'learned':
-                D, F_var = denoise_with_variance(denoise, z * (d / here.a), sigma)
+                _refuse_infinity(sigma)
+                D, F_var = denoise.with_variance(z * (d / here.a), sigma)
                 nu = (F_var + 1) / 2
             else:
                 D = denoise.unit(z, sigma)

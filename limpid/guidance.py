@@ -11,18 +11,20 @@ Eq. 15 and 16 is not, and acts in a space that can be chosen. (Ho & Salimans 202
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from limpid.earlier import image_sum, one_of, sum_squares
+from limpid.checks import one_of
+from limpid.denoiser import Network, Traits, beside, traits
+from limpid.per_image import image_sum, sum_squares
 from limpid.unit import Level, change_of_scale
 
 SPACES = ('v', 'x0', 'eps')
 # where it supports no more
-GUIDED_BELOW = 'With --guidance-interval=0,HI the guide is asked up to HI only'
+GUIDED_BELOW = 'With an interval of guidance (0, HI) the guide is asked up to HI only'
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Guidance:
         return inside
 
 
-def guided(net: Any, guidance: Guidance, guide: Any = None) -> Any:  # noqa: ANN401 (denoisers)
+def guided(net: Network, guidance: Guidance, guide: Network | None = None) -> Network:
     """`net` led away from a reference; `net` itself where there is nothing to do (w = 1).
 
     Without `guide` the reference is `net` with its labels zeroed: one call with twice the images.
@@ -81,46 +83,43 @@ def guided(net: Any, guidance: Guidance, guide: Any = None) -> Any:  # noqa: ANN
 class Guided:
     """D = D_ref + w (D_pos − D_ref), rescaled, for D_pos = net(x, σ, labels)        (Eq. 13 to 16)
 
-    Called like the network, and has its attributes. `unit=True` (x is the unit variable) and
-    `return_variance=True` (F_var is that of D_pos) are understood if the network understands them.
-    With a guide, sigma_min and sigma_max are what both support, and unit_scale is absent if the
-    guide has none.
+    It is called like the network. `unit=True` (x is the unit variable) and `return_variance=True`
+    (F_var is that of D_pos) are understood if the network understands them. With a guide, the noise
+    levels are those that both support, and the unit variable needs a guide that takes it too.
     """
-    # a single σ may come on the CPU: then the interval costs neither waiting nor evaluations
-    sigma_from_cpu = True
 
-    def __init__(self, net: Any, guidance: Guidance,
-                 guide: Any = None) -> None:  # noqa: ANN401 (denoisers)
+    def __init__(self, net: Network, guidance: Guidance, guide: Network | None = None) -> None:
         self.net, self.guidance, self.guide = net, guidance, guide
         if guide is not None:
-            _check_guide(net, guide)
-            lowest, highest = guidance.interval   # outside, the guide is not asked
-            guide_min, guide_max = getattr(guide, 'sigma_min',
-                                           0.0), getattr(guide, 'sigma_max', math.inf)
-            self.sigma_min = max(getattr(net, 'sigma_min', 0.0), guide_min if lowest < guide_min
-                                 else 0.0)
-            self.sigma_max = min(getattr(net, 'sigma_max', math.inf), guide_max
-                                 if highest > guide_max else math.inf)
-            reason = getattr(guide, 'no_infinity', '')
-            if highest == math.inf and reason and not getattr(net, 'no_infinity', ''):
-                self.no_infinity = f'the guide: {reason}. {GUIDED_BELOW}'
-        elif getattr(net, 'label_dim', None) == 0:
-            raise ValueError('guidance needs a class-conditional network, trained with '
-                             '--label-dropout, or a --guide-network; this network is unconditional')
+            _check_guide(traits(net), traits(guide))
+        elif traits(net).label_dim == 0:
+            raise ValueError('guidance needs a class-conditional network, trained with label '
+                             'dropout, or a guide; this network is unconditional')
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        if name == 'unit_scale' and self.guide is not None and not hasattr(self.guide,
-                                                                           'unit_scale'):
-            raise AttributeError('the guide does not understand the unit variable')
-        return getattr(self.net, name)
+    @property
+    def traits(self) -> Traits:
+        """Those of the network, within what the guide supports wherever it is asked."""
+        # With a single σ on the CPU the interval costs neither waiting nor evaluations.
+        told = replace(traits(self.net), sigma_from_cpu=True)
+        if self.guide is None:
+            return told
+        guide, (lowest, highest) = traits(self.guide), self.guidance.interval
+        if lowest < guide.sigma_min:
+            told = replace(told, sigma_min=max(told.sigma_min, guide.sigma_min))
+        if highest > guide.sigma_max:
+            told = replace(told, sigma_max=min(told.sigma_max, guide.sigma_max))
+        if highest == math.inf and guide.no_infinity and not told.no_infinity:
+            told = replace(told, no_infinity=f'the guide: {guide.no_infinity}. {GUIDED_BELOW}')
+        return replace(told, unit_scale=None) if guide.unit_scale is None else told
 
     def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None,
-                 **conditions: Any) -> Any:  # noqa: ANN401
-        """x [B, C, H, W]; sigma [] on the CPU or beside x, [B] or [B, 1, 1, 1]; labels [B or 1,
-        label_dim]."""
+                 **conditions: Any) -> Any:  # noqa: ANN401 (what the network takes and answers)
+        """Return the guided D for x [B, C, H, W].
+
+        sigma is [] on the CPU or beside x, [B] or [B, 1, 1, 1]; class_labels [B or 1, label_dim].
+        """
         acts = self.guidance.acts_at(sigma)
-        if sigma.device != x.device:   # filled in by a kernel: a copy would wait for the device
-            sigma = torch.full([], float(sigma), dtype=x.dtype, device=x.device)
+        sigma = beside(sigma, x)
         if acts is False:
             return self.net(x, sigma, class_labels, **conditions)
         D_pos, D_ref, more = self._answers(x, sigma, class_labels, conditions)
@@ -139,7 +138,7 @@ class Guided:
             D_pos, *more = _as_tuple(self.net(x, sigma, class_labels, **conditions))
             return D_pos, self._ask_guide(x, sigma, class_labels, conditions), more
         if class_labels is None:
-            raise ValueError('guidance needs class labels, or a --guide-network')
+            raise ValueError('guidance needs class labels, or a guide')
         labels = class_labels.reshape(-1, class_labels.shape[-1]).expand(len(x), -1)
         twice = {name: _twice(value) for name, value in conditions.items()}
         D, *more = _as_tuple(self.net(torch.cat([x, x]), _twice(sigma),
@@ -150,8 +149,9 @@ class Guided:
     def _ask_guide(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None,
                    conditions: dict[str, Any]) -> Tensor:
         if conditions.get('unit', False):
-            x = x * change_of_scale(_column(sigma, x), self.net.unit_scale, self.guide.unit_scale)
-        labels = None if getattr(self.guide, 'label_dim', None) == 0 else class_labels
+            x = x * change_of_scale(_column(sigma, x), traits(self.net).unit_scale,
+                                    traits(self.guide).unit_scale)
+        labels = None if traits(self.guide).label_dim == 0 else class_labels
         return self.guide(x, sigma, labels, **{k: v for k, v in conditions.items()
                                                if k != 'return_variance'})
 
@@ -163,7 +163,8 @@ class Guided:
         """
         if self.guidance.space == 'x0':
             return 0.0
-        d = getattr(self.net, 'unit_scale', 1.0)
+        d = traits(self.net).unit_scale
+        d = 1.0 if d is None else d
         a = Level.of_sigma(sigma, d).a
         if self.guidance.space == 'v':
             return (d * a if unit else a**2) * x
@@ -205,10 +206,14 @@ def _as_tuple(answer: Any) -> tuple[Tensor, ...]:  # noqa: ANN401 (D, or D and m
     return answer if isinstance(answer, tuple) else (answer,)
 
 
-def _check_guide(net: Any, guide: Any) -> None:  # noqa: ANN401 (denoisers)
-    for name in ('img_resolution', 'img_channels', 'label_dim'):
-        ours, its = getattr(net, name, None), getattr(guide, name, None)
-        allowed = (ours, 0) if name == 'label_dim' else (ours,)
-        if None not in (ours, its) and its not in allowed:
-            raise ValueError(f'the guide has {name}={its}; to guide this network it must have '
-                             f'{" or ".join(str(number) for number in dict.fromkeys(allowed))}')
+def _check_guide(net: Traits, guide: Traits) -> None:
+    """Raise ValueError for a guide of other images, or of other classes (it may have none)."""
+    if net.image_shape is not None and guide.image_shape is not None:
+        for name, ours, its in zip(('img_channels', 'img_resolution', 'img_resolution'),
+                                   net.image_shape, guide.image_shape, strict=True):
+            if ours != its:
+                raise ValueError(f'the guide has {name}={its}; to guide this network it must have '
+                                 f'{ours}')
+    if None not in (net.label_dim, guide.label_dim) and guide.label_dim not in (net.label_dim, 0):
+        raise ValueError(f'the guide has label_dim={guide.label_dim}; to guide this network it '
+                         f'must have {" or ".join(str(n) for n in {net.label_dim: 1, 0: 1})}')

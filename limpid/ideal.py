@@ -16,6 +16,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from limpid.denoiser import Traits
+from limpid.per_image import row_sums
+
 ROWS = 32        # images that are compared with the data in one matrix product
 COLUMNS = 1024   # at most so many images of the data take part in it,
 BLOCK = 2**20    # of about so many elements together
@@ -39,10 +42,6 @@ class IdealDenoiser:
     on its batch, not in the last bit: it always takes part in matrix products of the same shape.
     Raises ValueError for shapes that do not fit, and for a class without images.
     """
-    sigma_min = 0.0
-    sigma_max = math.inf
-    unit_scale = 1.0
-
     def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
         if images.ndim != 4 or not images.is_floating_point() or images.numel() == 0:
             raise ValueError('the images must be floating point [N, C, H, W] with N > 0, '
@@ -52,8 +51,8 @@ class IdealDenoiser:
                              f'{list(labels.shape)} are not')
         self.images = images
         self.labels = None if labels is None else labels.to(images.device, f64)
-        self.img_channels, self.img_resolution = images.shape[1], images.shape[-1]
-        self.label_dim = 0 if labels is None else labels.shape[1]
+        self.traits = Traits(image_shape=(images.shape[1], images.shape[2], images.shape[3]),
+                             label_dim=0 if labels is None else labels.shape[1], unit_scale=1.0)
         self._block = min(max(BLOCK // images[0].numel(), 1), COLUMNS)
         # A common offset of all images would only cost digits in the products: it is taken off.
         blocks = (images[i:i + self._block].to(f64) for i in self._starts())
@@ -78,7 +77,7 @@ class IdealDenoiser:
         classes = self._classes(class_labels, len(x))
         best, total, _ = self._sums(x, sigma, classes)
         count = len(self.images) if classes is None else self._counts(classes)
-        nearest = (best - per_image_sum(x**2) / 2) / sigma**2
+        nearest = (best - row_sums(x**2) / 2) / sigma**2
         return nearest + (total[:, 0] / count).log() - x.shape[1] / 2 * (2 * math.pi
                                                                          * sigma**2).log()
 
@@ -98,10 +97,10 @@ class IdealDenoiser:
 
     def _classes(self, class_labels: Tensor | None, batch: int) -> Tensor | None:
         """One-hot labels, with ones throughout for all classes: [B, L] float64."""
-        if class_labels is None or not self.label_dim:
+        if class_labels is None or not self.traits.label_dim:
             return None
-        if list(class_labels.shape) not in ([batch, self.label_dim], [1, self.label_dim]):
-            raise ValueError(f'class_labels must be [{batch}, {self.label_dim}], not '
+        if list(class_labels.shape) not in ([batch, self.traits.label_dim], [1, self.traits.label_dim]):
+            raise ValueError(f'class_labels must be [{batch}, {self.traits.label_dim}], not '
                              f'{list(class_labels.shape)}')
         classes = class_labels.to(self.images.device, f64).expand(batch, -1)
         classes = torch.where(classes.any(dim=1, keepdim=True), classes, 1)
@@ -193,7 +192,7 @@ class Gaussian:
 
     With μ = c = 0, log_prob is the density of pure noise.
     """
-    unit_scale: ClassVar[float] = 1.0
+    traits: ClassVar[Traits] = Traits(unit_scale=1.0)
     mu: Tensor | float = 0.0
     c: Tensor | float = 0.5
 
@@ -218,7 +217,7 @@ class Gaussian:
         """ln N(x; μ, c² + σ²), [B] float64 in nats."""
         mu, c = self._parameters(x)
         std = torch.hypot(c, _beside(x, sigma))
-        return per_image_sum(-((x.to(f64) - mu) / std) ** 2 / 2 - std.log() - math.log(2 * math.pi)
+        return row_sums(-((x.to(f64) - mu) / std) ** 2 / 2 - std.log() - math.log(2 * math.pi)
                              / 2)
 
     def _parameters(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,7 +233,7 @@ class Mixture:
     or [K, C, H, W]: a whole image belongs to one component; stds [K], where 0 makes a point (a
     Dirac).
     """
-    unit_scale: ClassVar[float] = 1.0
+    traits: ClassVar[Traits] = Traits(unit_scale=1.0)
     weights: Tensor
     means: Tensor
     stds: Tensor
@@ -261,7 +260,7 @@ class Mixture:
     def log_prob(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """ln p(x; σ), [B] float64 in nats; σ > 0 where there are points."""
         logits = self._components(x, sigma)[-1]
-        return per_image_sum(logits.logsumexp(dim=1).reshape(len(x), -1))
+        return row_sums(logits.logsumexp(dim=1).reshape(len(x), -1))
 
     def flow(self, x: Tensor, sigma_from: Tensor | float, sigma_to: Tensor | float) -> Tensor:
         """Where the probability flow (s = 1) carries x: it keeps quantiles, F(x′; σ′) = F(x; σ).
@@ -316,12 +315,6 @@ class Mixture:
     @staticmethod
     def _of(x: Tensor, parameter: Tensor) -> Tensor:
         return parameter.to(x.device, f64)
-
-
-def per_image_sum(x: Tensor) -> Tensor:
-    """[B, ...] -> [B], each image summed by itself: reductions of whole batches may round as the
-    batch goes."""
-    return torch.stack([row.sum() for row in x])
 
 
 def _unscaled(z: Tensor, sigma: Tensor | float) -> Tensor:

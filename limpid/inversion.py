@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from limpid.denoiser import Conditioned
-from limpid.ideal import per_image_sum
-from limpid.samplers import FlowSampler, run, working_precision
+from limpid.per_image import row_sums
+from limpid.pixels import working_precision
+from limpid.plan import run
+from limpid.samplers import FlowSampler
 from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule
 from limpid.solvers import ProbabilityFlow, SecondOrder, Solver
 
@@ -60,25 +62,9 @@ def decode(denoise: Conditioned, latents: Tensor, sigmas: Tensor, solver: Solver
 
 def _advance(denoise: Conditioned, x: Tensor, sigmas: Tensor, solver: Solver, schedule: Schedule,
              scaling: Scaling) -> Tensor:
-    """Follow the flow from x at sigmas[0] to sigmas[-1], upwards or downwards, and no further.
-
-    A solver ends with a plain step to t = 0. It is given one, from which it starts where we want to
-    arrive, and the network is spared its evaluation.
-    """
-    arrived: list[Tensor] = []
-    times = torch.nn.functional.pad(schedule.sigma_inv(sigmas), (0, 1))
-
-    def look(i: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        if i == len(sigmas) - 1:
-            arrived.append(x)
-        return x, times[i]
-
-    def until_then(x: Tensor, sigma: Tensor) -> Tensor:
-        return x if arrived else denoise(x, sigma)
-
-    solver(ProbabilityFlow(until_then, schedule, scaling), x, times,
-           look)   # type: ignore[arg-type]
-    return arrived[0]
+    """Follow the flow from x at sigmas[0] to sigmas[-1], upwards or downwards."""
+    times = schedule.sigma_inv(sigmas)
+    return solver(ProbabilityFlow(denoise, schedule, scaling), x, times, lambda i, x: (x, times[i]))
 
 
 def interpolate(z1: Tensor, z2: Tensor, frames: int) -> Tensor:
@@ -92,7 +78,7 @@ def interpolate(z1: Tensor, z2: Tensor, frames: int) -> Tensor:
     if frames < 2:
         raise ValueError(f'an interpolation has at least 2 frames, its ends, not {frames}')
     z1, z2 = working_precision(z1), working_precision(z2)
-    cos = per_image_sum(z1 * z2) / (per_image_sum(z1**2) * per_image_sum(z2**2)).sqrt()
+    cos = row_sums(z1 * z2) / (row_sums(z1**2) * row_sums(z2**2)).sqrt()
     theta = cos.clamp(-1, 1).acos()
     arc = theta.sin() >= 1e-6   # not so for a latent of zeros either, whose cos is nan
     lambdas = torch.arange(frames, dtype=z1.dtype, device=z1.device)[:, None] / (frames - 1)

@@ -186,6 +186,18 @@ def rescaled_to_zero_terminal_snr(log_alpha_bar: Tensor) -> Tensor:
     return rescaled
 
 
+def posterior_variances(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(q, ln w_lo², ln w_hi²) of an ancestral step from noise level a ≤ ∞ down to b > 0, unscaled
+    frame.
+
+    q = b²/a²;  w_lo² = b² (1 − q) is iDDPM's β̃;  w_hi² = (a² − b²)(1 + b²)/(1 + a²) is its β.
+    """
+    q = (b / a) ** 2
+    log_lo = (b**2 * (1 - q)).log()
+    log_hi = ((1 - q) * (1 + b**2) / (1 + a**-2)).log()
+    return q, log_lo, log_hi
+
+
 SPACINGS = ('trailing', 'linspace', 'leading')
 
 

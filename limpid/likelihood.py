@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from limpid.denoiser import Conditioned
-from limpid.ideal import Gaussian, per_image_sum
-from limpid.samplers import working_precision
+from limpid.ideal import Gaussian
+from limpid.per_image import row_sums
+from limpid.pixels import working_precision
 from limpid.seeds import StackedGenerator
 
 
@@ -78,7 +79,7 @@ def _velocity_and_divergence(denoise: Conditioned, z: Tensor, phi: Tensor, d: fl
         trace = torch.zeros(len(z), dtype=z.dtype, device=z.device)
         for k, v in enumerate(probes):
             jacobian_v, = torch.autograd.grad(D, x, v, retain_graph=k + 1 < len(probes))
-            trace = trace + per_image_sum(v * jacobian_v) / len(probes)
+            trace = trace + row_sums(v * jacobian_v) / len(probes)
     return (a * z - D.detach() / d) / b, (a * z[0].numel() - trace / a) / b
 
 

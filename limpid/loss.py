@@ -10,13 +10,13 @@ A loss takes one of each; all randomness comes in from outside.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from limpid.earlier import posterior_variances
-from limpid.levels import DiscreteSchedule, IDDPMLevels, ScaledLinearBetas
+from limpid.denoiser import Network, traits
+from limpid.levels import DiscreteSchedule, IDDPMLevels, ScaledLinearBetas, posterior_variances
 from limpid.preconditioning import EDM, Preconditioner, V
 from limpid.schedules import VESchedule, VPSchedule
 from limpid.unit import Level
@@ -130,7 +130,6 @@ WEIGHTINGS: dict[str, Callable[[Preconditioner], Weighting]] = {
     'inverse-c-out': InverseCOut,
 }
 
-Network = Callable[..., Any]   # net(x, sigma, class_labels, **conditions) -> D, or (D, F_var)
 
 
 class Loss(Protocol):
@@ -202,7 +201,7 @@ class VelocityLoss:
 
     def _scale_of(self, net: Network) -> float:
         """Return d of the unit variable that `net` takes."""
-        scale = getattr(getattr(net, 'module', net), 'unit_scale', None)
+        scale = traits(net).unit_scale
         wanted = getattr(getattr(self.weighting, 'precond', None), 'sigma_data', scale)
         if scale is None or scale != wanted:
             needed = 'that takes the unit variable'

@@ -1,11 +1,9 @@
-"""Samplers: Algorithms 1 and 2 of the paper, for any schedule and any scaling.
+"""The paper's samplers: Algorithms 1 and 2 for any schedule and scaling, and one over the angle.
 
-    images = sample(D, torch.randn(4, 3, 32, 32))
-
-Times are 0-d float64 tensors on the CPU and images are float64 on their device, so that no
-comparison of two times ever waits for a GPU. (Apple's MPS has no float64: images are float32
-there.) Noise levels fall and end in 0. They may start at ∞ for samplers that work in the unit
-variable (diffusion/unit.py): those with `from_infinity`.
+A sampler takes noise through falling noise levels that end in 0. The levels are float64 on the CPU
+and images are float64 on their device, so that no comparison of two times ever waits for a GPU.
+(Apple's MPS has no float64: images are float32 there.) The levels may start at ∞ for samplers that
+work in the unit variable (limpid/unit.py): those with `from_infinity`.
 """
 
 import math
@@ -16,10 +14,10 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from limpid.checks import one_of
 from limpid.denoiser import Conditioned
 from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule
-from limpid.solvers import MULTISTEP, SOLVERS, ProbabilityFlow, SecondOrder, Solver
-from limpid.steps import Discretization, EDMSteps
+from limpid.solvers import EXPONENTIAL, MULTISTEP, Perturb, ProbabilityFlow, SecondOrder, Solver
 from limpid.unit import Level
 
 RandnLike = Callable[[Tensor], Tensor]
@@ -64,20 +62,13 @@ class Churn:
         return denoise.nearest(sigmas * (1 + gammas))
 
 
-def times_of(schedule: Schedule, sigmas: Tensor) -> Tensor:
-    """t_i = σ⁻¹(σ_i) of the noise levels [N + 1], and t_N = 0
-
-    The last time is 0 by definition, even where σ⁻¹(0) is not (a VP schedule with β_min < 0).
-    """
-    return torch.nn.functional.pad(schedule.sigma_inv(sigmas[:-1]), (0, 1))
-
-
 @dataclass(frozen=True)
 class FlowSampler:
-    """The paper's sampler: a solver for the probability flow, with noise added before each step.
+    """The paper's sampler: a solver of the probability flow, with fresh noise before each step.
 
-    Algorithm 2, generalised to any schedule and scaling (Algorithm 3 with churn). Without churn it
-    is Algorithm 1. Evaluations of the network: N with Euler, 2N − 1 with Heun.
+    This is Algorithm 2, for any schedule and any scaling (Algorithm 3 with churn); without churn it
+    is Algorithm 1. The solver takes all steps but the last, to t = 0, which is Euler's, or D itself
+    after an exponential integrator. Evaluations of the network: N with Euler, 2N − 1 with Heun.
     """
     solver: Solver = SecondOrder()
     schedule: Schedule = LinearSchedule()
@@ -90,21 +81,31 @@ class FlowSampler:
             raise ValueError(f'S_churn={self.churn.S_churn:g}: a multistep solver cannot take '
                              f'fresh noise between its steps; use euler or heun')
         flow = ProbabilityFlow(denoise, self.schedule, self.scaling)
-        times = times_of(self.schedule, sigmas)
+        times = self.schedule.sigma_inv(sigmas[:-1])
         sigma_hats = self.churn.raised(denoise, sigmas)
+        perturb = self._perturbation(flow, times, sigmas, sigma_hats, randn_like)
+        x = self.solver(flow, flow.start(noise, sigmas[0]), times, perturb)
+        x, t = perturb(len(times) - 1, x)
+        if isinstance(self.solver, EXPONENTIAL):
+            return flow.denoised(x, t)
+        return x - t * flow.velocity(x, t)
+
+    def _perturbation(self, flow: ProbabilityFlow, times: Tensor, sigmas: Tensor,
+                      sigma_hats: Tensor, randn_like: RandnLike) -> Perturb:
+        """Algorithm 2, lines 4 to 6, as a function of the step."""
+        if self.churn.S_churn == 0:
+            return lambda i, x: (x, times[i])
 
         def perturb(i: int, x: Tensor) -> tuple[Tensor, Tensor]:
-            if self.churn.S_churn == 0:
-                return x, times[i]
-            # drawn at every step, so that later steps do not depend on S_min and S_max
+            # Drawn at every step, so that later steps do not depend on S_min and S_max.
             xi = randn_like(x)
             sigma, sigma_hat = sigmas[i], sigma_hats[i]
             if sigma_hat <= sigma:
                 return x, times[i]
-            return flow.add_noise(x, sigma, sigma_hat,
-                                  self.churn.S_noise * xi), self.schedule.sigma_inv(sigma_hat)
+            x_hat = flow.add_noise(x, sigma, sigma_hat, self.churn.S_noise * xi)
+            return x_hat, self.schedule.sigma_inv(sigma_hat)
 
-        return self.solver(flow, flow.start(noise, sigmas[0]), times, perturb)
+        return perturb
 
 
 RULES = ('heun', 'rotation')
@@ -129,8 +130,7 @@ class Angle:
     churn: Churn = Churn()
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise ValueError(f'rule must be one of {", ".join(RULES)}, not {self.rule!r}')
+        one_of('rule', self.rule, RULES)
 
     def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor,
                  randn_like: RandnLike) -> Tensor:
@@ -164,60 +164,4 @@ class Angle:
                                                                              * noise)
 
 
-def working_precision(noise: Tensor) -> Tensor:
-    """`noise` in the precision in which samplers work on its device."""
-    return noise.to(torch.float32 if noise.device.type == 'mps' else torch.float64)
-
-
-@torch.no_grad()
-def sample(
-    net: Callable[..., Tensor],
-    noise: Tensor,
-    class_labels: Tensor | None = None,
-    *,
-    num_steps: int = 18,
-    solver: Solver = SecondOrder(),
-    discretization: Discretization = EDMSteps(),
-    schedule: Schedule = LinearSchedule(),
-    scaling: Scaling = NoScaling(),
-    churn: Churn = Churn(),
-    randn_like: RandnLike = torch.randn_like,
-) -> Tensor:
-    """Draw one image per row of `noise`. Every keyword is one row of Table 1.
-
-    net           D(x, sigma, class_labels) -> denoised x, and optionally sigma_min, sigma_max and
-                  round_sigma (absent: 0, infinity, the identity).
-    noise         [B, C, H, W], standard normal.
-    class_labels  [B, label_dim], or whatever the network takes.
-    randn_like    where the noise of stochastic steps comes from.
-
-    Returns images [B, C, H, W] in [-1, 1] (up to the network's errors), float64 on the device of
-    `noise`. Raises ValueError for fewer than one step and for an empty range of noise levels.
-    """
-    denoise = Conditioned(net, class_labels)
-    sampler = FlowSampler(solver, schedule, scaling, churn)
-    return run(sampler, denoise, noise, denoise.levels(discretization, num_steps), randn_like)
-
-
-def check_start(sampler: Sampler, sigma_max: float) -> None:
-    """ValueError where a sampler cannot start at the noise level sigma_max."""
-    if math.isinf(sigma_max) and not getattr(sampler, 'from_infinity', False):
-        kind = type(getattr(sampler, 'solver', sampler))
-        name = next((name for name, solver in SOLVERS.items() if solver is kind), kind.__name__)
-        raise ValueError(f'{name} cannot start at sigma = inf, where x is infinite: use time steps '
-                         f'that start at a finite noise level, such as with --sigma_max=80, or, in '
-                         f'generate.py and fid.py, --sampler=ddim, ancestral or angle')
-
-
-@torch.no_grad()
-def run(sampler: Sampler, denoise: Conditioned, noise: Tensor, sigmas: Tensor,
-        randn_like: RandnLike = torch.randn_like) -> Tensor:
-    """Apply any sampler to `noise` [B, C, H, W] through the noise levels `sigmas` [N + 1].
-
-    Raises ValueError for levels that start at ∞ where the sampler cannot.
-    """
-    check_start(sampler, float(sigmas[0]))
-    return sampler(denoise, working_precision(noise), sigmas, randn_like)
-
-
-ANGLE = {'angle': Angle}
+ANGLE: dict[str, Callable[[], Sampler]] = {'angle': Angle}

@@ -137,5 +137,13 @@ class NoScaling:
         return torch.zeros_like(sigma)
 
 
+def times_of(schedule: Schedule, sigmas: Tensor) -> Tensor:
+    """t_i = σ⁻¹(σ_i) of the noise levels [N + 1], and t_N = 0
+
+    The last time is 0 by definition, even where σ⁻¹(0) is not (a VP schedule with β_min < 0).
+    """
+    return torch.nn.functional.pad(schedule.sigma_inv(sigmas[:-1]), (0, 1))
+
+
 SCHEDULES = {'vp': VPSchedule, 've': VESchedule, 'linear': LinearSchedule}
 SCALINGS = {'vp': VPScaling, 'none': NoScaling}

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from limpid.denoiser import Conditioned
-from limpid.samplers import RandnLike, times_of
-from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule
+from limpid.samplers import RandnLike
+from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule, times_of
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,14 @@
 """An image is a function of its seed alone: not of its batch, nor of the number of devices."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from limpid.denoiser import Conditioned
+from limpid.denoiser import Network, traits
 from limpid.pixels import to_uint8
-from limpid.samplers import Sampler, run
-from limpid.steps import Discretization
+from limpid.plan import Plan
 
 
 class StackedGenerator:
@@ -56,36 +54,34 @@ class StackedGenerator:
             raise ValueError(f'{shape[0]} rows asked of {len(self.generators)} generators')
 
 
-def latents_and_labels(net: Any, seeds: Sequence[int],
-                       classes: Sequence[int] | None,  # noqa: ANN401 (a Denoiser)
+def latents_and_labels(net: Network, seeds: Sequence[int], classes: Sequence[int] | None,
                        generator: StackedGenerator) -> tuple[Tensor, Tensor | None]:
-    """The first draws of each seed's generator: the latent, then, of conditional networks, the
-    class.
+    """Draw the latent of each seed and then, for conditional networks, its class.
 
     Returns noise [B, C, H, W] float32 and one-hot labels [B, label_dim], or None. `classes` gives
     the class of each seed; the random class is drawn all the same, so that it changes nothing else.
     """
-    noise = generator.randn([len(seeds), net.img_channels, net.img_resolution, net.img_resolution])
-    if not net.label_dim:
+    told = traits(net)
+    if told.image_shape is None:
+        raise ValueError('the network does not say what images it makes: Traits.image_shape')
+    noise = generator.randn([len(seeds), *told.image_shape])
+    if not told.label_dim:
         return noise, None
-    drawn = generator.randint(net.label_dim, [len(seeds)])
+    drawn = generator.randint(told.label_dim, [len(seeds)])
     chosen = drawn if classes is None else torch.tensor(list(classes), device=drawn.device)
-    return noise, torch.nn.functional.one_hot(chosen, net.label_dim).to(torch.float32)
+    return noise, torch.nn.functional.one_hot(chosen, told.label_dim).to(torch.float32)
 
 
-def generate(net: Any, sampler: Sampler, discretization: Discretization, num_steps: int,
-             seeds: Sequence[int],  # noqa: ANN401
-             classes: Sequence[int] | None, device: torch.device, rng: str | None = None) -> Tensor:
-    """uint8 images [B, C, H, W] of these seeds, on `device`.
+def generate(net: Network, plan: Plan, seeds: Sequence[int], classes: Sequence[int] | None,
+             device: torch.device, rng: str | None = None) -> Tensor:
+    """Return uint8 images [B, C, H, W] of these seeds, on `device`.
 
     rng='cpu' draws all random numbers on the CPU, so that every device starts from the same ones.
     Raises FloatingPointError when the images are not finite.
     """
     generator = StackedGenerator(seeds, device, source=rng)
     noise, labels = latents_and_labels(net, seeds, classes, generator)
-    denoise = Conditioned(net, labels)
-    images = run(sampler, denoise, noise, denoise.levels(discretization, num_steps),
-                 generator.randn_like)
+    images = plan(net, noise, labels, generator.randn_like)
     if not bool(images.isfinite().all()):
         raise FloatingPointError('the images came out as numbers that are not finite, and were not '
                                  'written: the network or the combination of sampler options is to '
@@ -100,16 +96,3 @@ def share_of(seeds: Sequence[int], batch: int, rank: int, world_size: int) -> li
     """
     rounds = -(-len(seeds) // (batch * world_size))
     return np.array_split(np.arange(len(seeds)), rounds * world_size)[rank::world_size]
-
-
-def check_classes(classes: Sequence[int] | None, label_dim: int) -> None:
-    """ValueError for a class that the network does not know."""
-    if classes is None:
-        return
-    if not label_dim:
-        raise ValueError(f'--class={classes[0]}: this network is unconditional and knows no '
-                         f'classes; leave --class out')
-    for label in classes:
-        if label >= label_dim:
-            raise ValueError(f'--class={label} is out of range: this network knows the classes 0 '
-                             f'to {label_dim - 1}')

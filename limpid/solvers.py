@@ -1,21 +1,36 @@
-"""Solvers of the probability flow."""
+"""Solvers of the probability flow: the row "ODE solver" of Table 1, and two of higher order.
 
-import math
+    x = solver(flow, x, times, perturb)
+
+A solver advances x from times[0] to times[-1], which may fall or rise, and are never 0: the last
+step, to t = 0, belongs to the sampler (limpid/samplers.py), since the flow is singular there. At
+the start of each step i it takes (x̂_i, t̂_i) from `perturb(i, x_i)`, which is where fresh noise
+comes in; without noise they are x_i and times[i].
+"""
+
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from limpid.denoiser import Conditioned
+from limpid.checks import positive
 from limpid.schedules import Scaling, Schedule
+
+Perturb = Callable[[int, Tensor], tuple[Tensor, Tensor]]   # (step i, x_i) -> (x̂_i, t̂_i)
 
 
 @dataclass(frozen=True)
 class ProbabilityFlow:
-    """The ODE that carries noise to images (Eq. 4), with the score written through D (Eq. 3)."""
-    denoise: Conditioned
+    """The ODE that carries noise to images (Eq. 4), with the score written through D (Eq. 3).
+
+    denoise   D(x; σ) as a function of x [B, C, H, W] and σ []
+    schedule  σ(t)
+    scaling   s as a function of σ
+    """
+    denoise: Callable[[Tensor, Tensor], Tensor]
     schedule: Schedule
     scaling: Scaling
 
@@ -38,20 +53,27 @@ class ProbabilityFlow:
         s, s_hat = self.scaling.s(sigma), self.scaling.s(sigma_hat)
         return s_hat / s * x + s_hat * (sigma_hat**2 - sigma**2).clamp(min=0).sqrt() * noise
 
+    def denoised(self, x: Tensor, t: Tensor) -> Tensor:
+        """D(x/s; σ): the image that a step to σ = 0 reaches if D stays the same on the way."""
+        sigma = self.schedule.sigma(t)
+        return self.denoise(x / self.scaling.s(sigma), sigma)
 
-Perturb = Callable[[int, Tensor], tuple[Tensor, Tensor]]   # (step i, x_i) -> (x̂_i, t̂_i)
 
+class Solver(Protocol):
+    """A solver of the probability flow; any function with this signature is one."""
 
-# (flow, x, times [N+1], perturb) -> image
-Solver = Callable[[ProbabilityFlow, Tensor, Tensor, Perturb], Tensor]
+    def __call__(self, flow: ProbabilityFlow, x: Tensor, times: Tensor,
+                 perturb: Perturb) -> Tensor:
+        """Advance x [B, C, H, W] from times[0] to times[-1]."""
+        ...
 
 
 @dataclass(frozen=True)
 class Euler:
-    """x_{i+1} = x̂ + h d: first order, one evaluation per step (Algorithm 1 without lines 6 to
-    8)."""
+    """x_{i+1} = x̂ + h d: first order, one evaluation per step (Algorithm 1 without lines 6-8)."""
 
-    def __call__(self, flow: ProbabilityFlow, x: Tensor, times: Tensor, perturb: Perturb) -> Tensor:
+    def __call__(self, flow: ProbabilityFlow, x: Tensor, times: Tensor,
+                 perturb: Perturb) -> Tensor:
         for i, t_next in enumerate(times[1:]):
             x, t = perturb(i, x)
             x = x + (t_next - t) * flow.velocity(x, t)
@@ -62,18 +84,16 @@ class Euler:
 class SecondOrder:
     """x_{i+1} = x̂ + h [(1 − 1/(2α)) d + 1/(2α) d′],  d′ at x̂ + α h d        (Algorithm 3)
 
-    α = 1 is Heun's method (Algorithm 1), ½ the midpoint rule, ⅔ Ralston's method. The last step,
-    and any whose second point would fall at or below t = 0, is an Euler step: the ODE is singular
-    there.
+    α = 1 is Heun's method (Algorithm 1), ½ the midpoint rule, ⅔ Ralston's method. Two evaluations
+    per step. A step whose second point would fall at or below t = 0 is an Euler step.
     """
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < math.inf:
-            raise ValueError(f'alpha must be positive, not {self.alpha:g}')
+        positive('alpha', self.alpha)
 
-    def __call__(self, flow: ProbabilityFlow, x: Tensor, times: Tensor, perturb: Perturb) -> Tensor:
-        num_steps = len(times) - 1
+    def __call__(self, flow: ProbabilityFlow, x: Tensor, times: Tensor,
+                 perturb: Perturb) -> Tensor:
         late = 1 / (2 * self.alpha)
         for i, t_next in enumerate(times[1:]):
             x, t = perturb(i, x)
@@ -81,12 +101,12 @@ class SecondOrder:
             d = flow.velocity(x, t)
             # For alpha = 1 exactly t_next, whatever the rounding of t + h.
             t_prime = t_next if self.alpha == 1 else t + self.alpha * h
-            # Not below t = 0, nor where a VP schedule with β_min < 0 has no σ.
-            if i == num_steps - 1 or not (t_prime > 0 and flow.schedule.sigma(t_prime) > 0):
-                x = x + h * d
-            else:
+            # Neither below t = 0, nor where a VP schedule with β_min < 0 has no σ.
+            if t_prime > 0 and flow.schedule.sigma(t_prime) > 0:
                 d_prime = flow.velocity(x + self.alpha * h * d, t_prime)
                 x = x + h * ((1 - late) * d + late * d_prime)
+            else:
+                x = x + h * d
         return x
 
 
@@ -94,23 +114,22 @@ class SecondOrder:
 class Multistep2M:
     """x_{i+1} = s′ (D̄ + (σ′/σ)(x_i/s − D̄)),  D̄ = D_i + (D_i − D_{i−1})/(2r): DPM-Solver++(2M)
 
-    The flow solved exactly for a D̄ that is extrapolated linearly in ln σ from the step before; r
-    is the ratio of that step to this one in ln σ. Second order, one evaluation per step. The first
-    step and the one to σ = 0 take D̄ = D_i. (Lu et al. 2022, Algorithm 2; the schedule drops out,
-    since only σ enters.)
+    This solves the flow exactly for a D̄ that is extrapolated linearly in ln σ from the step
+    before; r is the ratio of that step to this one in ln σ. It is of second order with one
+    evaluation per step. The first step takes D̄ = D_i. (Lu et al. 2022, Algorithm 2; the schedule
+    drops out, since only σ enters.)
     """
 
-    def __call__(self, flow: ProbabilityFlow, x: Tensor, times: Tensor, perturb: Perturb) -> Tensor:
-        sigmas = flow.schedule.sigma(times[:-1])
+    def __call__(self, flow: ProbabilityFlow, x: Tensor, times: Tensor,
+                 perturb: Perturb) -> Tensor:
         previous: tuple[Tensor, Tensor] | None = None   # (D, ln σ) of the step before
-        for i, sigma in enumerate(sigmas):
+        for i, (sigma, sigma_next) in enumerate(pairwise(flow.schedule.sigma(times))):
             x, _ = perturb(i, x)
-            sigma_next = sigmas[i + 1] if i + 1 < len(sigmas) else torch.zeros_like(sigma)
             if sigma_next == sigma:
                 continue
             s, s_next = flow.scaling.s(sigma), flow.scaling.s(sigma_next)
             D = target = flow.denoise(x / s, sigma)
-            if previous is not None and sigma_next > 0:
+            if previous is not None:
                 D_previous, log_previous = previous
                 r = (log_previous - sigma.log()) / (sigma.log() - sigma_next.log())
                 target = D + (D - D_previous) / (2 * r)
@@ -124,8 +143,8 @@ class Adams:
     """x_{i+1} = x_i + h Σ_j w_j d_{i−j}: Adams–Bashforth of `order` 1, 2 or 3 on uneven steps
 
     The weights integrate the polynomial through the last `order` velocities over the step. The
-    first `order` − 1 steps are Heun's, so that nothing is lost at the start; the last is Euler's.
-    One evaluation per step and one more for each Heun step: N + order − 1.
+    first `order` − 1 steps are Heun's, so that nothing is lost at the start. One evaluation per
+    step, and one more for each of Heun's steps.
     """
     order: int = 3
 
@@ -133,7 +152,8 @@ class Adams:
         if self.order not in (1, 2, 3):
             raise ValueError(f'order must be 1, 2 or 3, not {self.order}')
 
-    def __call__(self, flow: ProbabilityFlow, x: Tensor, times: Tensor, perturb: Perturb) -> Tensor:
+    def __call__(self, flow: ProbabilityFlow, x: Tensor, times: Tensor,
+                 perturb: Perturb) -> Tensor:
         history: list[tuple[Tensor, Tensor]] = []   # (t, d), newest first
         for i, t_next in enumerate(times[1:]):
             x, t = perturb(i, x)
@@ -142,9 +162,7 @@ class Adams:
                 continue
             d = flow.velocity(x, t)
             history = [(t, d), *history[:self.order - 1]]
-            if i == len(times) - 2:
-                x = x + h * d
-            elif len(history) < self.order:
+            if len(history) < self.order:
                 x = x + h * (d + flow.velocity(x + h * d, t_next)) / 2
             else:
                 weights = self.weights([float((earlier - t) / h) for earlier, _ in history])
@@ -154,15 +172,15 @@ class Adams:
 
     @staticmethod
     def weights(nodes: list[float]) -> list[float]:
-        """w with Σ_j w_j p(nodes_j) = ∫_0^1 p for every polynomial p of degree below len(nodes)."""
+        """Return w with Σ_j w_j p(nodes_j) = ∫_0^1 p for every polynomial p of degree below
+        len(nodes)."""
         powers = torch.arange(len(nodes), dtype=torch.float64)
         vandermonde = torch.tensor(nodes, dtype=torch.float64) ** powers.reshape(-1, 1)
         return torch.linalg.solve(vandermonde, 1 / (powers + 1)).tolist()
 
 
-# they remember earlier steps, which fresh noise would make untrue
-MULTISTEP = (Multistep2M, Adams)
+MULTISTEP = (Multistep2M, Adams)   # they remember earlier steps, which fresh noise makes untrue
+EXPONENTIAL = (Multistep2M,)       # they are exact for a D that stays the same: their end is D
 
-
-SOLVERS: dict[str, Any] = {'euler': Euler, 'heun': SecondOrder, 'dpmpp-2m': Multistep2M,
-                           'adams': Adams}
+SOLVERS: dict[str, Callable[[], Solver]] = {
+    'euler': Euler, 'heun': SecondOrder, 'dpmpp-2m': Multistep2M, 'adams': Adams}

@@ -1,7 +1,7 @@
 """The row "Time steps" of Table 1, and timesteps of discrete schedules: the noise levels that a
 sampler visits.
 
-A discretization returns noise levels, not times, so that it goes with any schedule: the sampler
+A steps returns noise levels, not times, so that it goes with any schedule: the sampler
 maps them to t_i = σ⁻¹(σ_i) and appends t_N = 0.
 """
 
@@ -19,7 +19,7 @@ from limpid.levels import DISCRETE_SCHEDULES, SPACINGS, DiscreteSchedule, IDDPML
 from limpid.schedules import VPSchedule
 
 
-class Discretization(Protocol):
+class Steps(Protocol):
     @property
     def sigma_min(self) -> float: ...
     @property
@@ -35,14 +35,14 @@ class Discretization(Protocol):
         ...
 
 
-def noise_range(discretization: Discretization, lowest: float,
+def noise_range(steps: Steps, lowest: float,
                 highest: float) -> tuple[float, float]:
-    """The range of the discretization, clamped to [lowest, highest], the range of the network."""
-    low, high = max(discretization.sigma_min, lowest), min(discretization.sigma_max, highest)
+    """The range of the steps, clamped to [lowest, highest], the range of the network."""
+    low, high = max(steps.sigma_min, lowest), min(steps.sigma_max, highest)
     if not 0 < low < math.inf or not low <= high < math.inf:
         raise ValueError(
-            f'no noise levels are left: sigma_min={discretization.sigma_min:g} and '
-            f'sigma_max={discretization.sigma_max:g} must satisfy 0 < sigma_min <= sigma_max < inf '
+            f'no noise levels are left: sigma_min={steps.sigma_min:g} and '
+            f'sigma_max={steps.sigma_max:g} must satisfy 0 < sigma_min <= sigma_max < inf '
             f'within the range of the network, [{lowest:g}, {highest:g}]')
     return low, high
 
@@ -197,7 +197,7 @@ class DiscreteSteps:
         sigma = within(self.schedule.sigma, low, high)
         if len(sigma) == 0:
             raise ValueError(f'no timestep has a noise level within [{low:g}, {high:g}], the range '
-                             f'of the network and of --sigma_min and --sigma_max')
+                             f'of the network and of the steps')
         return sigma
 
     def sigmas(self, num_steps: int, lowest: float = 0.0, highest: float = math.inf) -> Tensor:
@@ -205,7 +205,7 @@ class DiscreteSteps:
         return sigma[[t - 1 for t in timesteps(num_steps, len(sigma), self.spacing)]].flip(0)
 
 
-DISCRETIZATIONS: dict[str, Callable[..., Discretization]] = {
+STEPS: dict[str, Callable[..., Steps]] = {
     'vp': VPSteps, 've': VESteps, 'iddpm': IDDPMSteps, 'edm': EDMSteps,
     **{name: functools.partial(DiscreteSteps, schedule())
        for name, schedule in DISCRETE_SCHEDULES.items()},

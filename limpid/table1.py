@@ -25,17 +25,9 @@ from limpid.loss import (
     Weighting,
 )
 from limpid.preconditioning import EDM, IDDPM, PRECONDITIONERS, VE, VP, Preconditioner, V
-from limpid.schedules import (
-    LinearSchedule,
-    NoScaling,
-    Scaling,
-    Schedule,
-    VESchedule,
-    VPScaling,
-    VPSchedule,
-)
+from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule, VESchedule, VPScaling, VPSchedule
 from limpid.solvers import Euler, SecondOrder, Solver
-from limpid.steps import DiscreteSteps, Discretization, EDMSteps, IDDPMSteps, VESteps, VPSteps
+from limpid.steps import DiscreteSteps, EDMSteps, IDDPMSteps, Steps, VESteps, VPSteps
 
 
 @dataclass(frozen=True)
@@ -43,7 +35,7 @@ class Column:
     """One column of Table 1, with the paper's own numbers."""
     # Sampling (Section 3)
     solver: Solver
-    discretization: Discretization
+    steps: Steps
     schedule: Schedule
     scaling: Scaling
     # Network and preconditioning (Section 5)
@@ -65,7 +57,7 @@ class Column:
 def vp(schedule: VPSchedule = VPSchedule()) -> Column:
     return Column(
         solver=Euler(),
-        discretization=VPSteps(),
+        steps=VPSteps(),
         schedule=schedule,
         scaling=VPScaling(),
         architecture='ddpmpp',
@@ -79,7 +71,7 @@ def vp(schedule: VPSchedule = VPSchedule()) -> Column:
 def ve(schedule: VESchedule = VESchedule()) -> Column:
     return Column(
         solver=Euler(),
-        discretization=VESteps(schedule.sigma_min, schedule.sigma_max),
+        steps=VESteps(schedule.sigma_min, schedule.sigma_max),
         schedule=schedule,
         scaling=NoScaling(),
         architecture='ncsnpp',
@@ -93,7 +85,7 @@ def ve(schedule: VESchedule = VESchedule()) -> Column:
 def iddpm(levels: IDDPMLevels = IDDPMLevels()) -> Column:
     return Column(
         solver=Euler(),
-        discretization=IDDPMSteps(levels=levels),
+        steps=IDDPMSteps(levels=levels),
         schedule=LinearSchedule(),
         scaling=NoScaling(),
         architecture='adm',
@@ -107,7 +99,7 @@ def iddpm(levels: IDDPMLevels = IDDPMLevels()) -> Column:
 def edm(precond: EDM = EDM()) -> Column:
     return Column(
         solver=SecondOrder(alpha=1),
-        discretization=EDMSteps(),
+        steps=EDMSteps(),
         schedule=LinearSchedule(),
         scaling=NoScaling(),
         architecture='ddpmpp',   # "(any)"
@@ -122,7 +114,7 @@ def v(schedule: DiscreteSchedule = ScaledLinearBetas(zero_terminal_snr=True)) ->
     precond = V(noise_label='timestep', schedule=schedule)
     return Column(
         solver=Euler(),   # from σ = ∞: DDIM, which is the same
-        discretization=DiscreteSteps(schedule),
+        steps=DiscreteSteps(schedule),
         schedule=LinearSchedule(),
         scaling=NoScaling(),
         architecture='ddpmpp',   # "(any)"

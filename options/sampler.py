@@ -4,24 +4,28 @@ Shared by every command that draws images, so that they all take the same option
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from dnnlib.cli import FloatList, heading
+from dnnlib.cli import FloatList, heading, with_each
 from limpid.adaptive import ADAPTIVE
+from limpid.denoiser import Network, Traits
 from limpid.earlier import CORRECTORS, EARLIER, PREDICTORS, VARIANCES
 from limpid.levels import DISCRETE_SCHEDULES, SPACINGS
-from limpid.samplers import ANGLE, RULES, Churn, FlowSampler, Sampler, check_start
+from limpid.plan import Plan, from_infinity, name_of, plan
+from limpid.samplers import ANGLE, RULES, Churn, FlowSampler, Sampler
 from limpid.schedules import SCALINGS, SCHEDULES, VPSchedule
 from limpid.sde import SDES
 from limpid.solvers import SOLVERS
-from limpid.steps import DISCRETIZATIONS, DiscreteSteps, Discretization, ExplicitSteps, noise_range
-from limpid.table1 import TABLE_1
+from limpid.steps import STEPS, DiscreteSteps, ExplicitSteps, Steps, VESteps, noise_range
+from limpid.table1 import TABLE_1, Column
+from options.common import naming_flags, unused
+
+T = TypeVar('T')
 
 # The rows of Table 1 are the default; the others replace solver, schedule and scaling in one.
 SAMPLERS: dict[str, Any] = {'table1': FlowSampler, **EARLIER, **ANGLE, **SDES, **ADAPTIVE}
@@ -34,9 +38,9 @@ OLD = {'solver', 'disc', 'schedule', 'scaling', 'sigma_min', 'sigma_max', 'rho',
 # the others are --name
 FLAGS = {'num_steps': '--steps', 'zero_terminal_snr': '--zero-terminal-snr'}
 # with any of them, not the steps of the network
-STEPS = {'disc', 'family', 'sigmas'}
+OWN_STEPS = {'disc', 'family', 'sigmas'}
 # with any of them, table1 is the default
-ROWS = {*STEPS, 'preset', 'solver', 'schedule', 'scaling'}
+ROWS = {*OWN_STEPS, 'preset', 'solver', 'schedule', 'scaling'}
 
 # Settings of the paper: Section 3, Table 5 with the numbers of steps of Table 4, and the first row
 # of Table 3.
@@ -84,7 +88,7 @@ OPTIONS = [
     rows('--disc', help='Time steps t_i: of Table 1, or timesteps of a discrete schedule '
                         '(ddpm-linear, scaled-linear, cosine)  [default: those of the network, if '
                         'it was trained on discrete timesteps, or of --sampler, or edm]',
-         type=click.Choice(list(DISCRETIZATIONS))),
+         type=click.Choice(list(STEPS))),
     rows('--schedule', help='Noise schedule σ(t); vp takes its constants from the noise range: '
                             'σ(1) = sigma_max and σ(0.001) = sigma_min  [default: linear]',
          type=click.Choice(list(SCHEDULES))),
@@ -164,118 +168,168 @@ OPTIONS = [
 
 def sampler_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a click command all the options of `resolve_sampler`."""
-    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(OPTIONS), command)
+    return with_each(OPTIONS, command)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are drawn: the noise levels, the sampler, and what the user should know."""
-    discretization: Discretization
+    """A sampler and its steps as the options choose them, and what the user should know of it."""
+    steps: Steps
     num_steps: int
     sampler: Sampler
     notes: tuple[str, ...] = ()
 
+    def plan(self, net: Network) -> Plan:
+        """Make the plan for a network: the steps become noise levels that it supports."""
+        return plan(net, self.sampler, self.steps, self.num_steps)
 
-def resolve_sampler(options: dict[str, Any], lowest: float = 0.0, highest: float = math.inf,
-                    native: Discretization | None = None, *, limit: str = 'the network supports no '
-                                                                          'more',
-                    learned_variance: bool = True) -> Sampling:
-    """Options (None: not given) -> time steps and sampler, for a network that supports [lowest,
-    highest].
 
-    native            the time steps of a network that was trained on discrete timesteps: the
-                      default, with ddim, unless others are asked for, or rows of Table 1, or a
-                      sampler that cannot start at σ = ∞
-    limit             why there is nothing above `highest`
-    learned_variance  whether the network has one, which then is the default of ancestral from a
-                      finite noise level
+def resolve_sampler(options: Mapping[str, Any], told: Traits = Traits(),
+                    limit: str = 'the network supports no more') -> Sampling:
+    """Turn options (None: not given) into steps and a sampler, for a network with these traits.
 
-    Raises ValueError in one line for a sampler that cannot start at σ = ∞ with steps that do, for
-    --zero-terminal-snr where `highest` is finite, and for an option of ours that has no effect in
-    this combination; for an option of EDM's command line there is a note instead.
+    `limit` says why the network supports nothing above its sigma_max. Raises ValueError in one line
+    for a sampler that cannot start at σ = ∞ with steps that do, for --zero-terminal-snr where the
+    network cannot, and for an option of ours that has no effect in this combination; an option of
+    EDM's command line gets a note instead.
     """
-    preset = PRESETS.get(options.get('preset') or '', {})
-    given = {**preset, **{k: v for k, v in options.items() if v is not None}}
-    free = not {'sampler', *ROWS - {'disc'}} & given.keys()   # to take ddim for discrete timesteps
-    name = given.get('sampler', 'table1')
-    own, discrete = native, native is not None
-    native = None if STEPS & given.keys() or 'sampler' in preset else native
-    column = TABLE_1[given.get('family', 'edm')]()
-    used = {'preset', 'sampler', 'family', 'disc', 'sigma_min', 'sigma_max', 'num_steps', 'sigmas'}
-
-    discretization: Any = column.discretization
-    if 'sigmas' in given:
-        discretization = ExplicitSteps(tuple(given['sigmas']))
-        used -= {'disc', 'sigma_min', 'sigma_max', 'num_steps'}
-    elif 'disc' in given:
-        discretization = DISCRETIZATIONS[given['disc']]()
-        if isinstance(own, DiscreteSteps) and type(getattr(discretization, 'schedule',
-                                                           None)) is type(own.schedule):
-            # with its terminal SNR
-            discretization = dataclasses.replace(discretization, schedule=own.schedule)
-    elif native is not None and (free or hasattr(SAMPLERS[name], 'from_infinity')):
-        discretization = native
-    elif 'family' not in given:
-        natural = 've' if name == 'adaptive' and given.get('sde') == 've' else NATURAL_STEPS.get(
-            name, 'edm')
-        discretization = DISCRETIZATIONS[natural]()
-    discretization = _with_fields(discretization, given, used)
-    if isinstance(discretization, DiscreteSteps):
-        discretization = dataclasses.replace(
-            discretization, schedule=_with_fields(discretization.schedule, given, used),
-            lowest=given.get('sigma_min', 0.0), highest=given.get('sigma_max', math.inf))
+    given = with_preset(options)
     num_steps = given.get('num_steps', 18)
-    notes = []
-    low, high = discretization.sigma_min, min(discretization.sigma_max, highest)
-    if math.isfinite(high):
-        low, high = noise_range(discretization, lowest, highest)
-    start = high
-    if math.isinf(high):   # not every spacing of the timesteps has the last one
-        start = float(discretization.sigmas(num_steps, lowest, highest)[0])
-    elif isinstance(discretization,
-                    DiscreteSteps) and math.isinf(discretization.sigmas(num_steps)[0]):
+    with naming_flags():
+        steps = choose_steps(given, told)
+        start, notes = starting_level(given, steps, num_steps, told, limit)
+        name, sampler = choose_sampler(given, steps, start, told)
+    check_start(name, sampler, start)
+    notes += note_unused(options, given, steps, name, sampler)
+    return Sampling(steps, num_steps, sampler, tuple(notes))
+
+
+def with_preset(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were given, and those of the preset beneath them."""
+    return {**PRESETS.get(options.get('preset') or '', {}),
+            **{name: value for name, value in options.items() if value is not None}}
+
+
+def _column(given: Mapping[str, Any]) -> Column:
+    return TABLE_1[given.get('family', 'edm')]()
+
+
+def _is_free(given: Mapping[str, Any]) -> bool:
+    """Whether neither a sampler nor rows of Table 1 were asked for, the time steps apart."""
+    return not {'sampler', *ROWS - {'disc'}} & given.keys()
+
+
+def choose_steps(given: Mapping[str, Any], told: Traits) -> Steps:
+    """Choose the time steps: given levels, or named ones with the numbers that were given."""
+    if 'sigmas' in given:
+        return ExplicitSteps(tuple(given['sigmas']))
+    steps = _with_fields(_named_steps(given, told), given)
+    if isinstance(steps, DiscreteSteps):
+        return dataclasses.replace(
+            steps, schedule=_with_fields(steps.schedule, given),
+            lowest=given.get('sigma_min', 0.0), highest=given.get('sigma_max', math.inf))
+    return steps
+
+
+def _named_steps(given: Mapping[str, Any], told: Traits) -> Steps:
+    """Choose those of --disc, of the network, of --family, or those natural for the sampler."""
+    native, sampler = told.native_steps, given.get('sampler', 'table1')
+    if 'disc' in given:
+        steps = STEPS[given['disc']]()
+        if (isinstance(steps, DiscreteSteps) and isinstance(native, DiscreteSteps)
+                and type(steps.schedule) is type(native.schedule)):
+            return dataclasses.replace(steps, schedule=native.schedule)   # with its terminal SNR
+        return steps
+    asked = OWN_STEPS & given.keys() or 'sampler' in PRESETS.get(given.get('preset', ''), {})
+    if (native is not None and not asked
+            and (_is_free(given) or from_infinity(SAMPLERS[sampler]))):
+        return native
+    if 'family' in given:
+        return _column(given).steps
+    if sampler == 'adaptive' and given.get('sde') == 've':
+        return VESteps()
+    return STEPS[NATURAL_STEPS.get(sampler, 'edm')]()
+
+
+def starting_level(given: Mapping[str, Any], steps: Steps, num_steps: int, told: Traits,
+                   limit: str) -> tuple[float, list[str]]:
+    """Return the highest noise level that is visited, and what is to be said of it.
+
+    Raises ValueError where no levels are left, and where zero terminal SNR was asked for of a
+    network that cannot start at σ = ∞.
+    """
+    def first(lowest: float = 0.0, highest: float = math.inf) -> float:
+        return float(steps.sigmas(num_steps, lowest, highest)[0])
+
+    lowest, highest = told.sigma_min, told.sigma_max
+    native = told.native_steps
+    if math.isinf(min(steps.sigma_max, highest)):   # not every spacing has the last timestep
+        return first(lowest, highest), []
+    _, high = noise_range(steps, lowest, highest)
+    if isinstance(steps, DiscreteSteps) and math.isinf(first()):
         if given.get('zero_terminal_snr'):
             raise ValueError(f'--zero-terminal-snr=True cannot start at sigma = inf, only at '
                              f'{highest:g}: {limit}')
-        notes.append(f'drawing starts at sigma = '
-                     f'{float(discretization.sigmas(num_steps, lowest, highest)[0]):g}: {limit}')
-    elif own is not None and math.isinf(min(own.sigma_max, highest)) and not {'sigma_max',
-                                                                              'sigmas'} & given.keys():
-        notes.append(f'this network was trained up to sigma = inf, and these time steps start at '
-                     f'{high:g}')
-    if free and isinstance(discretization, DiscreteSteps) and (discrete or math.isinf(start)):
+        return high, [f'drawing starts at sigma = {first(lowest, highest):g}: {limit}']
+    if (native is not None and math.isinf(min(native.sigma_max, highest))
+            and not {'sigma_max', 'sigmas'} & given.keys()):
+        return high, [f'this network was trained up to sigma = inf, and these time steps start at '
+                      f'{high:g}']
+    return high, []
+
+
+def choose_sampler(given: Mapping[str, Any], steps: Steps, start: float,
+                   told: Traits) -> tuple[str, Sampler]:
+    """Choose the sampler, by its name in SAMPLERS, with its rows and the numbers that were given."""
+    name = given.get('sampler', 'table1')
+    discrete = isinstance(steps, DiscreteSteps)
+    if _is_free(given) and discrete and (told.native_steps is not None or math.isinf(start)):
         name = 'ddim'
-    if math.isinf(start) or not learned_variance:
+    if math.isinf(start) or not told.learned_variance:
         given = {'variance': 'small', **given}
-    schedule: Any = column.schedule if 'schedule' not in given else SCHEDULES[given['schedule']]()
-    if isinstance(schedule, VPSchedule) and math.isfinite(high):
-        schedule = VPSchedule.through(low, high)
-    scaling: Any = column.scaling if 'scaling' not in given else SCALINGS[given['scaling']]()
+    cls = SAMPLERS[name]
+    rows = {row: value for row, value in _rows(given, steps, told).items() if row in _taken(cls)}
+    return name, _with_fields(dataclasses.replace(cls(), **rows), given)
 
-    sampler: Any = SAMPLERS[name]()
-    if name == 'table1':
-        solver = SOLVERS[given['solver']]() if 'solver' in given else column.solver
-        solver = _with_fields(solver, given, used)
-        sampler = FlowSampler(solver, schedule, scaling, _with_fields(Churn(), given, used))
-        used |= {'solver', 'schedule', 'scaling'}
-    else:
-        # em's schedule is its own
-        taken = {f.name for f in dataclasses.fields(sampler) if f.default is not None}
-        rows = {key: value for key, value in (('schedule', schedule), ('scaling', scaling))
-                if key in taken}
-        used |= rows.keys()
-        sampler = _with_fields(dataclasses.replace(sampler, **rows),
-                               {k: v for k, v in given.items() if k not in rows}, used)
-        if 'churn' in taken:
-            sampler = dataclasses.replace(sampler, churn=_with_fields(Churn(), given, used))
-    check_start(sampler, start)
-    if name in ADAPTIVE:
-        used -= {'num_steps', 'rho'}
 
-    described = f'--sampler={name}' + (f' --solver={given["solver"]}' if name == 'table1'
-                                       and 'solver' in given else '')
-    described += f' --disc={given["disc"]}' if 'disc' in given else ''
-    for option in sorted(k for k in options if options[k] is not None and k not in used):
+def _rows(given: Mapping[str, Any], steps: Steps, told: Traits) -> dict[str, Any]:
+    """Return the rows of Table 1 that a sampler may take, as they are given or in the column."""
+    column = _column(given)
+    solver = SOLVERS[given['solver']]() if 'solver' in given else column.solver
+    schedule = SCHEDULES[given['schedule']]() if 'schedule' in given else column.schedule
+    if isinstance(schedule, VPSchedule) and math.isfinite(min(steps.sigma_max, told.sigma_max)):
+        schedule = VPSchedule.through(*noise_range(steps, told.sigma_min, told.sigma_max))
+    scaling = SCALINGS[given['scaling']]() if 'scaling' in given else column.scaling
+    return {'solver': _with_fields(solver, given), 'schedule': schedule, 'scaling': scaling,
+            'churn': _with_fields(Churn(), given)}
+
+
+def _taken(sampler: Any) -> set[str]:  # noqa: ANN401 (a dataclass or an instance of one)
+    """Return the rows that a sampler takes from Table 1; the VP schedule of em is its own."""
+    return {field.name for field in dataclasses.fields(sampler)
+            if field.name in ('solver', 'schedule', 'scaling', 'churn')
+            and field.default is not None}
+
+
+def check_start(name: str, sampler: Sampler, start: float) -> None:
+    """Raise ValueError where the sampler cannot start at this noise level."""
+    if math.isinf(start) and not from_infinity(sampler):
+        raise ValueError(f'{name_of(sampler)} cannot start at sigma = inf, where x is infinite: '
+                         'use time steps that start at a finite noise level, such as with '
+                         '--sigma_max=80, or, in generate.py and fid.py, --sampler=ddim, '
+                         'ancestral or angle')
+
+
+def note_unused(options: Mapping[str, Any], given: Mapping[str, Any], steps: Steps, name: str,
+                sampler: Sampler) -> list[str]:
+    """Return notes on EDM's options without effect; raise ValueError for one of ours."""
+    described = f'--sampler={name}'
+    if name == 'table1' and 'solver' in given:
+        described += f' --solver={given["solver"]}'
+    if 'disc' in given:
+        described += f' --disc={given["disc"]}'
+    notes = []
+    for option in unused(options, _used(steps, name, sampler)):
         shown = FLAGS.get(option, f'--{option}')
         if option in ('spacing', 'zero_terminal_snr'):
             raise ValueError(f'{shown} would have no effect without discrete timesteps: give '
@@ -283,13 +337,30 @@ def resolve_sampler(options: dict[str, Any], lowest: float = 0.0, highest: float
         if option not in OLD:
             raise ValueError(f'{shown} would have no effect with {described}')
         notes.append(f'{shown} has no effect with {described}')
-    return Sampling(discretization, num_steps, sampler, tuple(notes))
+    return notes
 
 
-def _with_fields(obj: Any, given: dict[str, Any],
-                 used: set[str]) -> Any:  # noqa: ANN401 (any dataclass)
-    """A copy of `obj` with the fields that were given; `used` learns which those are."""
-    fields = {f.name for f in dataclasses.fields(obj)} & given.keys() - {'schedule', 'scaling',
-                                                                         'solver', 'churn'}
-    used |= fields
-    return dataclasses.replace(obj, **{name: given[name] for name in fields})
+def _used(steps: Steps, name: str, sampler: Sampler) -> set[str]:
+    """Return the options that have an effect with these steps and this sampler."""
+    used = {'preset', 'sampler', 'family', 'sigmas', *_taken(sampler), *_numbers(sampler)}
+    for row in _taken(sampler) & {'solver', 'churn'}:
+        used |= _numbers(getattr(sampler, row))
+    if isinstance(steps, ExplicitSteps):
+        return used
+    used |= {'disc', 'sigma_min', 'sigma_max', *_numbers(steps)}
+    if isinstance(steps, DiscreteSteps):
+        used |= _numbers(steps.schedule)
+    return used - {'rho'} if name in ADAPTIVE else used | {'num_steps'}
+
+
+ROW_FIELDS = {'schedule', 'scaling', 'solver', 'churn'}
+
+
+def _numbers(obj: Any) -> set[str]:  # noqa: ANN401 (any dataclass)
+    return {field.name for field in dataclasses.fields(obj)} - ROW_FIELDS
+
+
+def _with_fields(obj: T, given: Mapping[str, Any]) -> T:
+    """Return a copy of a dataclass with the numbers that were given."""
+    chosen = {name: given[name] for name in _numbers(obj) & given.keys()}
+    return dataclasses.replace(obj, **chosen)  # type: ignore[type-var]

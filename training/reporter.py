@@ -16,12 +16,11 @@ from torch import Tensor
 
 from dnnlib.cli import is_terminal
 from evaluation.while_training import Evaluation, choose_best
-from limpid.denoiser import Conditioned, Denoiser
+from limpid.denoiser import Denoiser
 from limpid.pixels import to_uint8
-from limpid.samplers import run
+from limpid.plan import plan
 from limpid.seeds import StackedGenerator
 from metrics.one_pass import Stopped
-from options.sampler import resolve_sampler
 from torch_utils import distributed
 from torch_utils.grids import save_grid
 from training.config import TrainConfig
@@ -281,7 +280,7 @@ def generate_grid(net: Denoiser, labels: Tensor, device: torch.device,
 
     Each rank makes its share; collective.
     """
-    sampling = resolve_sampler({}, net.sigma_min, net.sigma_max, net.native_steps)
+    drawing = plan(net)
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     mine = torch.arange(len(labels))[rank::world_size]
     parts = []
@@ -289,9 +288,8 @@ def generate_grid(net: Denoiser, labels: Tensor, device: torch.device,
         generator = StackedGenerator(seeds.tolist(), device)
         noise = generator.randn([len(seeds), net.img_channels, net.img_resolution,
                                  net.img_resolution])
-        denoise = Conditioned(net, labels[seeds].to(device) if net.label_dim else None)
-        levels = denoise.levels(sampling.discretization, sampling.num_steps)
-        parts.append(to_uint8(run(sampling.sampler, denoise, noise, levels)).cpu().numpy())
+        chosen = labels[seeds].to(device) if net.label_dim else None
+        parts.append(to_uint8(drawing(net, noise, chosen)).cpu().numpy())
     images = np.zeros([len(labels), net.img_channels, net.img_resolution, net.img_resolution],
                       dtype=np.uint8)
     for other, theirs in enumerate(distributed.gather_objects(np.concatenate(parts) if parts

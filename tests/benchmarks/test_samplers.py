@@ -10,7 +10,7 @@ from PIL import Image
 
 import generate
 from benchmarks import curves, samplers, samplers_page
-from limpid.denoiser import Counting
+from limpid.denoiser import Counting, Traits
 from limpid.ideal import Gaussian
 from limpid.seeds import generate as images_of
 from options.sampler import resolve_sampler
@@ -20,7 +20,7 @@ f64 = torch.float64
 
 
 class Net(Gaussian):
-    img_channels, img_resolution, label_dim, sigma_min, sigma_max = 1, 2, 0, 0.0, float('inf')
+    traits = Traits(image_shape=(1, 2, 2), label_dim=0)
 
 
 def resolve(command):
@@ -30,8 +30,7 @@ def resolve(command):
 def draw(net, command, count=3):
     sampling = resolve(command)
     assert sampling.notes == ()
-    return images_of(net, sampling.sampler, sampling.discretization, sampling.num_steps,
-                     range(count), None, torch.device('cpu'))
+    return images_of(net, sampling.plan(net), range(count), None, torch.device('cpu'))
 
 
 @pytest.mark.parametrize('curve', [*curves.DETERMINISTIC, *curves.STOCHASTIC],

@@ -10,14 +10,14 @@ from torch import nn
 
 from checkpoints.diffusers import read_diffusers, read_schedule
 from checkpoints.open import open_network
-from limpid.denoiser import Conditioned
+from limpid.denoiser import Conditioned, traits
 from limpid.earlier import DDIM, Ancestral
 from limpid.guidance import Guidance, guided
-from limpid.samplers import run, sample
+from limpid.plan import plan, run, sample
 from limpid.seeds import generate
 from limpid.steps import EDMSteps
 from limpid.unit import Level
-from options.network import open_drawing
+from options.network import open_with_plan
 from torch_utils.safetensors_file import load_tensors, save_tensors
 
 diffusers = pytest.importorskip('diffusers')
@@ -68,7 +68,7 @@ def images():
 def test_denoised_images_follow_from_the_raw_output(tmp_path, images, prediction):
     unet = save(tmp_path, prediction_type=prediction)
     net = open_network(tmp_path)
-    assert (net.img_resolution, net.img_channels, net.label_dim, net.unit_scale,
+    assert (net.img_resolution, net.img_channels, net.label_dim, traits(net).unit_scale,
             net.dtype) == (8, 3, 0, 1.0, torch.float32)
     assert not net.training and not any(p.requires_grad for p in net.parameters())
     alphas = diffusers.DDIMScheduler().alphas_cumprod.double()
@@ -102,7 +102,7 @@ def test_noise_prediction_ends_before_the_level_without_signal(tmp_path, images)
     save(tmp_path, rescale_betas_zero_snr=True)
     net = open_network(tmp_path)
     assert net.sigma_max == pytest.approx(15406.03, rel=1e-6)
-    assert Conditioned(net).levels(net.native_steps, 5)[0] == net.sigma_max
+    assert Conditioned(net).levels(traits(net).native_steps, 5)[0] == net.sigma_max
     reason = ('this network cannot work at sigma = inf: it predicts the noise, which tells nothing '
               'of the image where there is only noise')
     assert one_line(net, images, INF, unit=True) == reason
@@ -115,16 +115,17 @@ def test_learned_variance(tmp_path, images):
     net = open_network(tmp_path)
     z = images
     D, F_var = net(z, net.schedule.sigma[700], unit=True, return_variance=True)
-    assert torch.equal(F_var, unet(z, 700).sample[:, 3:]) and net.learned_variance
-    assert open_drawing(str(tmp_path), None, {'sampler': 'ancestral'},
-                        torch.device('cpu')).sampling.sampler == Ancestral('learned')
+    assert torch.equal(F_var, unet(z, 700).sample[:, 3:]) 
+    assert traits(net).learned_variance
+    assert open_with_plan(str(tmp_path), None, {'sampler': 'ancestral'},
+                        torch.device('cpu')).plan.sampler == Ancestral('learned')
     assert torch.equal(D, net(z, net.schedule.sigma[700], unit=True))
     result = run(Ancestral('learned'), Conditioned(net), z,
                  torch.tensor([*net.schedule.sigma[[900, 500, 100]], 0.0]))
     assert bool(result.isfinite().all())
     save(tmp_path / 'plain')
-    assert open_drawing(str(tmp_path / 'plain'), None, {'sampler': 'ancestral'},
-                        torch.device('cpu')).sampling.sampler == Ancestral('small')
+    assert open_with_plan(str(tmp_path / 'plain'), None, {'sampler': 'ancestral'},
+                        torch.device('cpu')).plan.sampler == Ancestral('small')
     assert one_line(open_network(tmp_path / 'plain'), z, net.schedule.sigma[700],
                     return_variance=True) == (
         'return_variance needs a network with 6 outputs (iDDPM); this one has 3')
@@ -192,7 +193,7 @@ def test_nearest_levels(tmp_path):
                                                                       dtype=torch.float32)).dtype == torch.float32
     assert net.round_sigma(torch.tensor(0.5)).shape == () and net.round_sigma(torch.full([2, 1],
                                                                                          0.5)).shape == (2, 1)
-    steps = net.native_steps.sigmas(4, net.sigma_min, net.sigma_max)
+    steps = traits(net).native_steps.sigmas(4, net.sigma_min, net.sigma_max)
     assert torch.equal(steps, sigmas[[999, 749, 499, 249]])
 
 
@@ -242,7 +243,7 @@ def test_ddim_from_zero_terminal_snr_is_that_of_diffusers(tmp_path, images):
     scheduler.set_timesteps(10)
     net = open_network(tmp_path)
     denoise = Conditioned(net)
-    sigmas = denoise.levels(net.native_steps, 10)
+    sigmas = denoise.levels(traits(net).native_steps, 10)
     assert torch.equal(sigmas[:-1],
                        net.schedule.sigma[scheduler.timesteps]) and sigmas[0] == math.inf
     ours, z = run(DDIM(), denoise, images, sigmas), images
@@ -262,7 +263,7 @@ def test_images_of_seeds_under_other_samplers(tmp_path):
     noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(2))
     result = sample(net, noise, num_steps=4)
     assert result.shape == noise.shape and bool(result.isfinite().all())
-    pixels = generate(net, DDIM(), EDMSteps(), 3, [0, 1], None, torch.device('cpu'))
+    pixels = generate(net, plan(net, DDIM(), EDMSteps(), 3), [0, 1], None, torch.device('cpu'))
     assert pixels.shape == (2, 3, 8, 8) and pixels.dtype == torch.uint8
 
 
@@ -341,7 +342,7 @@ def test_classifier_free_guidance(tmp_path, images):
                 rescale_betas_zero_snr=True)
     net = guided(open_network(tmp_path, null_class=3), Guidance(weight=2.5))
     for t in (10, 600, 999):
-        sigma = net.schedule.sigma[t]
+        sigma = net.net.schedule.sigma[t]
         D, D_none = (Level.of_sigma(sigma).denoised(images,
                                                     unet(images, t,
                                                          class_labels=torch.tensor(classes)).sample)
@@ -356,20 +357,20 @@ def test_guidance_away_from_what_training_never_saw(tmp_path):
                                       'leads away from the answer to that: give ')
     save(tmp_path, arguments={**UNET, 'num_class_embeds': 4})
     folder = str(tmp_path)
-    assert open_drawing(folder, None, {'guidance': 2.0}, cpu).notes == (f'{note}--null-class',)
+    assert open_with_plan(folder, None, {'guidance': 2.0}, cpu).notes == (f'{note}--null-class',)
     for given in ({'guidance': 2.0, 'null_class': 3}, {'guidance': 1.0}, {},
                   {'guidance': 2.0, 'guide_network': folder}):
-        assert open_drawing(folder, None, given, cpu).notes == (), given
+        assert open_with_plan(folder, None, given, cpu).notes == (), given
     save(tmp_path, diffusers.UNet2DConditionModel, {**CONDITION, 'in_channels': 3,
                                                     'out_channels': 3})
     path = str(tmp_path / 'prompts.npz')
     np.savez(path, embeddings=np.ones([2, 5, 6]))
     given = {'guidance': 2.0, 'embeddings': path}
-    assert open_drawing(folder, None, given, cpu).notes == (f'{note}the array `negative` in the '
+    assert open_with_plan(folder, None, given, cpu).notes == (f'{note}the array `negative` in the '
                                                             f'file of --embeddings',)
     # zeros that are meant, as SDXL's are
     np.savez(path, embeddings=np.ones([2, 5, 6]), negative=np.zeros([5, 6]))
-    assert open_drawing(folder, None, given, cpu).notes == ()
+    assert open_with_plan(folder, None, given, cpu).notes == ()
 
 
 def test_a_guide_is_opened_with_the_options_of_the_network(tmp_path):
@@ -380,7 +381,7 @@ def test_a_guide_is_opened_with_the_options_of_the_network(tmp_path):
     np.savez(path, embeddings=np.ones([2, 5, 6]), negative=np.zeros([5, 6]))
     given = {'guidance': 2.0, 'embeddings': path, 'timesteps': 'interpolated',
              'guide_network': folder}
-    net, guide = (watched.net for watched in open_drawing(folder, None, given,
+    net, guide = (watched.net for watched in open_with_plan(folder, None, given,
                                                           torch.device('cpu')).counted)
     assert guide.label_dim == 2 and guide.timesteps == 'interpolated' and torch.equal(
         guide.embeddings, net.embeddings)
@@ -388,11 +389,11 @@ def test_a_guide_is_opened_with_the_options_of_the_network(tmp_path):
 
 def test_noise_prediction_is_said_to_begin_later(tmp_path):
     save(tmp_path, rescale_betas_zero_snr=True)
-    drawing = open_drawing(str(tmp_path), None, {}, torch.device('cpu'))
+    drawing = open_with_plan(str(tmp_path), None, {}, torch.device('cpu'))
     assert drawing.notes == ('drawing starts at sigma = 15406: the network supports no more, as it '
                              'predicts the noise, which tells nothing of the image where there is '
                              'only noise',)
-    assert drawing.sampling.sampler == DDIM()
+    assert drawing.plan.sampler == DDIM()
 
 
 def test_files_of_embeddings_that_do_not_fit(tmp_path):

@@ -18,10 +18,10 @@ from click.testing import CliRunner
 
 import generate
 from checkpoints.read import read_network, read_state
-from limpid.denoiser import Conditioned
+from limpid.denoiser import Conditioned, traits
 from limpid.levels import IDDPMLevels
+from limpid.plan import run
 from limpid.preconditioning import IDDPM, VE, VP
-from limpid.samplers import run
 from limpid.schedules import VPSchedule
 from limpid.seeds import StackedGenerator, latents_and_labels
 from options.sampler import resolve_sampler
@@ -106,7 +106,7 @@ def test_it_generates_the_images_of_the_reference_implementation(published, tmp_
              '--solver': 'solver'}
     given = dict(argument.split('=') for argument in CASES[case])
     options = {names[k]: v if k == '--solver' else float(v) for k, v in given.items() if k in names}
-    sampling = resolve_sampler({'num_steps': 5, **options}, net.sigma_min, net.sigma_max)
+    sampling = resolve_sampler({'num_steps': 5, **options}, traits(net))
     generator = StackedGenerator([0, 1, 2, 3], torch.device('cpu'))
     classes = [int(given['--class'])] * 4 if '--class' in given else None
     noise, labels = latents_and_labels(net, [0, 1, 2, 3], classes, generator)
@@ -114,7 +114,7 @@ def test_it_generates_the_images_of_the_reference_implementation(published, tmp_
     assert np.array_equal(labels.numpy(), golden[f'labels:{case}'])
     denoise = Conditioned(net, labels)
     with torch.no_grad():
-        x = run(sampling.sampler, denoise, noise, denoise.levels(sampling.discretization, 5),
+        x = run(sampling.sampler, denoise, noise, denoise.levels(sampling.steps, 5),
                 generator.randn_like)
     expected = golden[f'x:{case}']
     assert np.abs(x.numpy() - expected).max() <= 2e-5 * np.abs(expected).max()

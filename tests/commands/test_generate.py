@@ -11,9 +11,8 @@ from click.testing import CliRunner
 
 import generate
 import train
-from limpid.samplers import FlowSampler
+from limpid.plan import plan
 from limpid.seeds import share_of
-from limpid.steps import EDMSteps
 from tests.training.test_training_loop import digits, small_config, small_pictures, torchrun  # noqa: F401 (fixtures)
 from torch_utils import checkpoint
 from training import config as configs
@@ -100,13 +99,13 @@ def test_classes_are_cycled_and_random_ones_come_from_the_seed(snapshots, tmp_pa
     net.model.register_forward_pre_hook(lambda module, args: seen.append(
         args[2].argmax(dim=1).tolist()))
     device = torch.device('cpu')
-    sampler, discretization = FlowSampler(), EDMSteps()
-    generate.generate(net, sampler, discretization, 1, [5, 6], None, device)
+    generate.generate(net, plan(net, num_steps=1), [5, 6], None, device)
     generator = torch.Generator().manual_seed(5)
     torch.randn([1, 8, 8], generator=generator)
     assert seen[0][0] == int(torch.randint(10, [1], generator=generator))
-    a = generate.generate(net, sampler, discretization, 2, [5, 6], seen[0], device)
-    assert torch.equal(a, generate.generate(net, sampler, discretization, 2, [5, 6], None, device))
+    two = plan(net, num_steps=2)
+    a = generate.generate(net, two, [5, 6], seen[0], device)
+    assert torch.equal(a, generate.generate(net, two, [5, 6], None, device))
 
 
 def test_one_step_works_and_an_unconditional_network_too(snapshots, tmp_path):

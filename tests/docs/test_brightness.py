@@ -92,7 +92,7 @@ def test_where_the_samplers_start():
         options = parse.main(shlex.split(setting.options), standalone_mode=False)
         sampling = resolve_sampler(options)
         assert sampling.notes == () and sampling.num_steps == experiment.STEPS
-        starts.append(float(sampling.discretization.sigmas(sampling.num_steps)[0]))
+        starts.append(float(sampling.steps.sigmas(sampling.num_steps)[0]))
         a = setting.signal
         assert math.isclose(starts[-1], math.sqrt(1 - a**2) / a,
                             rel_tol=1e-9) if a else starts[-1] == math.inf

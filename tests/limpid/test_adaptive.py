@@ -9,7 +9,7 @@ from scipy.integrate import solve_ivp
 
 from limpid.adaptive import ADAPTIVE, ERROR, NODES, RK45, STAGES, AdaptiveSDE
 from limpid.denoiser import Conditioned
-from limpid.samplers import run
+from limpid.plan import run
 from limpid.schedules import LinearSchedule, NoScaling, VESchedule, VPScaling, VPSchedule
 from limpid.seeds import StackedGenerator
 from limpid.steps import EDMSteps, VESteps, VPSteps
@@ -26,8 +26,8 @@ class TwoDiracs:
         return torch.tanh(x / sigma.reshape(-1, 1, 1, 1) ** 2)
 
 
-def levels(discretization, num_steps=2):
-    return torch.nn.functional.pad(discretization.sigmas(num_steps), (0, 1))
+def levels(steps, num_steps=2):
+    return torch.nn.functional.pad(steps.sigmas(num_steps), (0, 1))
 
 
 def normal(seed, *shape):

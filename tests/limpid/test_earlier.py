@@ -8,16 +8,10 @@ import pytest
 import torch
 
 from limpid.denoiser import Conditioned
-from limpid.earlier import (
-    DDIM,
-    EARLIER,
-    Ancestral,
-    EulerMaruyama,
-    PredictorCorrector,
-    denoise_with_variance,
-    sum_squares,
-)
-from limpid.samplers import FlowSampler, run
+from limpid.earlier import DDIM, EARLIER, Ancestral, EulerMaruyama, PredictorCorrector
+from limpid.per_image import sum_squares
+from limpid.plan import run
+from limpid.samplers import FlowSampler
 from limpid.schedules import NoScaling, VESchedule, VPScaling, VPSchedule
 from limpid.seeds import StackedGenerator
 from limpid.solvers import Euler
@@ -41,8 +35,8 @@ class LearnedGaussian(Gaussian):
         return (D, torch.full_like(D, self.F_var)) if return_variance else D
 
 
-def levels(discretization, num_steps):
-    return torch.nn.functional.pad(discretization.sigmas(num_steps), (0, 1))
+def levels(steps, num_steps):
+    return torch.nn.functional.pad(steps.sigmas(num_steps), (0, 1))
 
 
 def forbidden(x):
@@ -291,12 +285,12 @@ def test_moments_of_ancestral_sampling(variance, nu, num_steps):
 def test_monte_carlo_agrees_with_the_recursions():
     torch.manual_seed(0)
     count = 20_000
-    for sampler, discretization, expected in [
+    for sampler, steps, expected in [
             (Ancestral('small'), IDDPMSteps(), lambda sigmas: ancestral_recursion(sigmas, 0)),
             (EulerMaruyama(), VPSteps(), em_recursion),
             (PredictorCorrector(corrector='ald'), VESteps(),
              lambda s: pc_recursion(s, 'reverse-diffusion', 1, 0.16, 0))]:
-        sigmas = levels(discretization, 30)
+        sigmas = levels(steps, 30)
         mean, variance = expected(sigmas)
         x = run(sampler, Conditioned(Gaussian(MU, C)), torch.randn(count, 1, 1, 1), sigmas)
         assert float(x.mean()) == pytest.approx(mean, abs=4 * math.sqrt(variance / count))
@@ -496,8 +490,7 @@ def test_learned_variance_of_a_network():
 def test_learned_variance_needs_variance_channels(net):
     with pytest.raises(ValueError, match=r"^variance='learned' needs a network with variance "
                                          r"channels \(iDDPM\), which "
-                                         r"this one is not; use variance='small' or 'large' "
-                                         r"\(--variance=small\)$"):
+                                         r"this one is not; use variance='small' or 'large'$"):
         run(Ancestral(), Conditioned(net), torch.zeros(1, 1, 8, 8), levels(EDMSteps(), 2))
 
 
@@ -506,7 +499,7 @@ def test_other_errors_of_a_network_pass():
         raise ValueError('another matter')
 
     with pytest.raises(ValueError, match='^another matter$'):
-        denoise_with_variance(Conditioned(broken), torch.zeros(1, 1, 1, 1),
+        Conditioned(broken).with_variance(torch.zeros(1, 1, 1, 1),
                               torch.ones([], dtype=f64))
 
 

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from limpid.adaptive import RK45
-from limpid.denoiser import Conditioned, Counting
-from limpid.earlier import DDIM, Ancestral, denoise_with_variance, sum_squares
-from limpid.guidance import SPACES, Guidance, Guided, guided, image_sum
+from limpid.denoiser import Conditioned, Counting, traits
+from limpid.earlier import DDIM, Ancestral
+from limpid.guidance import SPACES, Guidance, Guided, guided
 from limpid.ideal import IdealDenoiser
-from limpid.samplers import FlowSampler, run, sample
+from limpid.per_image import image_sum, sum_squares
+from limpid.plan import run, sample
+from limpid.samplers import FlowSampler
 from limpid.solvers import Euler
 from limpid.steps import EDMSteps
 from training.networks import EDMPrecond, iDDPMPrecond
@@ -157,7 +159,7 @@ def test_heun_reaches_the_end_of_the_guided_flow():
     w, c, errors = 3.0, 0.5, []
     for num_steps in [32, 64]:
         x = sample(guided(Classes(c), Guidance(w)), noise(), labels(2), num_steps=num_steps,
-                   discretization=EDMSteps(0.002, 20.0))
+                   steps=EDMSteps(0.002, 20.0))
         exact = w * MEANS[2] + (20 * noise() - w * MEANS[2]) * c / math.hypot(c, 20.0)
         errors.append(float((x - exact).abs().max()))
     assert errors[0] < 2e-2 and errors[0] / errors[1] > 3.5
@@ -216,7 +218,7 @@ def test_rescaling_by_the_letter(d, sigma, space, phi, guide):
     net, y, sigma = Pixels(), labels(0, 1, 1, 0, of=2), torch.tensor(sigma, dtype=f64)
     guide = None if guide is None else Pixels(guide)
     if d != 1:
-        net.unit_scale = d
+        net.traits = dataclasses.replace(net.traits, unit_scale=d)
     column = sigma.reshape(-1, 1, 1, 1)
     x, w = net.images[:4] + column * noise(), 3.0
     reference = net(x, sigma) if guide is None else guide(x, sigma, y)
@@ -312,7 +314,7 @@ def test_the_unit_variable(guidance, guide):
     """z = x/√(σ² + d²) gives the same D at every finite level, whatever the unit of the guide, and
     a finite one at ∞."""
     net, y = guided(Classes(0.4), guidance, guide), labels(0, 1, 2, 2)
-    assert net.unit_scale == 0.5
+    assert traits(net).unit_scale == 0.5
     for sigma in torch.tensor([1e-3, 0.3, 2.0, 80.0, 1e4], dtype=f64):
         x = noise() * (0.25 + sigma**2).sqrt()
         torch.testing.assert_close(net(noise(), sigma, y, unit=True), net(x, sigma, y), rtol=1e-11,
@@ -355,24 +357,26 @@ def test_without_the_guides_unit_variable_there_is_none():
         def __call__(self, x, sigma, class_labels=None):
             return Classes(1.0)(x, sigma, class_labels)
 
-    assert not hasattr(guided(Classes(), Guidance(2.0), Plain()), 'unit_scale')
-    assert not hasattr(guided(Plain(), Guidance(2.0), Classes()), 'unit_scale')
-    assert guided(Classes(), Guidance(2.0), Classes(unit_scale=1.0)).unit_scale == 0.5
+    assert traits(guided(Classes(), Guidance(2.0), Plain())).unit_scale is None
+    assert traits(guided(Plain(), Guidance(2.0), Classes())).unit_scale is None
+    both = guided(Classes(), Guidance(2.0), Classes(unit_scale=1.0))
+    assert traits(both).unit_scale == 0.5
 
 
 def test_the_reason_of_either_network_forbids_infinite_noise():
     can, cannot = with_attributes(no_infinity=''), with_attributes(no_infinity='it predicts the '
                                                                                'noise')
     for guide in (None, can, cannot):
-        assert guided(cannot, Guidance(2.0), guide).no_infinity == 'it predicts the noise'
+        both = guided(cannot, Guidance(2.0), guide)
+        assert traits(both).no_infinity == 'it predicts the noise'
     for net in (can, Classes()):
-        assert guided(net, Guidance(2.0), cannot).no_infinity == (
-            'the guide: it predicts the noise. With --guidance-interval=0,HI the guide is asked up '
-            'to HI only')
-    assert guided(can, Guidance(2.0),
-                  can).no_infinity == guided(can, Guidance(2.0)).no_infinity == ''
+        assert traits(guided(net, Guidance(2.0), cannot)).no_infinity == (
+            'the guide: it predicts the noise. With an interval of guidance (0, HI) the guide is '
+            'asked up to HI only')
+    for both in (guided(can, Guidance(2.0), can), guided(can, Guidance(2.0))):
+        assert traits(both).no_infinity == ''
     # there the guide is not asked
-    assert guided(can, Guidance(2.0, interval=(0, 9)), cannot).no_infinity == ''
+    assert traits(guided(can, Guidance(2.0, interval=(0, 9)), cannot)).no_infinity == ''
 
 
 def test_the_variance_is_that_of_the_conditional_answer():
@@ -387,8 +391,7 @@ def test_the_variance_is_that_of_the_conditional_answer():
     assert torch.equal(D, guided(net, Guidance(3.0), guide)(noise(), sigma, y))
     with pytest.raises(ValueError, match=r"variance='learned' needs a network with variance "
                                          r"channels"):
-        denoise_with_variance(Conditioned(guided(Pixels(), Guidance(3.0)), labels(0, of=2)),
-                              noise(), sigma)
+        Conditioned(guided(Pixels(), Guidance(3.0)), labels(0, of=2)).with_variance(noise(), sigma)
 
 
 def test_learned_variances_of_a_network():
@@ -435,13 +438,13 @@ def with_attributes(**attributes):
 
 
 def test_attributes_are_those_of_the_network():
-    net = with_attributes(sigma_min=0.01, sigma_max=90.0, img_resolution=4,
+    net = with_attributes(sigma_min=0.01, sigma_max=90.0, img_resolution=4, img_channels=2,
                           round_sigma=lambda sigma: sigma.round())
     alone = Conditioned(guided(net, Guidance(2.0)))
-    assert (alone.sigma_min, alone.sigma_max) == (0.01, 90.0) and alone.net.img_resolution == 4
+    assert (alone.traits.sigma_min, alone.traits.sigma_max) == (0.01, 90.0)
+    assert alone.traits.image_shape == (2, 4, 4)
     assert float(alone.nearest(torch.tensor(2.4))) == 2
-    with pytest.raises(AttributeError, match='img_channels'):
-        _ = alone.net.img_channels
+    assert Conditioned(guided(Classes(), Guidance(2.0))).traits.image_shape is None
 
 
 @pytest.mark.parametrize(('interval', 'expected'), [
@@ -452,9 +455,9 @@ def test_the_noise_range_is_what_both_support(interval, expected):
     net, guide = with_attributes(sigma_min=0.01, sigma_max=90.0), with_attributes(sigma_min=0.02,
                                                                                   sigma_max=50.0)
     both = guided(net, Guidance(2.0, interval=interval), guide)
-    assert (both.sigma_min, both.sigma_max) == expected
-    assert isinstance(both, Guided) and (Conditioned(guided(net, Guidance(2.0),
-                                                            Classes())).sigma_max == 90.0)
+    assert (traits(both).sigma_min, traits(both).sigma_max) == expected
+    assert isinstance(both, Guided)
+    assert Conditioned(guided(net, Guidance(2.0), Classes())).traits.sigma_max == 90.0
 
 
 @pytest.mark.parametrize(('fields', 'message'), [
@@ -487,10 +490,10 @@ def test_a_guide_of_other_images(attributes, message):
 
 def test_what_has_no_labels_cannot_guide_itself():
     with pytest.raises(ValueError, match='^guidance needs a class-conditional network, trained '
-                                         'with --label-dropout, or a --guide-network; this network '
-                                         'is unconditional$'):
+                                         'with label dropout, or a guide; this network is '
+                                         'unconditional$'):
         guided(Classes(label_dim=0), Guidance(2.0))
-    with pytest.raises(ValueError, match='^guidance needs class labels, or a --guide-network$'):
+    with pytest.raises(ValueError, match='^guidance needs class labels, or a guide$'):
         guided(Classes(), Guidance(2.0))(noise(), torch.tensor(1.0, dtype=f64))
     with pytest.raises(ValueError, match='^the guide has label_dim=3; to guide this network it '
                                          'must have 0$'):

@@ -14,8 +14,8 @@ from limpid.denoiser import Conditioned
 from limpid.ideal import Gaussian, IdealDenoiser, Mixture
 from limpid.likelihood import _velocity_and_divergence
 from limpid.loss import DenoisingLoss, InverseCOut, LogNormal
+from limpid.plan import sample
 from limpid.preconditioning import EDM
-from limpid.samplers import sample
 from torch_utils.grids import save_png
 from training.config import TrainConfig
 from training.dataset import DataConfig
@@ -120,7 +120,7 @@ def test_classes(images, labels):
         assert torch.allclose(net(x, torch.tensor(math.inf), classes)[0], images[k::3].mean(dim=0),
                               atol=1e-12)
     assert torch.equal(net(x, sigma, torch.zeros(5, 3)), net(x, sigma))
-    assert (net.label_dim, net.img_channels, net.img_resolution) == (3, 2, 3)
+    assert net.traits.label_dim == 3 and net.traits.image_shape == (2, 3, 3)
 
 
 def test_what_does_not_fit_is_named(images, labels):
@@ -266,13 +266,13 @@ def test_open_network_reads_a_data_set(folder):
     path, images = folder
     x, sigma = noisy(images, 1.0), torch.tensor(1.0)
     net = open_network(f'ideal:{path}')
-    assert net.label_dim == 0
+    assert net.traits.label_dim == 0
     assert torch.equal(net(x, sigma), IdealDenoiser(images)(x, sigma))
     (path / 'dataset.json').write_text(str([[f'{i}.png', i % 2] for i in range(6)]).replace("'",
                                                                                             '"').join(
         ['{"labels": ', '}']))
     net = open_network(f'ideal:{path}')
-    assert net.label_dim == 2
+    assert net.traits.label_dim == 2
     classes = torch.tensor([[0.0, 1.0]]).expand(5, 2)
     assert torch.allclose(net(x, sigma, classes), IdealDenoiser(images[1::2])(x, sigma), atol=1e-12)
 

@@ -20,7 +20,7 @@ from limpid.levels import (
     rescaled_to_zero_terminal_snr,
     timesteps,
 )
-from limpid.steps import DISCRETIZATIONS, DiscreteSteps
+from limpid.steps import STEPS, DiscreteSteps
 
 f64 = torch.float64
 ALL = [make() for make in DISCRETE_SCHEDULES.values()]
@@ -148,8 +148,8 @@ def test_rescaling_loses_no_digits_where_there_is_little_noise():
     (lambda: timesteps(0, 100), '^the number of steps must be at least 1, not 0$'),
     (lambda: timesteps(101, 100), '^101 steps are more than the 100 timesteps there are$'),
     (lambda: DiscreteSteps().sigmas(5, 1000), r'^no timestep has a noise level within \[1000, '
-                                              r'inf\], the range of the network and of --sigma_min '
-                                              r'and --sigma_max$'),
+                                              r'inf\], the range of the network and of the '
+                                                  r'steps$'),
     (lambda: DiscreteSteps(highest=0.01).sigma_max, r'^no timestep has a noise level within \[0, '
                                                     r'0\.01\], the range of the network and of'),
     (lambda: DiscreteSteps(lowest=2, highest=5).sigmas(5, 0, 1), r'^no timestep has a noise level '
@@ -208,7 +208,7 @@ def test_steps_are_the_levels_of_the_timesteps_and_start_at_infinity():
                                                                                             50),
                                                                                            rel=0.03)
     for name in DISCRETE_SCHEDULES:
-        assert isinstance(DISCRETIZATIONS[name]().schedule, DISCRETE_SCHEDULES[name])
+        assert isinstance(STEPS[name]().schedule, DISCRETE_SCHEDULES[name])
 
 
 def test_tables_are_the_base_class():

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from limpid.earlier import posterior_variances
-from limpid.levels import IDDPMLevels, ScaledLinearBetas
+from limpid.levels import IDDPMLevels, ScaledLinearBetas, posterior_variances
 from limpid.loss import (
     NOISE_DISTRIBUTIONS,
     WEIGHTINGS,

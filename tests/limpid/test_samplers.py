@@ -12,11 +12,12 @@ import torch
 
 from limpid.denoiser import Conditioned
 from limpid.pixels import to_uint8
-from limpid.samplers import Churn, FlowSampler, run, sample
+from limpid.plan import run, sample
+from limpid.samplers import Churn, FlowSampler
 from limpid.schedules import SCALINGS, SCHEDULES, LinearSchedule, NoScaling, VESchedule, VPScaling, VPSchedule
 from limpid.seeds import StackedGenerator, latents_and_labels
 from limpid.solvers import SOLVERS, Adams, Euler, Multistep2M, ProbabilityFlow, SecondOrder
-from limpid.steps import DISCRETIZATIONS, DiscreteSteps, EDMSteps, noise_range
+from limpid.steps import STEPS, DiscreteSteps, EDMSteps, noise_range
 from tests.golden_weights import fill
 from tests.oracles import Gaussian, TwoDiracs
 from training import networks
@@ -37,19 +38,19 @@ def rows_from(kwargs, lowest, highest):
     """Keyword arguments of the reference sampler -> keyword arguments of ours."""
     kwargs = dict(kwargs)
     churn = Churn(**{name: kwargs.pop(name) for name in list(kwargs) if name.startswith('S_')})
-    discretization = DISCRETIZATIONS[kwargs.pop('discretization', 'edm')]()
-    names = {field.name for field in dataclasses.fields(discretization)}
+    steps = STEPS[kwargs.pop('discretization', 'edm')]()
+    names = {field.name for field in dataclasses.fields(steps)}
     given = {name: kwargs.pop(name) for name in list(kwargs) if name in names}
-    discretization = dataclasses.replace(discretization, **given)
+    steps = dataclasses.replace(steps, **given)
     solver = kwargs.pop('solver', 'heun')
     alpha = kwargs.pop('alpha', 1)
     schedule = kwargs.pop('schedule', 'linear')
     if schedule == 'vp':
-        schedule = VPSchedule.through(*noise_range(discretization, lowest, highest))
+        schedule = VPSchedule.through(*noise_range(steps, lowest, highest))
     else:
         schedule = SCHEDULES[schedule]()
     return {
-        'num_steps': kwargs.pop('num_steps', 18), 'discretization': discretization, 'churn': churn,
+        'num_steps': kwargs.pop('num_steps', 18), 'steps': steps, 'churn': churn,
         'schedule': schedule, 'solver': Euler() if solver == 'euler' else SecondOrder(alpha),
         'scaling': SCALINGS[kwargs.pop('scaling', 'none')](), **kwargs}
 
@@ -173,15 +174,15 @@ def test_every_solver_has_a_declared_order():
 
 
 @pytest.mark.parametrize(('schedule', 'scaling'), ROWS)
-@pytest.mark.parametrize('disc', DISCRETIZATIONS)
+@pytest.mark.parametrize('disc', STEPS)
 def test_the_whole_sampler_reaches_the_data_of_a_gaussian(schedule, scaling, disc):
     """Every combination of rows, from noise to images: the exact flow ends at mu + c z."""
     # cosine begins at 20291, too far for 512 steps
-    net, discretization = Gaussian(sigma_max=160.0), DISCRETIZATIONS[disc]()
+    net, steps = Gaussian(sigma_max=160.0), STEPS[disc]()
     z = torch.linspace(-2, 2, 7, dtype=f64).reshape(7, 1, 1, 1)
-    high, *_, low = discretization.sigmas(512, 0, 160).tolist()
+    high, *_, low = steps.sigmas(512, 0, 160).tolist()
     schedule = VPSchedule.through(low, high) if schedule == 'vp' else SCHEDULES[schedule]()
-    x = sample(net, z, num_steps=512, discretization=discretization, schedule=schedule,
+    x = sample(net, z, num_steps=512, steps=steps, schedule=schedule,
                scaling=SCALINGS[scaling]())
     expected = net.flow(z * high, high, 0)
     # What is left is the last step, from the lowest noise level to zero: an Euler step,
@@ -222,18 +223,18 @@ def test_alpha_beyond_one_never_leaves_the_time_axis():
     assert len(net.sigmas) < 9
 
 
-@pytest.mark.parametrize('disc', DISCRETIZATIONS)
+@pytest.mark.parametrize('disc', STEPS)
 def test_alpha_beyond_one_stays_finite_where_a_vp_schedule_ends_before_zero(disc):
     """With β_min < 0 there is no σ(t) just above t = 0: a second point there makes the step
     Euler's."""
-    discretization = DISCRETIZATIONS[disc]()
-    if not isinstance(discretization, DiscreteSteps):   # whose range is that of the timesteps
-        discretization = dataclasses.replace(discretization, sigma_min=0.002, sigma_max=80.0)
+    steps = STEPS[disc]()
+    if not isinstance(steps, DiscreteSteps):   # whose range is that of the timesteps
+        steps = dataclasses.replace(steps, sigma_min=0.002, sigma_max=80.0)
     schedule = VPSchedule.through(0.002, 80)
     assert schedule.beta_min < 0
     for num_steps, alpha in itertools.product([5, 9, 10, 11, 24, 28, 101], [1.1, 1.5, 2.0]):
         x = sample(Gaussian(), torch.ones(1, 1, 1, 1), num_steps=num_steps,
-                   solver=SecondOrder(alpha), scaling=VPScaling(), discretization=discretization,
+                   solver=SecondOrder(alpha), scaling=VPScaling(), steps=steps,
                    schedule=schedule)
         assert bool(x.isfinite().all()), (num_steps, alpha)
 

@@ -9,7 +9,7 @@ import torch
 from limpid.levels import IDDPMLevels
 from limpid.preconditioning import EDM, IDDPM, PRECONDITIONERS, VE, VP
 from limpid.schedules import SCALINGS, SCHEDULES, VPScaling, VPSchedule
-from limpid.steps import DISCRETIZATIONS, EDMSteps, IDDPMSteps, VESteps, VPSteps, noise_range
+from limpid.steps import STEPS, EDMSteps, IDDPMSteps, VESteps, VPSteps, noise_range
 
 f64 = torch.float64
 
@@ -111,9 +111,9 @@ def test_a_float32_lowest_level_keeps_the_last_iddpm_level():
     assert float(IDDPMSteps(sigma_min=0.002).sigmas(5, lowest=lowest)[-1]) == float(u[999])
 
 
-@pytest.mark.parametrize('name', DISCRETIZATIONS)
+@pytest.mark.parametrize('name', STEPS)
 def test_steps_start_at_the_top_fall_and_respect_the_network(name):
-    steps = DISCRETIZATIONS[name]()
+    steps = STEPS[name]()
     sigmas = steps.sigmas(12)
     assert bool((sigmas.diff() < 0).all()) and float(sigmas[-1]) > 0
     assert sigmas.dtype == f64

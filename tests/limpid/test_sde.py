@@ -9,7 +9,8 @@ import torch
 
 from limpid.denoiser import Conditioned
 from limpid.earlier import EulerMaruyama
-from limpid.samplers import FlowSampler, run
+from limpid.plan import run
+from limpid.samplers import FlowSampler
 from limpid.schedules import SCALINGS, LinearSchedule, NoScaling, VESchedule, VPScaling, VPSchedule
 from limpid.sde import SDES, GeneralSDE
 from limpid.seeds import StackedGenerator
@@ -26,8 +27,8 @@ RATES = {'flow': {'beta': 0.0}, 'song': {'beta': 1.0}, 'half': {'beta': 0.5},
          'interval': {'beta': 1.0, 'S_min': 0.3, 'S_max': 1.0}}
 
 
-def levels(discretization, num_steps):
-    return torch.nn.functional.pad(discretization.sigmas(num_steps), (0, 1))
+def levels(steps, num_steps):
+    return torch.nn.functional.pad(steps.sigmas(num_steps), (0, 1))
 
 
 def moments_after(sde, sigmas, forward):

@@ -10,14 +10,15 @@ from click.testing import CliRunner
 
 import train
 from limpid.adaptive import RK45, AdaptiveSDE
-from limpid.denoiser import Conditioned
-from limpid.earlier import DDIM, Ancestral, EulerMaruyama, PredictorCorrector, posterior_variances
+from limpid.denoiser import Conditioned, Traits, traits
+from limpid.earlier import DDIM, Ancestral, EulerMaruyama, PredictorCorrector
 from limpid.guidance import Guidance, guided
 from limpid.ideal import Gaussian, IdealDenoiser, Mixture
-from limpid.levels import CosineBetas, LinearBetas, ScaledLinearBetas
+from limpid.levels import CosineBetas, LinearBetas, ScaledLinearBetas, posterior_variances
 from limpid.loss import InverseCOut, InverseVariance, UniformTimestep, VelocityLoss
+from limpid.plan import run, sample
 from limpid.preconditioning import EDM, IDDPM, PRECONDITIONERS, VE, VP, V, unit_coefficients, unit_scale
-from limpid.samplers import Angle, Churn, FlowSampler, run, sample
+from limpid.samplers import Angle, Churn, FlowSampler
 from limpid.sde import GeneralSDE
 from limpid.seeds import generate
 from limpid.solvers import Adams, Multistep2M, SecondOrder
@@ -178,10 +179,11 @@ def network(precond, sigma_max=math.inf, label_dim=0):
                                      V(1.0, 'timestep', TABLE)], ids=str)
 def test_networks_answer_alike_in_x_and_in_the_unit_variable(precond):
     net = network(precond)
-    assert net.unit_scale == getattr(precond, 'sigma_data', 1.0)
+    unit_scale = traits(net).unit_scale
+    assert unit_scale == getattr(precond, 'sigma_data', 1.0)
     sigma = torch.tensor([0.02, 0.5, 40.0])
     z = randn(3, 1, 8, 8).float()
-    x = z * torch.hypot(sigma, torch.tensor(net.unit_scale)).reshape(-1, 1, 1, 1)
+    x = z * torch.hypot(sigma, torch.tensor(unit_scale)).reshape(-1, 1, 1, 1)
     expected, ours = net(x, sigma), net(z, sigma, unit=True)
     torch.testing.assert_close(ours, expected, rtol=2e-4, atol=2e-4 * float(expected.abs().max()))
     assert float((ours - net(torch.zeros_like(z), sigma)).abs().max()) > 0.01
@@ -190,7 +192,8 @@ def test_networks_answer_alike_in_x_and_in_the_unit_variable(precond):
         F = net.model(z, precond.c_noise(inf.float().expand(3)), None)
         # D = −d F at a = 0
         torch.testing.assert_close(D[1:], -precond.sigma_data * F[1:], rtol=1e-5, atol=1e-6)
-        assert net.no_infinity == '' and (net.native_steps is None) == (precond.schedule is None)
+        assert traits(net).no_infinity == ''
+        assert (traits(net).native_steps is None) == (precond.schedule is None)
 
 
 REASONS = {
@@ -238,7 +241,7 @@ MEANS = {'ideal': (IdealDenoiser(IMAGES), IMAGES.mean(dim=0)),
 @pytest.mark.parametrize('name', MEANS)
 def test_ideal_denoisers_in_the_unit_variable(name):
     net, mean = MEANS[name]
-    z, d = randn(7, 1, 3, 3), net.unit_scale
+    z, d = randn(7, 1, 3, 3), traits(net).unit_scale
     for sigma in (0.01, 0.3, 2.0, 80.0, 1e6):
         level = torch.tensor(sigma, dtype=f64)
         torch.testing.assert_close(net(z, level, unit=True), net(z * math.hypot(sigma, d), level),
@@ -471,15 +474,15 @@ def test_the_others_cannot_start_at_infinity(sampler):
     name = {SecondOrder: 'heun', Multistep2M: 'dpmpp-2m', Adams: 'adams'}.get(kind, kind.__name__)
     with pytest.raises(ValueError) as error:
         run(sampler, Conditioned(Axes()), torch.zeros(1, 4, 1, 1), uniform_angles(4))
-    assert str(error.value) == (f'{name} cannot start at sigma = inf, where x is infinite: use '
-                                f'time steps that start at a finite noise level, such as with '
-                                f'--sigma_max=80, or, in generate.py and fid.py, --sampler=ddim, '
-                                f'ancestral or angle')
+    assert str(error.value) == (
+        f'{name} cannot start at sigma = inf, where x is infinite: use steps that start at a '
+        f'finite noise level, or a sampler that works in the unit variable (DDIM, Ancestral or '
+        f'Angle)')
 
 
 def test_learned_variance_cannot_start_at_infinity():
     with pytest.raises(ValueError, match=r"^variance='learned' cannot start at sigma = inf; use "
-                                         r"variance='small' or 'large' \(--variance=small\)$"):
+                                         r"variance='small' or 'large'$"):
         run(Ancestral(), Conditioned(Axes()), torch.zeros(1, 4, 1, 1), uniform_angles(4))
 
 
@@ -519,26 +522,31 @@ def test_guidance_and_explicit_levels_start_at_infinity():
 
 # Options
 
+def told(native, lowest=0.0, highest=math.inf, learned_variance=True):
+    return Traits(sigma_min=lowest, sigma_max=highest, native_steps=native,
+                  learned_variance=learned_variance)
+
+
 def resolve(native=DiscreteSteps(TABLE), lowest=0.0, highest=math.inf, learned_variance=True,
             **given):
-    return resolve_sampler(given, lowest, highest, native, learned_variance=learned_variance)
+    return resolve_sampler(given, told(native, lowest, highest, learned_variance))
 
 
 def test_native_steps_are_the_default_with_ddim():
     sampling = resolve()
-    assert sampling.sampler == DDIM() and sampling.discretization == DiscreteSteps(
+    assert sampling.sampler == DDIM() and sampling.steps == DiscreteSteps(
         TABLE) and sampling.num_steps == 18
     assert resolve(sampler='ancestral').sampler == Ancestral('small')
     assert resolve(sampler='angle', rule='rotation', S_churn=5.0).sampler == Angle('rotation',
                                                                                    Churn(5.0))
-    assert resolve(spacing='leading').discretization == DiscreteSteps(TABLE, 'leading')
+    assert resolve(spacing='leading').steps == DiscreteSteps(TABLE, 'leading')
     for given in ({'solver': 'heun'}, {'sampler': 'table1'}, {'disc': 'edm'}, {'family': 'edm'},
                   {'preset': 'cifar10-edm'}):
         sampling = resolve(**given)
         assert type(
-            sampling.sampler) is FlowSampler and sampling.discretization == EDMSteps(), given
-    assert resolve(sampler='em').discretization.epsilon_s == 1e-3
-    assert resolve(sampler='ddim', disc='cosine').discretization == DiscreteSteps(CosineBetas())
+            sampling.sampler) is FlowSampler and sampling.steps == EDMSteps(), given
+    assert resolve(sampler='em').steps.epsilon_s == 1e-3
+    assert resolve(sampler='ddim', disc='cosine').steps == DiscreteSteps(CosineBetas())
     assert resolve(None).sampler == FlowSampler()
 
 
@@ -558,10 +566,10 @@ def test_discrete_timesteps_are_for_ddim():
 
 
 def test_presets_bring_their_own_time_steps():
-    assert resolve(preset='iddpm-original').discretization == IDDPMSteps()
-    assert resolve(preset='iddpm-original', disc='edm').discretization == EDMSteps()
+    assert resolve(preset='iddpm-original').steps == IDDPMSteps()
+    assert resolve(preset='iddpm-original', disc='edm').steps == EDMSteps()
     # that names none
-    assert resolve(preset='cifar10-edm', sampler='ddim').discretization == DiscreteSteps(TABLE)
+    assert resolve(preset='cifar10-edm', sampler='ddim').steps == DiscreteSteps(TABLE)
     assert resolve(preset='vp-original').sampler == EulerMaruyama(deterministic=True, original=True)
 
 
@@ -576,7 +584,8 @@ def test_the_variance_of_ancestral_sampling():
             (finite, False, {'variance': 'learned'}, 'learned')]:
         sampling = resolve(native, sampler='ancestral', learned_variance=learned_variance, **given)
         assert sampling.sampler == Ancestral(expected), given
-    assert network(IDDPM()).learned_variance and not network(V()).learned_variance
+    assert traits(network(IDDPM())).learned_variance
+    assert not traits(network(V())).learned_variance
 
 
 @pytest.mark.parametrize(('native', 'disc'), [(DiscreteSteps(TABLE), {}),
@@ -585,10 +594,10 @@ def test_the_variance_of_ancestral_sampling():
 def test_discrete_timesteps_within_a_range(native, disc):
     sampling = resolve(native, sigma_min=0.1, sigma_max=float(TABLE.sigma[899]), num_steps=3,
                        spacing='linspace', **disc)
-    sigmas = sampling.discretization.sigmas(3)
+    sigmas = sampling.steps.sigmas(3)
     assert float(sigmas[0]) == float(TABLE.sigma[899]) and float(sigmas[-1]) == pytest.approx(0.1,
                                                                                               rel=0.05) and sampling.notes == ()
-    assert float(sampling.discretization.sigmas(3, 0, 5.0)[0]) == pytest.approx(5,
+    assert float(sampling.steps.sigmas(3, 0, 5.0)[0]) == pytest.approx(5,
                                                                                 rel=0.01) and len(
                                                                                     sigmas) == 3
     with pytest.raises(ValueError, match=r'^no timestep has a noise level within \[0, 0\.01\], the '
@@ -604,7 +613,7 @@ def test_networks_that_end_before_infinity():
                           ({'zero_terminal_snr': True}, DiscreteSteps())]:
         with pytest.raises(ValueError, match=f'^--zero-terminal-snr=True cannot start at sigma = '
                                              f'inf, only at 2254.24: {reason}$'):
-            resolve_sampler(given, 0.0, highest, native, limit=reason)
+            resolve_sampler(given, told(native, 0.0, highest), limit=reason)
         with pytest.raises(ValueError, match='^--zero-terminal-snr=True cannot start at sigma = '
                                              'inf, only at 100: the network supports no more$'):
             resolve(native, highest=100.0, **given)
@@ -618,9 +627,9 @@ def test_networks_that_end_before_infinity():
 def test_options_of_discrete_timesteps():
     sampling = resolve(None, disc='scaled-linear', sampler='angle', zero_terminal_snr=True,
                        spacing='linspace')
-    assert sampling.discretization == DiscreteSteps(TABLE, 'linspace') and sampling.notes == ()
+    assert sampling.steps == DiscreteSteps(TABLE, 'linspace') and sampling.notes == ()
     assert resolve(None, sigmas=[math.inf, 1.0],
-                   sampler='ddim').discretization == ExplicitSteps((math.inf, 1.0))
+                   sampler='ddim').steps == ExplicitSteps((math.inf, 1.0))
     finite = resolve(None, disc='scaled-linear', schedule='vp', highest=100.0,
                      zero_terminal_snr=True, sigma_max=100.0)
     assert float(finite.sampler.schedule.sigma(torch.ones([],
@@ -628,7 +637,7 @@ def test_options_of_discrete_timesteps():
                                                               TABLE.sigma[TABLE.sigma <= 100][-1])
     # begins before the last
     leading = resolve(None, disc='scaled-linear', zero_terminal_snr=True, spacing='leading')
-    assert type(leading.sampler) is FlowSampler and leading.discretization.sigmas(18)[
+    assert type(leading.sampler) is FlowSampler and leading.steps.sigmas(18)[
         0] == TABLE.sigma[935]
     for given, message in [
             ({'disc': 'edm', 'sigma_max': math.inf, 'sampler': 'ddim'}, '^no noise levels are '
@@ -732,14 +741,12 @@ def test_training_up_to_zero_signal(digits, tmp_path):  # noqa: F811
     assert all(0.1 < tick['Loss/loss']['mean'] < 4 for tick in ticks[1:])
     assert all(tick.get('Loss/nonfinite_gradients', {'mean': 0})['mean'] == 0 for tick in ticks)
     net, _ = load_snapshot(tmp_path / 'network-snapshot-000000.pkl')
-    assert net.sigma_max == math.inf and net.native_steps == DiscreteSteps(TABLE)
+    assert net.sigma_max == math.inf and traits(net).native_steps == DiscreteSteps(TABLE)
     for given in ({}, {'sampler': 'ancestral'}, {'sampler': 'angle'}, {'solver': 'heun'}):
-        sampling = resolve(net.native_steps, net.sigma_min, net.sigma_max, num_steps=4, **given)
-        images = generate(net, sampling.sampler, sampling.discretization, 4, [0, 1, 2], [1, 2, 3],
-                          torch.device('cpu'))
+        sampling = resolve(traits(net).native_steps, net.sigma_min, net.sigma_max, num_steps=4, **given)
+        images = generate(net, sampling.plan(net), [0, 1, 2], [1, 2, 3], torch.device('cpu'))
         assert images.shape == (3, 1, 8, 8) and len(images.unique()) > 5
-        alone = generate(net, sampling.sampler, sampling.discretization, 4, [1], [2],
-                         torch.device('cpu'))
+        alone = generate(net, sampling.plan(net), [1], [2], torch.device('cpu'))
         assert int((images[1].int() - alone[0].int()).abs().max()) <= 1
     # from σ = 80 it is as good a network as another
     assert bool(sample(net, torch.zeros(1, 1, 8, 8)).isfinite().all())
@@ -828,14 +835,14 @@ def test_options_that_do_not_go_together(digits, options, message):  # noqa: F81
 def test_a_network_that_was_trained_to_infinity_is_told_where_else_it_starts():
     """Its own schedule keeps its terminal SNR; whatever starts lower is worth a note."""
     native = DiscreteSteps(TABLE)
-    own = resolve_sampler({'disc': 'scaled-linear'}, native=native)
-    assert own.discretization.schedule == TABLE and own.notes == () and type(own.sampler) is DDIM
-    flawed = resolve_sampler({'disc': 'scaled-linear', 'zero_terminal_snr': False}, native=native)
+    own = resolve_sampler({'disc': 'scaled-linear'}, told(native))
+    assert own.steps.schedule == TABLE and own.notes == () and type(own.sampler) is DDIM
+    flawed = resolve_sampler({'disc': 'scaled-linear', 'zero_terminal_snr': False}, told(native))
     assert flawed.notes == ('this network was trained up to sigma = inf, and these time steps '
                             'start at 14.6146',)
     for options in ({'solver': 'heun'}, {'family': 'edm'}, {'sampler': 'table1'}, {'disc': 'edm'}):
-        assert resolve_sampler(options, native=native).notes == ('this network was trained up to '
+        assert resolve_sampler(options, told(native)).notes == ('this network was trained up to '
                                                                  'sigma = inf, and these time '
                                                                  'steps start at 80',)
     assert resolve_sampler({'sigma_max': 10.0},
-                           native=native).notes == resolve_sampler({}, native=native).notes == ()
+                           told(native)).notes == resolve_sampler({}, told(native)).notes == ()

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from metrics import definitions
-from metrics import one_pass as module
 from metrics import scores as formulas
 from metrics.definitions import METRICS, Reference, check, names_of, needs, needs_of_reference, scores, tap_of
 from metrics.distances import frechet_distance

@@ -13,12 +13,14 @@ from click.testing import CliRunner
 import flow
 import generate
 from evaluation.judge import digest_of
+from limpid.denoiser import traits
 from limpid.earlier import Ancestral
 from limpid.guidance import Guidance, Guided
 from limpid.levels import ScaledLinearBetas
 from limpid.loss import DenoisingLoss, InverseCOut, LogNormal
 from limpid.preconditioning import EDM, IDDPM, V
-from options.network import guided_network, open_drawing
+from options.guidance import guided_network
+from options.network import open_with_plan
 from tests.commands.test_fid import png, smooth_images
 from training import state as states
 from training.config import TrainConfig
@@ -109,27 +111,27 @@ def test_a_network_that_never_saw_an_image_without_its_class(tmp_path):
     never, sometimes = trained(0.0, tmp_path / 'never'), trained(0.1, tmp_path / 'sometimes')
     note = ('this network was trained with --label-dropout=0 and has never seen an image without '
             'its class: what it answers without one, and guidance with it, means nothing')
-    assert open_drawing(str(never), None, options(guidance=2.0), cpu).notes == (note,)
-    assert open_drawing(str(sometimes), None, options(guidance=2.0), cpu).notes == ()
-    assert open_drawing(str(never), None, options(guidance=2.0, guide_network=str(sometimes)),
+    assert open_with_plan(str(never), None, options(guidance=2.0), cpu).notes == (note,)
+    assert open_with_plan(str(sometimes), None, options(guidance=2.0), cpu).notes == ()
+    assert open_with_plan(str(never), None, options(guidance=2.0, guide_network=str(sometimes)),
                         cpu).notes == ()
-    assert open_drawing(str(never), None, options(), cpu).notes == ()
+    assert open_with_plan(str(never), None, options(), cpu).notes == ()
 
 
 def test_weight_one_leaves_the_rest_without_effect(classes, tmp_path):
     """But for a note: sweeps pass through it. The guide is not even opened."""
     given = options(guidance=1.0, guidance_rescale=0.7, guidance_interval=[0.5, 2.0],
                     guide_network=str(tmp_path / 'nowhere.pkl'))
-    drawing = open_drawing(classes, None, given, torch.device('cpu'))
+    drawing = open_with_plan(classes, None, given, torch.device('cpu'))
     assert drawing.notes == tuple(f'--{name} has no effect with --guidance=1'
                                   for name in ('guidance-rescale', 'guidance-interval',
                                                'guide-network'))
     assert len(drawing.counted) == 1 and drawing.net is drawing.counted[0]
     with pytest.raises(FileNotFoundError):
-        open_drawing(classes, None,
+        open_with_plan(classes, None,
                      options(guidance=2.0, guide_network=str(tmp_path / 'nowhere.pkl')),
                      torch.device('cpu'))
-    assert open_drawing(classes, None, options(guidance=1.0), torch.device('cpu')).notes == ()
+    assert open_with_plan(classes, None, options(guidance=1.0), torch.device('cpu')).notes == ()
 
 
 TABLE = ScaledLinearBetas(zero_terminal_snr=True)
@@ -170,21 +172,21 @@ def test_a_guide_that_ends_before_infinity(tmp_path):
                                                                       EDM(), 80.0))
     first = float(TABLE.sigma[TABLE.sigma <= 80][-1])
     for guide, reason in [(ended, ''), (ended_edm, f', as {REASON}')]:
-        drawing = open_drawing(v, None, options(guidance=2.0, guide_network=guide), cpu)
+        drawing = open_with_plan(v, None, options(guidance=2.0, guide_network=guide), cpu)
         assert drawing.notes == (f'drawing starts at sigma = {first:g}: the guide supports no '
                                  f'more{reason}. {way_out}',)
         with pytest.raises(ValueError, match=r'^--zero-terminal-snr=True cannot start at sigma = '
                                              r'inf, only at 80: the guide supports no more'):
-            open_drawing(v, None, options(guidance=2.0, guide_network=guide,
+            open_with_plan(v, None, options(guidance=2.0, guide_network=guide,
                                           zero_terminal_snr=True), cpu)
-        below = open_drawing(v, None, options(guidance=2.0, guide_network=guide,
+        below = open_with_plan(v, None, options(guidance=2.0, guide_network=guide,
                                               guidance_interval=[0.0, 80.0]), cpu)
-        assert below.notes == () and below.net.sigma_max == math.inf
+        assert below.notes == () and traits(below.net).sigma_max == math.inf
     with pytest.raises(ValueError) as error:
-        open_drawing(v, None, options(guidance=2.0, guide_network=edm), cpu)
+        open_with_plan(v, None, options(guidance=2.0, guide_network=edm), cpu)
     assert str(
         error.value) == f'this network cannot work at sigma = inf: the guide: {REASON}. {way_out}'
-    assert open_drawing(v, None, options(guidance=2.0, guide_network=edm,
+    assert open_with_plan(v, None, options(guidance=2.0, guide_network=edm,
                                          guidance_interval=[0.0, 80.0]), cpu).notes == ()
 
 
@@ -194,8 +196,8 @@ def test_ancestral_sampling_knows_whether_the_variance_was_learned(tmp_path):
                               (V(noise_label='timestep', schedule=ScaledLinearBetas()), 'small'),
                               (IDDPM(), 'learned')]:
         path = str(trained(0.1, tmp_path / type(precond).__name__, precond, 80.0))
-        assert open_drawing(path, None, options(sampler='ancestral'),
-                            cpu).sampling.sampler == Ancestral(expected)
+        assert open_with_plan(path, None, options(sampler='ancestral'),
+                            cpu).plan.sampler == Ancestral(expected)
 
 
 def test_guided_networks_are_told_apart(classes):
@@ -203,13 +205,13 @@ def test_guided_networks_are_told_apart(classes):
     cpu = torch.device('cpu')
     cases = [options(), options(guidance=2.0), options(guidance=2.0, guidance_rescale=0.5),
              options(guidance=2.0, guide_network=classes)]
-    digests = [digest_of(open_drawing(classes, None, given, cpu).net) for given in cases]
+    digests = [digest_of(open_with_plan(classes, None, given, cpu).net) for given in cases]
     assert len(set(digests)) == 4
-    assert digests == [digest_of(open_drawing(classes, None, given, cpu).net) for given in cases]
+    assert digests == [digest_of(open_with_plan(classes, None, given, cpu).net) for given in cases]
 
 
 def test_the_options_are_the_fields_of_guidance(classes):
-    drawing = open_drawing(classes, None, options(guidance=3.0, guidance_rescale=0.7,
+    drawing = open_with_plan(classes, None, options(guidance=3.0, guidance_rescale=0.7,
                                                   guidance_space='x0',
                                                   guidance_interval=[0.5, 2.0]),
                            torch.device('cpu'))

@@ -14,15 +14,16 @@ import dataset_tool
 import generate
 from checkpoints.open import open_network
 from limpid.adaptive import ADAPTIVE, RK45, AdaptiveSDE
-from limpid.denoiser import Conditioned, Counting
+from limpid.denoiser import Conditioned, Counting, Traits, traits
 from limpid.earlier import DDIM, Ancestral, EulerMaruyama, PredictorCorrector
 from limpid.ideal import IdealDenoiser
-from limpid.samplers import Churn, FlowSampler, run
+from limpid.plan import run
+from limpid.samplers import Churn, FlowSampler
 from limpid.schedules import SCALINGS, SCHEDULES, LinearSchedule, NoScaling, VESchedule, VPScaling, VPSchedule
 from limpid.sde import GeneralSDE
 from limpid.seeds import StackedGenerator, latents_and_labels
 from limpid.solvers import SOLVERS, Adams, Euler, Multistep2M, SecondOrder
-from limpid.steps import DISCRETIZATIONS, EDMSteps, ExplicitSteps, IDDPMSteps, VESteps, VPSteps
+from limpid.steps import STEPS, EDMSteps, ExplicitSteps, IDDPMSteps, VESteps, VPSteps
 from options.sampler import OLD, PRESETS, SAMPLERS, resolve_sampler, sampler_options
 from tests.oracles import Gaussian
 from tests.training.test_training_loop import torchrun
@@ -32,13 +33,14 @@ NAMES = [parameter.name for parameter in sampler_options(lambda: None).__click_p
 
 def resolve(lowest=0.0, highest=float('inf'), **given):
     assert set(given) <= set(NAMES)
-    return resolve_sampler({**dict.fromkeys(NAMES), **given}, lowest, highest)
+    told = Traits(sigma_min=lowest, sigma_max=highest, learned_variance=True)
+    return resolve_sampler({**dict.fromkeys(NAMES), **given}, told)
 
 
 def test_defaults_are_the_papers():
     sampling = resolve()
     assert sampling.sampler == FlowSampler(SecondOrder(1), LinearSchedule(), NoScaling(), Churn())
-    assert sampling.discretization == EDMSteps(0.002, 80,
+    assert sampling.steps == EDMSteps(0.002, 80,
                                                7) and sampling.num_steps == 18 and sampling.notes == ()
 
 
@@ -48,12 +50,12 @@ def test_defaults_are_the_papers():
                                                               NoScaling, SecondOrder)])
 def test_a_family_is_a_column_of_table_1(family, steps, schedule, scaling, solver):
     sampling = resolve(family=family)
-    assert type(sampling.discretization) is steps
+    assert type(sampling.steps) is steps
     assert [type(row) for row in (sampling.sampler.solver, sampling.sampler.schedule,
                                   sampling.sampler.scaling)] == [solver, schedule, scaling]
     replaced = resolve(family=family, solver='dpmpp-2m', disc='edm', schedule='ve', scaling='none')
     assert replaced.sampler == FlowSampler(Multistep2M(), VESchedule(),
-                                           NoScaling()) and replaced.discretization == EDMSteps()
+                                           NoScaling()) and replaced.steps == EDMSteps()
 
 
 def test_a_vp_schedule_takes_its_constants_from_the_range_that_is_left():
@@ -90,7 +92,7 @@ def test_a_vp_schedule_takes_its_constants_from_the_range_that_is_left():
 def test_options_become_samplers(given, sampler, steps):
     sampling = resolve(**given)
     assert sampling.sampler == sampler and type(
-        sampling.discretization) is steps and sampling.notes == ()
+        sampling.steps) is steps and sampling.notes == ()
 
 
 def test_presets_resolve_and_table_5_is_table_5():
@@ -172,7 +174,7 @@ def images_of(net, sampling, seeds):
     noise, labels = latents_and_labels(net, seeds, None, generator)
     denoise = Conditioned(net, labels)
     return run(sampling.sampler, denoise, noise,
-               denoise.levels(sampling.discretization, sampling.num_steps), generator.randn_like)
+               denoise.levels(sampling.steps, sampling.num_steps), generator.randn_like)
 
 
 @pytest.mark.parametrize('given', CHOICES, ids=str)
@@ -196,7 +198,7 @@ def test_evaluations_are_counted(given):
         sampling = resolve(**given)
         torch.manual_seed(0)
         sampling.sampler(denoise, torch.randn(5, 3, 4, 4, dtype=torch.float64),
-                         denoise.levels(sampling.discretization, 5), torch.randn_like, nfe=counts)
+                         denoise.levels(sampling.steps, 5), torch.randn_like, nfe=counts)
         assert watched.images == sum(counts) and watched.calls == max(counts)
         return
     expected = {'pc': 10}.get(given.get('sampler'), 5)
@@ -220,7 +222,7 @@ def test_one_and_two_steps_work_with_every_sampler(given, num_steps):
 
 
 def test_every_combination_of_the_rows_runs():
-    for disc, schedule, scaling, solver in itertools.product(DISCRETIZATIONS, SCHEDULES, SCALINGS,
+    for disc, schedule, scaling, solver in itertools.product(STEPS, SCHEDULES, SCALINGS,
                                                              SOLVERS):
         x = images_of(Conditional(), resolve(num_steps=6, disc=disc, schedule=schedule,
                                              scaling=scaling, solver=solver), [0, 1])
@@ -233,7 +235,7 @@ def test_a_watched_network_keeps_its_answers_by_noise_level():
     assert sorted(net.frames, reverse=True) == pytest.approx(EDMSteps().sigmas(4).tolist(),
                                                              rel=1e-12)
     assert {frame.shape for frame in net.frames.values()} == {(2, 3, 4, 4)}
-    assert net.noise_levels()[0] == 80 and len(net.noise_levels()) == 7 and net.img_channels == 3
+    assert net.noise_levels()[0] == 80 and len(net.noise_levels()) == 7 and traits(net).image_shape == (3, 4, 4)
     with pytest.raises(ValueError, match='a trajectory needs one noise level for all images'):
         images_of(net, resolve(sampler='rk45'), [0, 1])
 
