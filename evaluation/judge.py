@@ -22,7 +22,7 @@ from torch import Tensor
 from dnnlib.cli import with_flags
 from limpid.denoiser import Counting, Network, traits
 from limpid.guidance import Guided
-from limpid.plan import Plan
+from limpid.sampling import Plan
 from limpid.seeds import generate
 from metrics.definitions import (
     DC_IMAGES,

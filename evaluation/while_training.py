@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evaluation.judge import GeneratedImages, Judge, Result, check_metrics, main_tap
 from limpid.denoiser import Denoiser
-from limpid.plan import plan
+from limpid.sampling import plan
 from metrics.definitions import METRICS, higher_is_better, names_of
 from metrics.one_pass import Stopped
 from torch_utils import distributed

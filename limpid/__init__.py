@@ -1,0 +1,63 @@
+"""Diffusion models as the papers have them: every cell of Table 1 of Karras et al. 2022, and more.
+
+    from limpid import EDMSteps, SecondOrder, sample
+    images = sample(net, torch.randn(16, 3, 64, 64))
+
+`net(x, sigma, class_labels)` is any denoiser. Everything listed in `__all__` is described in
+docs/library.md; docs/map.md says where each equation is. The library needs torch and numpy alone.
+"""
+
+from limpid.adaptive import RK45, AdaptiveSDE
+from limpid.denoiser import Conditioned, Counting, Denoiser, Network, Traits, traits
+from limpid.earlier import DDIM, Ancestral, EulerMaruyama, PredictorCorrector
+from limpid.guidance import Guidance, Guided, guided
+from limpid.ideal import Gaussian, IdealDenoiser, Mixture
+from limpid.inversion import decode, encode, interpolate
+from limpid.levels import CosineBetas, DiscreteSchedule, GivenBetas, IDDPMLevels, LinearBetas, ScaledLinearBetas
+from limpid.likelihood import bits_per_dim, dequantize, log_likelihood, rademacher
+from limpid.loss import (
+    DenoisingLoss,
+    HybridLoss,
+    InverseCOut,
+    InverseVariance,
+    LogNormal,
+    LogUniform,
+    UniformLevel,
+    UniformTime,
+    UniformTimestep,
+    VelocityLoss,
+)
+from limpid.pixels import from_uint8, to_uint8
+from limpid.preconditioning import EDM, IDDPM, VE, VP, Preconditioner, V
+from limpid.samplers import Angle, Churn, FlowSampler, Sampler
+from limpid.sampling import Plan, plan, sample
+from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule, VESchedule, VPScaling, VPSchedule
+from limpid.sde import GeneralSDE
+from limpid.seeds import StackedGenerator, generate
+from limpid.solvers import Adams, Euler, Multistep2M, ProbabilityFlow, SecondOrder, Solver
+from limpid.steps import DiscreteSteps, EDMSteps, ExplicitSteps, IDDPMSteps, Steps, VESteps, VPSteps
+from limpid.table1 import Column
+
+__all__ = [
+    # a denoiser, and what is wrapped around one
+    'Network', 'Traits', 'traits', 'Denoiser', 'Conditioned', 'Counting', 'Guidance', 'Guided',
+    'guided', 'IdealDenoiser', 'Gaussian', 'Mixture',
+    # sampling
+    'sample', 'plan', 'Plan', 'Sampler', 'FlowSampler', 'Churn', 'Angle', 'EulerMaruyama',
+    'PredictorCorrector', 'Ancestral', 'DDIM', 'GeneralSDE', 'RK45', 'AdaptiveSDE',
+    'ProbabilityFlow', 'Solver', 'Euler', 'SecondOrder', 'Multistep2M', 'Adams',
+    'StackedGenerator', 'generate', 'from_uint8', 'to_uint8',
+    # the rows of Table 1
+    'Column', 'Steps', 'VPSteps', 'VESteps', 'IDDPMSteps', 'EDMSteps', 'ExplicitSteps',
+    'DiscreteSteps', 'Schedule', 'VPSchedule', 'VESchedule', 'LinearSchedule', 'Scaling',
+    'VPScaling', 'NoScaling', 'Preconditioner', 'VP', 'VE', 'IDDPM', 'EDM', 'V',
+    # discrete noise levels
+    'DiscreteSchedule', 'IDDPMLevels', 'LinearBetas', 'ScaledLinearBetas', 'CosineBetas',
+    'GivenBetas',
+    # training
+    'DenoisingLoss', 'VelocityLoss', 'HybridLoss', 'LogNormal', 'UniformTime', 'LogUniform',
+    'UniformLevel', 'UniformTimestep', 'InverseVariance', 'InverseCOut',
+    # the flow in both directions
+    'encode', 'decode', 'interpolate', 'log_likelihood', 'rademacher', 'dequantize',
+    'bits_per_dim',
+]

@@ -18,8 +18,8 @@ from torch import Tensor
 from limpid.denoiser import Conditioned
 from limpid.per_image import row_sums
 from limpid.pixels import working_precision
-from limpid.plan import run
 from limpid.samplers import FlowSampler
+from limpid.sampling import run
 from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule
 from limpid.solvers import ProbabilityFlow, SecondOrder, Solver
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from limpid.denoiser import Network, traits
 from limpid.pixels import to_uint8
-from limpid.plan import Plan
+from limpid.sampling import Plan
 
 
 class StackedGenerator:

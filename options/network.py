@@ -15,7 +15,7 @@ from checkpoints.open import open_network
 from dnnlib.cli import heading, with_each
 from limpid.denoiser import Conditioned, Counting, Network, traits
 from limpid.earlier import Ancestral
-from limpid.plan import Plan
+from limpid.sampling import Plan
 from options import guidance
 from options.common import naming_flags
 from options.sampler import resolve_sampler

@@ -16,8 +16,8 @@ from limpid.adaptive import ADAPTIVE
 from limpid.denoiser import Network, Traits
 from limpid.earlier import CORRECTORS, EARLIER, PREDICTORS, VARIANCES
 from limpid.levels import DISCRETE_SCHEDULES, SPACINGS
-from limpid.plan import Plan, from_infinity, name_of, plan
 from limpid.samplers import ANGLE, RULES, Churn, FlowSampler, Sampler
+from limpid.sampling import Plan, from_infinity, name_of, plan
 from limpid.schedules import SCALINGS, SCHEDULES, VPSchedule
 from limpid.sde import SDES
 from limpid.solvers import SOLVERS

@@ -18,7 +18,7 @@ from dnnlib.cli import is_terminal
 from evaluation.while_training import Evaluation, choose_best
 from limpid.denoiser import Denoiser
 from limpid.pixels import to_uint8
-from limpid.plan import plan
+from limpid.sampling import plan
 from limpid.seeds import StackedGenerator
 from metrics.one_pass import Stopped
 from torch_utils import distributed

@@ -13,7 +13,7 @@ from checkpoints.open import open_network
 from limpid.denoiser import Conditioned, traits
 from limpid.earlier import DDIM, Ancestral
 from limpid.guidance import Guidance, guided
-from limpid.plan import plan, run, sample
+from limpid.sampling import plan, run, sample
 from limpid.seeds import generate
 from limpid.steps import EDMSteps
 from limpid.unit import Level

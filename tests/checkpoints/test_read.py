@@ -20,8 +20,8 @@ import generate
 from checkpoints.read import read_network, read_state
 from limpid.denoiser import Conditioned, traits
 from limpid.levels import IDDPMLevels
-from limpid.plan import run
 from limpid.preconditioning import IDDPM, VE, VP
+from limpid.sampling import run
 from limpid.schedules import VPSchedule
 from limpid.seeds import StackedGenerator, latents_and_labels
 from options.sampler import resolve_sampler

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 import generate
 import train
-from limpid.plan import plan
+from limpid.sampling import plan
 from limpid.seeds import share_of
 from tests.training.test_training_loop import digits, small_config, small_pictures, torchrun  # noqa: F401 (fixtures)
 from torch_utils import checkpoint

@@ -9,7 +9,7 @@ from scipy.integrate import solve_ivp
 
 from limpid.adaptive import ADAPTIVE, ERROR, NODES, RK45, STAGES, AdaptiveSDE
 from limpid.denoiser import Conditioned
-from limpid.plan import run
+from limpid.sampling import run
 from limpid.schedules import LinearSchedule, NoScaling, VESchedule, VPScaling, VPSchedule
 from limpid.seeds import StackedGenerator
 from limpid.steps import EDMSteps, VESteps, VPSteps

@@ -10,8 +10,8 @@ import torch
 from limpid.denoiser import Conditioned
 from limpid.earlier import DDIM, EARLIER, Ancestral, EulerMaruyama, PredictorCorrector
 from limpid.per_image import sum_squares
-from limpid.plan import run
 from limpid.samplers import FlowSampler
+from limpid.sampling import run
 from limpid.schedules import NoScaling, VESchedule, VPScaling, VPSchedule
 from limpid.seeds import StackedGenerator
 from limpid.solvers import Euler

@@ -13,8 +13,8 @@ from limpid.earlier import DDIM, Ancestral
 from limpid.guidance import SPACES, Guidance, Guided, guided
 from limpid.ideal import IdealDenoiser
 from limpid.per_image import image_sum, sum_squares
-from limpid.plan import run, sample
 from limpid.samplers import FlowSampler
+from limpid.sampling import run, sample
 from limpid.solvers import Euler
 from limpid.steps import EDMSteps
 from training.networks import EDMPrecond, iDDPMPrecond

@@ -14,8 +14,8 @@ from limpid.denoiser import Conditioned
 from limpid.ideal import Gaussian, IdealDenoiser, Mixture
 from limpid.likelihood import _velocity_and_divergence
 from limpid.loss import DenoisingLoss, InverseCOut, LogNormal
-from limpid.plan import sample
 from limpid.preconditioning import EDM
+from limpid.sampling import sample
 from torch_utils.grids import save_png
 from training.config import TrainConfig
 from training.dataset import DataConfig

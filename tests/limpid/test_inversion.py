@@ -10,7 +10,7 @@ from limpid.denoiser import Conditioned
 from limpid.ideal import Gaussian, IdealDenoiser, Mixture
 from limpid.inversion import decode, encode, interpolate
 from limpid.likelihood import bits_per_dim, dequantize, log_likelihood, rademacher
-from limpid.plan import sample
+from limpid.sampling import sample
 from limpid.schedules import NoScaling, VESchedule, VPScaling, VPSchedule
 from limpid.seeds import StackedGenerator
 from limpid.solvers import SOLVERS, Adams, Euler, Multistep2M, SecondOrder

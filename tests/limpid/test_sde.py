@@ -9,8 +9,8 @@ import torch
 
 from limpid.denoiser import Conditioned
 from limpid.earlier import EulerMaruyama
-from limpid.plan import run
 from limpid.samplers import FlowSampler
+from limpid.sampling import run
 from limpid.schedules import SCALINGS, LinearSchedule, NoScaling, VESchedule, VPScaling, VPSchedule
 from limpid.sde import SDES, GeneralSDE
 from limpid.seeds import StackedGenerator

@@ -16,9 +16,9 @@ from limpid.guidance import Guidance, guided
 from limpid.ideal import Gaussian, IdealDenoiser, Mixture
 from limpid.levels import CosineBetas, LinearBetas, ScaledLinearBetas, posterior_variances
 from limpid.loss import InverseCOut, InverseVariance, UniformTimestep, VelocityLoss
-from limpid.plan import run, sample
 from limpid.preconditioning import EDM, IDDPM, PRECONDITIONERS, VE, VP, V, unit_coefficients, unit_scale
 from limpid.samplers import Angle, Churn, FlowSampler
+from limpid.sampling import run, sample
 from limpid.sde import GeneralSDE
 from limpid.seeds import generate
 from limpid.solvers import Adams, Multistep2M, SecondOrder

@@ -17,8 +17,8 @@ from limpid.adaptive import ADAPTIVE, RK45, AdaptiveSDE
 from limpid.denoiser import Conditioned, Counting, Traits, traits
 from limpid.earlier import DDIM, Ancestral, EulerMaruyama, PredictorCorrector
 from limpid.ideal import IdealDenoiser
-from limpid.plan import run
 from limpid.samplers import Churn, FlowSampler
+from limpid.sampling import run
 from limpid.schedules import SCALINGS, SCHEDULES, LinearSchedule, NoScaling, VESchedule, VPScaling, VPSchedule
 from limpid.sde import GeneralSDE
 from limpid.seeds import StackedGenerator, latents_and_labels
