@@ -11,7 +11,7 @@ from torch import Tensor
 
 from checkpoints.read import METADATA, WHAT, read_network
 from checkpoints.reconstruct import reconstructed
-from dnnlib.cli import GroupedCommand, heading, one_line_errors
+from dnnlib.cli import GroupedCommand, heading, naming_flags, one_line_errors
 from dnnlib.download import fetch, is_url
 from limpid.denoiser import Denoiser
 from torch_utils import checkpoint
@@ -57,6 +57,7 @@ def main() -> None:
 @FILE
 @WEIGHTS
 @one_line_errors
+@naming_flags(['weights'])
 def inspect(file: str, weights: str | None) -> None:
     """Describe the network in a file.
 
@@ -78,6 +79,7 @@ def inspect(file: str, weights: str | None) -> None:
 @files('--dest', help=DEST_HELP, metavar='PKL|SAFETENSORS', required=True)
 @WEIGHTS
 @one_line_errors
+@naming_flags(['weights'])
 def convert(file: str, dest: str, weights: str | None) -> None:
     """Write a network in another format.
 

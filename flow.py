@@ -15,7 +15,7 @@ import tqdm
 from torch import Tensor
 
 from checkpoints.open import open_network
-from dnnlib.cli import GroupedCommand, IntList, heading, is_terminal, one_line_errors
+from dnnlib.cli import GroupedCommand, IntList, heading, is_terminal, naming_flags, one_line_errors
 from dnnlib.files import atomic_write
 from limpid.denoiser import Conditioned, Network, Traits, traits
 from limpid.inversion import decode, encode, interpolate
@@ -78,6 +78,7 @@ def main() -> None:
 @BATCH
 @DEVICE
 @one_line_errors
+@naming_flags(['weights'])
 def encode_command(network_path: str, weights: str | None, images: str, dest: str, check: bool,
                    num: int | None, label: int | None, seed: int, batch: int, device: str,
                    **options: Any) -> None:  # noqa: ANN401
@@ -132,6 +133,7 @@ def encode_command(network_path: str, weights: str | None, images: str, dest: st
 @BATCH
 @DEVICE
 @one_line_errors
+@naming_flags(['weights'])
 def decode_command(network_path: str, weights: str | None, latents: str, outdir: str, batch: int,
                    device: str, **options: Any) -> None:  # noqa: ANN401
     """Turn a file of latents into images by the deterministic sampler.
@@ -175,6 +177,7 @@ def decode_command(network_path: str, weights: str | None, latents: str, outdir:
 @BATCH
 @DEVICE
 @one_line_errors
+@naming_flags(['weights'])
 def interpolate_command(network_path: str, weights: str | None, seeds: list[int], frames: int,
                         dest: str, label: int | None, fps: float | None, batch: int, device: str,
                         **options: Any) -> None:  # noqa: ANN401
@@ -245,6 +248,7 @@ def interpolate_command(network_path: str, weights: str | None, seeds: list[int]
 @BATCH
 @DEVICE
 @one_line_errors
+@naming_flags(['weights'])
 def likelihood_command(network_path: str, weights: str | None, images: str, dest: str,
                        num: int | None, label: int | None, seed: int, num_steps: int,
                        sigma_min: float, sigma_max: float, rho: float, probes: int, draws: int,

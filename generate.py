@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import tqdm
 
-from dnnlib.cli import GroupedCommand, IntList, heading, is_terminal, one_line_errors
+from dnnlib.cli import GroupedCommand, IntList, heading, is_terminal, naming_flags, one_line_errors
 from limpid.denoiser import Counting, traits
 from limpid.seeds import generate, share_of
 from options.guidance import guidance_options
@@ -61,6 +61,7 @@ class GridSize(click.ParamType):
 @speed('--rng', help='Where random numbers are drawn; cpu gives the same images on any device  '
                      '[default: the device]', type=click.Choice(['cpu']))
 @one_line_errors
+@naming_flags(['weights'])
 def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] | None,
          subdirs: bool, classes: list[int] | None, grid: tuple[int, int] | None, trajectory: bool,
          stats: bool, batch: int, device: str, rng: str | None,

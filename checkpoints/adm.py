@@ -1,4 +1,4 @@
-"""The network of Dhariwal and Nichol 2021 for 64x64 images: a state dict with names of its own.
+"""The network of Dhariwal and Nichol 2021 for 64x64 images: a state dict under other names.
 
 time_embed, label_emb, input_blocks, middle_block, output_blocks and out become the parts of
 DhariwalUNet in an iDDPM denoiser with learned variance (2C outputs).
@@ -7,18 +7,17 @@ DhariwalUNet in an iDDPM denoiser with learned variance (2C outputs).
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from checkpoints.assemble import Found, Source, choose, constant_tensors, without_memory
 from limpid.levels import IDDPMLevels
 from limpid.preconditioning import IDDPM
-from training.networks import NetworkConfig, UNetBlock, complete_arguments
+from training.networks import DhariwalUNet, NetworkConfig, UNetBlock, complete_arguments
 
 
 def from_adm(theirs: dict[str, Tensor], path: Path, weights: str | None) -> Found:
-    """64x64_diffusion.pt: iDDPM preconditioning with learned variance, cosine noise levels.
+    """Describe 64x64_diffusion.pt: iDDPM preconditioning with learned variance, cosine levels.
 
     The file says neither its resolution nor its noise levels. A network that attends at all levels
     but the first is taken for the published one for 64x64 images, which attends at 32, 16 and 8 and
@@ -40,22 +39,17 @@ def from_adm(theirs: dict[str, Tensor], path: Path, weights: str | None) -> Foun
         if name.endswith(('.qkv.weight', '.proj.weight')):
             tensor = tensor[..., None]   # 1-D convolutions become 2-D
         tensors[name] = tensor
+    note = ('taken for 64x64 images, cosine noise levels and the newer order of attention: the '
+            'file says nothing of them')
     return Found(config, tensors, {
         'kind': 'ADM state dict', 'weights': choose(weights, ['ema'], path), 'nimg': None,
-        'training': {}, 'notes': ['taken for 64x64 images, cosine noise levels and the newer order '
-                                  'of attention: the file says nothing '
-                  'of them']})
+        'training': {}, 'notes': [note]})
 
 
 def _adm_config(source: Source) -> NetworkConfig:
     theirs, path = source.tensors, source.path
     emb_channels, channels = source.shape('time_embed.0.weight', 2)
-    blocks = [re.fullmatch(r'output_blocks\.\d+\.(\d)\.in_layers\.0\.weight', str(name))
-              for name in theirs]
-    entries = [match[1] for match in blocks if match]
-    # all levels but the last end with another block, which enlarges
-    levels = 1 + len(entries) - entries.count('0')
-    num_blocks = entries.count('0') // levels - 1
+    levels, num_blocks = _adm_depth(source)
     first = [1 + level * (num_blocks + 1) for level in range(levels)]
     widths = [source.shape(f'input_blocks.{k}.0.out_layers.3.weight', 4)[0] for k in first]
     attends = [f'input_blocks.{k}.1.qkv.weight' in theirs for k in first]
@@ -73,17 +67,27 @@ def _adm_config(source: Source) -> NetworkConfig:
         raise ValueError(f'{path}: out.2.weight has {outputs} outputs, not {2 * img_channels}: '
                          'only networks with learned variance are known here')
     label_dim = source.shape('label_emb.weight', 2)[0] if 'label_emb.weight' in theirs else 0
-    iddpm = IDDPMLevels()
-    return NetworkConfig(
-        'DhariwalUNet', IDDPM(iddpm), iddpm.u[iddpm.M - 1].item(), iddpm.u[0].item(), 64,
-        img_channels, label_dim, model=complete_arguments('DhariwalUNet', {
-            'model_channels': channels, 'channel_mult': [width // channels for width in widths],
-            'channel_mult_emb': emb_channels // channels, 'num_blocks': num_blocks,
-            'attn_resolutions': [64 >> level for level in range(1, levels)]}))
+    precond = IDDPM(IDDPMLevels())
+    arguments = complete_arguments('DhariwalUNet', {
+        'model_channels': channels, 'channel_mult': [width // channels for width in widths],
+        'channel_mult_emb': emb_channels // channels, 'num_blocks': num_blocks,
+        'attn_resolutions': [64 >> level for level in range(1, levels)]})
+    return NetworkConfig('DhariwalUNet', precond, *precond.sigma_range(), 64, img_channels,
+                         label_dim, model=arguments)
 
 
-def _adm_names(model: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 (a DhariwalUNet)
-    """(our name, their name) of everything with a weight and a bias."""
+def _adm_depth(source: Source) -> tuple[int, int]:
+    """Return the number of levels, and of blocks in each level of the encoder."""
+    blocks = [re.fullmatch(r'output_blocks\.\d+\.(\d)\.in_layers\.0\.weight', str(name))
+              for name in source.tensors]
+    entries = [match[1] for match in blocks if match]
+    levels = 1 + len(entries) - entries.count('0')   # all but the last end with one that enlarges
+    return levels, entries.count('0') // levels - 1
+
+
+def _adm_names(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield (our name, their name) for each module of a DhariwalUNet with a weight and a bias."""
+    assert isinstance(model, DhariwalUNet)
     yield from [('map_layer0', 'time_embed.0'), ('map_layer1', 'time_embed.2')]
     yield from [('out_norm', 'out.0'), ('out_conv', 'out.2')]
     for k, (name, module) in enumerate(model.enc.items()):
@@ -92,8 +96,9 @@ def _adm_names(model: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 (a Dhar
                                   f'input_blocks.{k}.1')
         else:
             yield f'enc.{name}', f'input_blocks.{k}.0'
-    k, entries = -1, 0   # the newest of output_blocks, and how many entries it has
+    k, entries = -1, 0   # the newest of output_blocks, and the number of its entries
     for name, module in model.dec.items():
+        assert isinstance(module, UNetBlock)
         if name.endswith(('_in0', '_in1')):
             place = 'middle_block.0' if name.endswith('_in0') else 'middle_block.2'
         elif name.endswith('_up'):
@@ -120,7 +125,7 @@ def _adm_block(ours: str, block: UNetBlock, theirs: str,
 
 
 def _qkv_from_adm(rows: Tensor) -> Tensor:
-    """Rows ordered (q|k|v, head, channel), 64 channels to a head -> (head, channel, q|k|v)."""
+    """Reorder rows from (q|k|v, head, channel), 64 channels to a head, to (head, channel, q|k|v)."""
     if rows.shape[0] % (3 * 64):
-        return rows   # of a shape that will be refused
+        return rows   # its shape will be refused
     return rows.reshape(3, -1, 64, *rows.shape[1:]).movedim(0, 2).reshape(rows.shape)

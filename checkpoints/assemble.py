@@ -1,5 +1,4 @@
-"""What the readers of published networks share: a network as a file describes it, and how it is
-built.
+"""Networks as files describe them, and how they are built: shared by the readers of all files.
 
 A network is first built without memory, on the device 'meta', and gets memory only after every
 tensor of the file was found to have its shape.
@@ -19,31 +18,36 @@ from torch_utils import checkpoint
 from torch_utils.safe_pickle import shown
 from training.networks import Conv2d, NetworkConfig, build_network, complete_arguments
 
-LARGEST = 2**20   # of any whole number that describes a network
+LARGEST = 2**20   # the largest whole number that may describe a network
 
 
 class Found(NamedTuple):
-    """A network as a file describes it: what to build, its tensors by our names, and what else is
-    told."""
+    """A network as a file describes it.
+
+    config   its configuration
+    tensors  its tensors, by our names
+    info     all else that the file says, see checkpoints.read.read_network
+    """
     config: NetworkConfig
     tensors: dict[str, Tensor]
     info: dict[str, Any]
 
 
 class Source:
-    """Somebody's state dict, from which each tensor is taken once; every complaint names the
-    file."""
+    """Anybody's state dict, from which each tensor is taken once. Its errors name the file."""
 
-    def __init__(self, tensors: Mapping[Any, Any], path: Path) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], path: Path) -> None:
         self.tensors, self.path = dict(tensors), path
 
     def take(self, name: str) -> Tensor:
+        """Return the tensor of this name, and forget it."""
         tensor = self.tensors.pop(name, None)
         if not isinstance(tensor, Tensor):
             raise ValueError(f'{self.path}: the tensor {shown(name)} is missing')
         return tensor
 
     def shape(self, name: str, ndim: int) -> list[int]:
+        """Return the shape of a tensor, which must have `ndim` dimensions, none of them 0."""
         tensor = self.tensors.get(name)
         if not isinstance(tensor, Tensor):
             raise ValueError(f'{self.path}: the tensor {shown(name)} is missing')
@@ -53,24 +57,29 @@ class Source:
         return list(tensor.shape)
 
     def check_empty(self) -> None:
+        """Raise ValueError if a tensor was never taken."""
         for name in self.tensors:
             raise ValueError(f'{self.path}: the tensor {shown(str(name))} is unknown to this '
                              f'network')
 
 
 def choose(weights: str | None, there: list[str], path: Path) -> str:
-    """The one of the weights in a file that was asked for (None: the first); ValueError if it is
-    not there."""
+    """Return the chosen one of the weights in a file, or the first for None.
+
+    Raises ValueError if the file does not have it.
+    """
     if weights is None:
         return there[0]
     if weights not in there:
-        raise ValueError(f'--weights={weights}: {path} has {", ".join(there)}')
+        raise ValueError(f'weights={weights}: {path} has {", ".join(there)}')
     return weights
 
 
 def assemble(found: Found, path: Path) -> Denoiser:
-    """The network with its tensors, in evaluation mode on the CPU; ValueError as from
-    `check_fit`."""
+    """Return the network with its tensors, in evaluation mode on the CPU.
+
+    Raises ValueError like `check_fit`.
+    """
     net = check_fit(found.config, found.tensors, path)
     net.to_empty(device='cpu')
     checkpoint.load_into(net, found.tensors, str(path))
@@ -80,7 +89,10 @@ def assemble(found: Found, path: Path) -> Denoiser:
 
 
 def check_fit(config: NetworkConfig, tensors: Mapping[str, Tensor], path: Path) -> Denoiser:
-    """The network on the device 'meta'; ValueError unless the tensors are all of its tensors."""
+    """Return the network on the device 'meta'.
+
+    Raises ValueError unless the tensors are all of its tensors, in name and shape.
+    """
     if isinstance(config.precond, IDDPM):
         count, levels = config.precond.levels.M + 1, tensors.get('u')
         if not isinstance(levels, Tensor) or levels.numel() != count:
@@ -96,8 +108,10 @@ def check_fit(config: NetworkConfig, tensors: Mapping[str, Tensor], path: Path) 
 
 
 def without_memory(config: NetworkConfig, count: int, path: Path) -> Denoiser:
-    """The network on the device 'meta'; ValueError where it cannot be, or cannot have as few as
-    `count` tensors."""
+    """Return the network on the device 'meta', so that it takes no memory.
+
+    Raises ValueError where it cannot be built, or cannot have as few as `count` tensors.
+    """
     try:
         _check_arguments(config, count)
         with torch.device('meta'):
@@ -109,10 +123,13 @@ def without_memory(config: NetworkConfig, count: int, path: Path) -> Denoiser:
 
 
 def constant_tensors(config: NetworkConfig, net: Denoiser) -> dict[str, Tensor]:
-    """The tensors of `net` that follow from its configuration, which other people's state dicts
-    leave out."""
+    """Return the tensors of `net` that follow from its configuration.
+
+    Other people's state dicts leave them out.
+    """
     filters = config.model.get('resample_filter', [1, 1])
-    resample_filter = Conv2d(1, 1, kernel=0, down=True, resample_filter=filters).resample_filter
+    conv = Conv2d(1, 1, kernel=0, down=True, resample_filter=filters)
+    resample_filter = conv.state_dict()['resample_filter']
     constants = {name: resample_filter for name in net.state_dict()
                  if name.endswith('.resample_filter')}
     if isinstance(config.precond, IDDPM):
@@ -121,7 +138,7 @@ def constant_tensors(config: NetworkConfig, net: Denoiser) -> dict[str, Tensor]:
 
 
 def _check_arguments(config: NetworkConfig, count: int) -> None:
-    """ValueError for arguments of the wrong kind, or too large to be meant."""
+    """Raise ValueError for arguments of the wrong kind, and for unreasonably large ones."""
     for name in ('img_resolution', 'img_channels', 'label_dim'):
         value = getattr(config, name)
         if type(value) is not int or not 0 <= value <= LARGEST:
@@ -129,14 +146,7 @@ def _check_arguments(config: NetworkConfig, count: int) -> None:
     defaults = complete_arguments(config.model_type, {})
     arguments = complete_arguments(config.model_type, config.model)
     for name, value in arguments.items():
-        if isinstance(defaults[name], str):
-            fits = isinstance(value, str)
-        elif isinstance(defaults[name], list):
-            fits = isinstance(value,
-                              list | tuple) and len(value) <= 32 and all(map(_is_small, value))
-        else:
-            fits = _is_small(value)
-        if not fits:
+        if not _is_like(value, defaults[name]):
             raise ValueError(f'{name} is {shown(repr(value))}, where {defaults[name]!r} is usual')
     blocks = arguments['num_blocks'] * len(arguments['channel_mult'])
     if blocks > count:
@@ -145,14 +155,26 @@ def _check_arguments(config: NetworkConfig, count: int) -> None:
         raise ValueError(f'its noise levels go from {config.sigma_min} to {config.sigma_max}')
 
 
-def _is_small(value: Any) -> bool:  # noqa: ANN401
+def _is_like(value: object, default: object) -> bool:
+    """Return whether `value` is a text, a short list or a number, whichever `default` is."""
+    if isinstance(default, str):
+        return isinstance(value, str)
+    if isinstance(default, list):
+        return isinstance(value, list | tuple) and len(value) <= 32 and all(map(_is_small, value))
+    return _is_small(value)
+
+
+def _is_small(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _take_range_of_levels(net: Denoiser) -> None:
-    """Published tables were computed in float32 and are up to 5e-4 off the formula: then theirs is
-    the range."""
-    low, high = net.u[-2].item(), net.u[0].item()
+    """Take the range of noise levels from the table of the file, where it is not the formula's.
+
+    Published tables were computed in float32 and are up to 5e-4 off the formula.
+    """
+    u = net.state_dict()['u']
+    low, high = u[-2].item(), u[0].item()
     if not (math.isclose(low, net.sigma_min, rel_tol=1e-6)
             and math.isclose(high, net.sigma_max, rel_tol=1e-6)):
         net.sigma_min, net.sigma_max = low, high

@@ -1,5 +1,4 @@
-"""What generate.py and its like can draw from: a trained network, or the ideal denoiser of a data
-set."""
+"""Opening a network by its name: a trained one, or the ideal denoiser of a data set."""
 
 import contextlib
 import os
@@ -20,24 +19,24 @@ IDEAL = 'ideal:'
 
 def open_network(spec: str | os.PathLike[str], device: torch.device | str = 'cpu',
                  weights: str | None = None, **options: Any) -> Any:   # noqa: ANN401 (a Denoiser)
-    """A denoiser, called as net(x, sigma, class_labels), on `device`.
+    """Return a denoiser, called as net(x, sigma, class_labels), on `device`.
 
-        out/run/network-snapshot-010000.pkl    the averaged network of a snapshot; also EDM's own
-        snapshots, and
-                                               what else training/published.py knows. Nothing in
-                                               them is executed
-        https://example.org/net.pkl            the same, downloaded once (dnnlib/download.py)
-        ideal:datasets/digits-16x16.zip        the ideal denoiser of a data set (Eq. 57),
-        conditional if
-                                               the set has classes
-        ddpm-cifar10-32                        a folder of diffusers: a pipeline with a U-Net, or a
-        U-Net
-                                               (training/diffusers_model.py)
+    `spec` is one of these:
 
-    `weights` is 'ema', 'ema:NAME' or 'raw' (None: the average where there is one); of a folder of
-    diffusers, the variant. Further `options` (embeddings, null_class, timesteps) are those of
-    read_diffusers; None: not given. Raises FileNotFoundError or ValueError, in one line that names
-    the file.
+        out/run/network-snapshot-010000.pkl
+            the averaged network of a snapshot, ours or EDM's, or another file that
+            checkpoints/read.py knows; nothing in it is executed
+        https://example.org/net.pkl
+            the same, downloaded once (dnnlib/download.py)
+        ideal:datasets/digits-16x16.zip
+            the ideal denoiser of a data set (Eq. 57), conditional if the set has classes
+        ddpm-cifar10-32
+            a folder of diffusers: a pipeline with a U-Net, or a U-Net (checkpoints/diffusers.py)
+
+    `weights` is 'ema', 'ema:NAME' or 'raw' (None: the average if there is one); for a folder of
+    diffusers it is the variant. Further `options` (embeddings, null_class, timesteps) are those of
+    read_diffusers; None stands for an option that was not given. Raises FileNotFoundError or
+    ValueError, in one line that names the file.
     """
     path = os.fspath(spec)
     options = {name: value for name, value in options.items() if value is not None}
@@ -52,7 +51,7 @@ def open_network(spec: str | os.PathLike[str], device: torch.device | str = 'cpu
     if path.startswith(IDEAL):
         return ideal_denoiser(path[len(IDEAL):], device)
     net, info = read_network(fetch(path) if is_url(path) else path, weights)
-    # what guidance asks: how often this network has seen an image without its class
+    # Guidance asks how often this network has seen an image without its class.
     told = info['training'] or {}
     net.label_dropout = told.get('label_dropout', getattr(net.model, 'label_dropout', None))
     return net.to(device)
@@ -60,7 +59,7 @@ def open_network(spec: str | os.PathLike[str], device: torch.device | str = 'cpu
 
 def ideal_denoiser(path: str | os.PathLike[str],
                    device: torch.device | str = 'cpu') -> IdealDenoiser:
-    """The ideal denoiser of the images in a zip or folder, with its classes if it has any.
+    """Return the ideal denoiser of the images in a zip or folder, with its classes if it has any.
 
     MPS has no float64: for such a device the work is done on the CPU.
     """

@@ -1,18 +1,18 @@
-"""Networks that others have published, rebuilt from our own classes, and our own.
+"""Networks in files of all kinds, ours and published ones, built from our own classes.
 
     net, info = read_network('edm-cifar10-32x32-cond-vp.pkl')
 
-Five kinds of files, told apart by what they hold:
+There are five kinds of files, told apart by their contents:
 
     ours         network-snapshot-*.pkl, training-state-*.pt, and *.safetensors from checkpoint.py
     EDM          network-snapshot-*.pkl and training-state-*.pt of Karras et al. 2022 and of
                  projects built on it: modules, pickled with the source text of their classes
     ADM          64x64_diffusion.pt of Dhariwal and Nichol 2021: a state dict
     DDPM++       checkpoint_*.pth of Song et al. 2021 (DDPM++ cont., VP): a state dict, and the
-    average of
-    NCSN++       its parameters as a list (NCSN++ cont., VE)
+                 average of its parameters as a list
+    NCSN++       the same for NCSN++ cont. (VE)
 
-Nothing in a file is executed (torch_utils/legacy.py).
+Nothing in a file is executed (torch_utils/torch_files.py).
 """
 
 import json
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from checkpoints.adm import from_adm
 from checkpoints.assemble import Found, assemble, check_fit, choose
@@ -38,22 +39,21 @@ WHAT = f'{SNAPSHOT} or {STATE}'
 METADATA = 'limpid'   # the key of our text in a safetensors file
 
 
-def read_network(path: str | os.PathLike[str], weights: str | None = None) -> tuple[Denoiser,
-                                                                                    dict[str, Any]]:
-    """The network in a file of any kind above, in evaluation mode on the CPU, and what else the
-    file says.
+def read_network(path: str | os.PathLike[str],
+                 weights: str | None = None) -> tuple[Denoiser, dict[str, Any]]:
+    """Return the network in a file of any kind above, on the CPU, and all else that the file says.
 
-    `weights` is 'ema', 'ema:NAME' or 'raw'; None: the average where there is one. The second value
-    has `kind`, `weights`, `config` (a NetworkConfig), `nimg` (images seen in training, or None),
-    `training` (what is known of it) and `notes` (what the file leaves open). Raises
-    FileNotFoundError, or ValueError in one line that names the file, and the class or tensor where
-    one does not fit.
+    The network is in evaluation mode. `weights` is 'ema', 'ema:NAME' or 'raw'; None stands for the
+    average if there is one. The second value has `kind`, `weights`, `config` (a NetworkConfig),
+    `nimg` (images seen in training, or None), `training` (all that is known of it) and `notes`
+    (assumptions, where the file leaves something open). Raises FileNotFoundError, or ValueError in
+    one line that names the file, and the class or tensor that does not fit.
     """
     path = Path(path)
     if is_safetensors(path):
         found = _from_safetensors(path, weights)
     else:
-        if is_zip(path):   # as all of ours are; a look at their shapes costs nothing
+        if is_zip(path):   # as all of ours are: look at their shapes, which costs nothing
             shapes = read_file(path, CHECKPOINTS, WHAT, data=False)
             if isinstance(shapes, dict) and 'kind' in shapes:
                 return _ours(path, shapes, weights)
@@ -63,11 +63,12 @@ def read_network(path: str | os.PathLike[str], weights: str | None = None) -> tu
 
 
 def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The contents of a training state, ours or EDM's; FileNotFoundError or ValueError in one line.
+    """Return the contents of a training state, ours or EDM's.
 
     EDM keeps the average in the snapshot of the same number, which must lie beside the state. The
-    states of the optimizer go by the order of the parameters, which is the same here. What EDM's
-    file does not tell (`config`, the images of the data set) is None or empty.
+    states of the optimizer follow the order of the parameters, which is the same here. Entries that
+    EDM's file does not have (`config`, the images of the data set) are None or empty. Raises
+    FileNotFoundError, or ValueError in one line.
     """
     path = Path(path)
     if is_zip(path):
@@ -88,11 +89,19 @@ def _edm_state(path: Path) -> dict[str, Any]:
                          f'not beside it')
     average, _ = read_network(beside, 'ema')
     optimizer = read_file(path, CHECKPOINTS, STATE).get('optimizer_state')
-    parameters = list(raw.parameters())
+    _check_optimizer(optimizer, list(raw.parameters()), path)
+    return {'kind': STATE, 'format': configs.FORMAT, 'config': None, 'network': info['config'],
+            'fingerprint': '', 'nimg': info['nimg'], 'seconds': 0.0, 'ema_rampup': True,
+            'lr_factor': 1.0, 'bad_steps': 0, 'loss_scale': None, 'net': raw.state_dict(),
+            'averages': {None: average.state_dict()}, 'optimizer': optimizer, 'stats': []}
+
+
+def _check_optimizer(optimizer: object, parameters: list[nn.Parameter], path: Path) -> None:
+    """Raise ValueError unless this is the state of Adam for these parameters."""
     moments = optimizer.get('state') if isinstance(optimizer, dict) else None
-    if not isinstance(moments,
-                      dict) or set(moments) - set(
-                          range(len(parameters))) or 'param_groups' not in optimizer:
+    known = range(len(parameters))
+    if not isinstance(optimizer, dict) or 'param_groups' not in optimizer \
+            or not isinstance(moments, dict) or not all(index in known for index in moments):
         raise ValueError(f'{path}: its optimizer_state is not that of the {len(parameters)} '
                          f'parameters of its network')
     for index, entry in moments.items():
@@ -101,20 +110,17 @@ def _edm_state(path: Path) -> dict[str, Any]:
             if not isinstance(tensor, torch.Tensor) or tensor.shape != parameters[index].shape:
                 raise ValueError(f'{path}: {name} of parameter {index} in its optimizer_state is '
                                  f'missing or misshapen')
-    return {'kind': STATE, 'format': configs.FORMAT, 'config': None, 'network': info['config'],
-            'fingerprint': '', 'nimg': info['nimg'], 'seconds': 0.0, 'ema_rampup': True,
-            'lr_factor': 1.0, 'bad_steps': 0, 'loss_scale': None, 'net': raw.state_dict(),
-            'averages': {None: average.state_dict()}, 'optimizer': optimizer, 'stats': []}
 
 
-def _recognise(contents: Any, path: Path, weights: str | None) -> Found:  # noqa: ANN401
+def _recognise(contents: object, path: Path, weights: str | None) -> Found:
+    """Describe the network in the contents of a file that is not ours."""
     if isinstance(contents, dict):
         if isinstance(contents.get('ema'), Record) or isinstance(contents.get('net'), Record):
             return from_edm(contents, path, weights)
         if 'input_blocks.0.0.weight' in contents:
             return from_adm(contents, path, weights)
-        if isinstance(contents.get('model'), dict) and any('all_modules.' in str(name)
-                                                           for name in contents['model']):
+        model = contents.get('model')
+        if isinstance(model, dict) and any('all_modules.' in str(name) for name in model):
             return from_song(contents, path, weights)
         holds = ', '.join(shown(str(key), 30) for key in list(contents)[:6]) or 'nothing'
     else:
@@ -124,7 +130,7 @@ def _recognise(contents: Any, path: Path, weights: str | None) -> Found:  # noqa
 
 def _ours(path: Path, shapes: dict[str, Any],
           weights: str | None) -> tuple[Denoiser, dict[str, Any]]:
-    """Our own files; `shapes` is what they hold, on the device 'meta'."""
+    """Read a snapshot or a state of ours, whose contents on the device 'meta' are `shapes`."""
     config = None
     if shapes['kind'] in (SNAPSHOT, STATE) and isinstance(shapes.get('config'), dict):
         config = configs.decode(shapes['config'].get('network'), NetworkConfig, f'{path}: network')
@@ -139,6 +145,7 @@ def _ours(path: Path, shapes: dict[str, Any],
 
 
 def _from_safetensors(path: Path, weights: str | None) -> Found:
+    """Describe the network in a safetensors file of ours."""
     tensors, metadata = load_tensors(path)
     try:
         told = json.loads(metadata[METADATA])

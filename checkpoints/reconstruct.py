@@ -1,11 +1,14 @@
-"""Averages of the weights that were never kept, put together from those that were (Karras et al.
-2024, Section 3)."""
+"""Averages of the weights that were never stored, made of those that were.
+
+See Karras et al. 2024 (EDM2), Section 3.
+"""
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from torch_utils import checkpoint
 from torch_utils.torch_files import CHECKPOINTS, read_file
@@ -13,48 +16,68 @@ from training.ema import reconstruction_error, reconstruction_weights
 from training.state import SNAPSHOT, files_of
 
 
+class Stored(NamedTuple):
+    """A power-function average in a snapshot."""
+    nimg: int
+    width: float
+    path: Path
+    name: str
+
+
 def reconstructed(run_dir: str | os.PathLike[str], width: float,
                   nimg: float | None = None) -> tuple[dict[str, Any], int, float]:
-    """The power-function average of relative `width` at `nimg` images (None: the last), from a
-    run's snapshots.
+    """Make the power-function average of relative `width` at `nimg` images of a run.
 
-    Returns the contents of a snapshot with it, the number of stored averages it is made of, and how
-    far its profile is off, relatively. Raises ValueError for a run that kept none.
+    nimg=None stands for the last snapshot. Returns the contents of a snapshot with the average, the
+    number of stored averages it is made of, and the relative error of its profile. Raises
+    ValueError for a run that stored none.
     """
-    stored = []   # (nimg, width, path, name)
+    stored = stored_averages(run_dir)
+    if not stored:
+        raise ValueError(f'{run_dir} has no snapshots with power-function averages: train with '
+                         f'--ema-power=0.05,0.1')
+    end = max(average.nimg for average in stored) if nimg is None else nimg
+    used = [average for average in stored if average.nimg <= end]
+    if not used:
+        raise ValueError(f'{end / 1000:g} kimg lie before the first snapshot with power-function '
+                         f'averages in {run_dir}')
+    profiles = [(float(average.nimg), average.width) for average in used]
+    weights = reconstruction_weights(profiles, float(end), width)
+    tensors, contents = _combined(used, weights.tolist())
+    contents = {**contents, 'nimg': round(end), 'ema': tensors, 'ema_name': f'power-{width:g}',
+                'averages': {}}
+    return contents, len(used), reconstruction_error(profiles, weights, float(end), width)
+
+
+def stored_averages(run_dir: str | os.PathLike[str]) -> list[Stored]:
+    """List the power-function averages in the snapshots of a run, without their tensors."""
+    stored = []
     for path in files_of(Path(run_dir), SNAPSHOT):
-        # what there is; the tensors come below
         told = read_file(path, CHECKPOINTS, SNAPSHOT, data=False)
         known = isinstance(told, dict) and told.get('kind') == SNAPSHOT
         if not known or not {'ema_name', 'averages', 'nimg'} <= told.keys():
             raise ValueError(f'{path} is not a {SNAPSHOT} of ours')
         for name in [told['ema_name'], *told['averages']]:
             if name.startswith('power-') and told['nimg'] > 0:
-                stored.append((told['nimg'], float(name.removeprefix('power-')), path, name))
-    if not stored:
-        raise ValueError(f'{run_dir} has no snapshots with power-function averages: train with '
-                         f'--ema-power=0.05,0.1')
-    end = max(time for time, *_ in stored) if nimg is None else nimg
-    used = [item for item in stored if item[0] <= end]
-    if not used:
-        raise ValueError(f'{end / 1000:g} kimg lie before the first snapshot with power-function '
-                         f'averages in {run_dir}')
-    profiles = [(float(time), relative) for time, relative, *_ in used]
-    weights = reconstruction_weights(profiles, float(end), width)
+                width = float(name.removeprefix('power-'))
+                stored.append(Stored(told['nimg'], width, path, name))
+    return stored
+
+
+def _combined(used: list[Stored],
+              weights: list[float]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the weighted sum of averages, and the contents of the last snapshot."""
     total: dict[str, Any] = {}
     contents: dict[str, Any] = {}
     opened = None
-    for weight, (_, _, path, name) in zip(weights.tolist(), used, strict=True):
-        if path != opened:   # several averages may come from one file
-            opened, contents = path, checkpoint.load(path, SNAPSHOT)
-        tensors = contents['ema'] if name == contents['ema_name'] else contents['averages'][name]
+    for weight, average in zip(weights, used, strict=True):
+        if average.path != opened:   # several averages may come from one file
+            opened, contents = average.path, checkpoint.load(average.path, SNAPSHOT)
+        is_first = average.name == contents['ema_name']
+        tensors = contents['ema'] if is_first else contents['averages'][average.name]
         for key, tensor in tensors.items():
-            # buffers are copied, never averaged
             if key.endswith(('resample_filter', 'freqs', '.u')) or key == 'u':
-                total[key] = tensor
+                total[key] = tensor   # buffers are copied, never averaged
             else:
                 total[key] = total.get(key, 0) + weight * tensor.to(torch.float64)
-    tensors = {key: tensor.to(torch.float32) for key, tensor in total.items()}
-    contents = {**contents, 'nimg': round(end), 'ema': tensors, 'ema_name': f'power-{width:g}',
-                'averages': {}}
-    return contents, len(used), reconstruction_error(profiles, weights, float(end), width)
+    return {key: tensor.to(torch.float32) for key, tensor in total.items()}, contents

@@ -1,5 +1,4 @@
-"""DDPM++ and NCSN++ as trained by Song et al. 2021: modules in a list, in the order of their
-use."""
+"""DDPM++ and NCSN++ as trained by Song et al. 2021: modules in a list, in the order of use."""
 
 import re
 from collections.abc import Iterator
@@ -7,22 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from checkpoints.assemble import Found, Source, choose, constant_tensors, without_memory
 from limpid.preconditioning import VE, VP, Preconditioner
-from limpid.schedules import VPSchedule
 from torch_utils.safe_pickle import shown
-from training.networks import ARCHITECTURES, NetworkConfig, UNetBlock, complete_arguments
+from training.networks import ARCHITECTURES, NetworkConfig, SongUNet, UNetBlock, complete_arguments
 
 
 def from_song(contents: dict[str, Any], path: Path, weights: str | None) -> Found:
-    """checkpoint_*.pth: DDPM++ cont. (VP), or NCSN++ cont. (VE).
+    """Describe checkpoint_*.pth: DDPM++ cont. (VP), or NCSN++ cont. (VE).
 
-    The file does not say which noise it was trained for: Fourier features with a residual encoder
+    The file does not say for which noise it was trained: Fourier features with a residual encoder
     are taken for VE, positional embedding with a plain encoder for VP (β_d = 19.9, β_min = 0.1), as
-    published; anything else is refused. Networks for VE take data in [0, 1] and bring them to [−1,
-    1] in their first line, so that their weights need no change, only their noise levels doubling.
+    published; anything else is refused. Networks for VE take data in [0, 1] and bring them to
+    [−1, 1] in their first line, so that only their noise levels change: they double.
     """
     raw = {str(name).removeprefix('module.'): tensor for name, tensor in contents['model'].items()}
     sigmas = raw.pop('sigmas', None)
@@ -33,31 +31,34 @@ def from_song(contents: dict[str, Any], path: Path, weights: str | None) -> Foun
     net = without_memory(config, len(theirs), path)
     tensors = constant_tensors(config, net)
     tensors.update((f'model.{name}', tensor) for name, tensor in _song_tensors(net.model, modules))
-    step, is_vp = contents.get('step'), isinstance(config.precond, VP)
-    return Found(config, tensors, {
-        'kind': 'DDPM++ checkpoint' if is_vp else 'NCSN++ checkpoint', 'weights': chosen,
-        'nimg': None, 'training': {'step': step} if type(step) is int else {},
-        'notes': ['taken for VP with beta_d=19.9 and beta_min=0.1: one for sub-VP looks the same']
-        if is_vp else []})
+    step = contents.get('step')
+    info: dict[str, Any] = {'kind': 'NCSN++ checkpoint', 'weights': chosen, 'nimg': None,
+                            'training': {'step': step} if type(step) is int else {}, 'notes': []}
+    if isinstance(config.precond, VP):
+        note = 'taken for VP with beta_d=19.9 and beta_min=0.1: one for sub-VP looks the same'
+        info |= {'kind': 'DDPM++ checkpoint', 'notes': [note]}
+    return Found(config, tensors, info)
 
 
-def _song_average(raw: dict[str, Any], ema: Any, path: Path) -> dict[str, Any]:  # noqa: ANN401
-    """The tensors with the averages of all parameters that were trained, which come as a list in
-    their order."""
+def _song_average(raw: dict[str, Any], ema: object, path: Path) -> dict[str, Any]:
+    """Return the tensors with the averages of all trained parameters.
+
+    The averages come as a list, in the order of the parameters.
+    """
     shadow = ema.get('shadow_params') if isinstance(ema, dict) else None
     names = [name for name in raw if name != 'all_modules.0.W']   # the frequencies are not trained
     if not isinstance(shadow, list) or len(shadow) != len(names):
         raise ValueError(f'{path}: ema.shadow_params is no list of {len(names)} tensors')
     for name, average in zip(names, shadow, strict=True):
-        if not isinstance(average, Tensor) or not isinstance(raw[name],
-                                                             Tensor) or average.shape != raw[
-                                                                 name].shape:
+        own = raw[name]
+        both = isinstance(average, Tensor) and isinstance(own, Tensor)
+        if not both or average.shape != own.shape:
             raise ValueError(f'{path}: ema.shadow_params does not fit the tensor {shown(name)}')
     return {**raw, **dict(zip(names, shadow, strict=True))}
 
 
 def _song_modules(theirs: dict[str, Any], path: Path) -> list[Source]:
-    """The entries of all_modules, each with its tensors."""
+    """Return the entries of all_modules, each with its tensors."""
     grouped: dict[int, dict[str, Any]] = {}
     for name, tensor in theirs.items():
         match = re.fullmatch(r'all_modules\.(\d{1,4})\.(.+)', name)
@@ -71,15 +72,18 @@ def _song_modules(theirs: dict[str, Any], path: Path) -> list[Source]:
 
 
 def _song_kind(module: Source) -> str:
+    """Return what a module is, by the names of its tensors; '' for an unknown one."""
     names = module.tensors
     for kind, name in SONG_KINDS.items():
         if name in names:
             return kind
-    return {1: 'norm', 2: 'linear', 4: 'conv'}.get(names['weight'].ndim,
-                                                   '') if 'weight' in names else ''
+    if 'weight' not in names:
+        return ''
+    return {1: 'norm', 2: 'linear', 4: 'conv'}.get(names['weight'].ndim, '')
 
 
-def _song_config(modules: list[Source], sigmas: Any, path: Path) -> NetworkConfig:  # noqa: ANN401
+def _song_config(modules: list[Source], sigmas: object, path: Path) -> NetworkConfig:
+    """Return the configuration that the order and the shapes of the modules tell."""
     kinds = [_song_kind(module) for module in modules]
     fourier, residual = kinds[:1] == ['fourier'], 'pyramid' in kinds
     start = 4 if fourier else 3
@@ -87,9 +91,9 @@ def _song_config(modules: list[Source], sigmas: Any, path: Path) -> NetworkConfi
     plain = [(i, block) for i, block in blocks if not _is_resampling(block)]
     levels = (len(blocks) - len(plain)) // 2 + 1
     num_blocks = (len(plain) - 2 - levels) // (2 * levels)
-    if kinds[start - 3:start] != ['linear', 'linear',
-                                  'conv'] or kinds[-2:] != ['norm', 'conv'] or num_blocks < 1 \
-            or fourier != residual:
+    begins = kinds[start - 3:start] == ['linear', 'linear', 'conv']
+    ends = kinds[-2:] == ['norm', 'conv']
+    if not begins or not ends or num_blocks < 1 or fourier != residual:
         raise ValueError(f'{path}: only DDPM++ cont. (VP) and NCSN++ cont. (VE) are known here, '
                          f'and this is neither')
     channels, img_channels = modules[start - 1].shape('weight', 4)[:2]
@@ -101,66 +105,73 @@ def _song_config(modules: list[Source], sigmas: Any, path: Path) -> NetworkConfi
         raise ValueError(f'{path}: it attends at {len(attends)} resolutions; one, of 16x16 pixels, '
                          f'is known here')
     precond: Preconditioner = VE() if fourier else VP()
-    vp_range = VPSchedule().sigma(torch.tensor([1e-5, 1], dtype=torch.float64)).tolist()
-    low, high = _song_range(sigmas, path) if fourier else vp_range
-    return NetworkConfig(
-        'SongUNet', precond, low, high, 16 << attends.pop(), img_channels,
-        model=complete_arguments('SongUNet', {
-            **ARCHITECTURES['ncsnpp' if fourier else 'ddpmpp'][1], 'model_channels': channels,
-            'channel_mult': [width // channels for width in widths],
-            'channel_mult_emb': emb_channels // channels, 'num_blocks': num_blocks,
-            'attn_resolutions': [16]}))
+    low, high = _song_range(sigmas, path) if fourier else VP().sigma_range()
+    arguments = complete_arguments('SongUNet', {
+        **ARCHITECTURES['ncsnpp' if fourier else 'ddpmpp'][1], 'model_channels': channels,
+        'channel_mult': [width // channels for width in widths],
+        'channel_mult_emb': emb_channels // channels, 'num_blocks': num_blocks,
+        'attn_resolutions': [16]})
+    return NetworkConfig('SongUNet', precond, low, high, 16 << attends.pop(), img_channels,
+                         model=arguments)
 
 
 def _is_resampling(block: Source) -> bool:
-    """Whether a block has a projection without needing one for its numbers of channels."""
+    """Return whether a block has a projection that its numbers of channels do not need."""
     return 'Conv_2.weight' in block.tensors and len(set(block.shape('Conv_2.weight', 4)[:2])) == 1
 
 
-def _song_range(sigmas: Any, path: Path) -> tuple[float, float]:  # noqa: ANN401
+def _song_range(sigmas: object, path: Path) -> tuple[float, float]:
+    """Return the lowest and the highest noise level, for data in [−1, 1]."""
     if not isinstance(sigmas, Tensor) or sigmas.ndim != 1 or len(sigmas) < 2:
         raise ValueError(f'{path}: the tensor sigmas is missing')
-    # theirs are of data in [0, 1]
-    low, high = sorted([2 * sigmas[0].item(), 2 * sigmas[-1].item()])
+    low, high = sorted([2 * sigmas[0].item(), 2 * sigmas[-1].item()])   # theirs: data in [0, 1]
     return float(f'{low:.6g}'), float(f'{high:.6g}')                    # 0.02, not 0.0199999996
 
 
-def _song_tensors(model: Any,
-                  modules: list[Source]) -> Iterator[tuple[str,
-                                                           Tensor]]:  # noqa: ANN401 (a SongUNet)
-    """(our name, tensor), taken from their modules in the order of ours."""
-    rest = iter(modules)
+class _Modules:
+    """Their modules, taken one by one in the order of ours."""
 
-    def take(kind: str) -> Source:
-        module = next(rest, None)
-        if module is None or _song_kind(module) != kind:
-            found = 'its end' if module is None else _song_kind(module) or 'something unknown'
-            raise ValueError(f'{modules[0].path}: {found} stands where DDPM++ and NCSN++ have a '
-                             f'{kind}')
-        return module
+    def __init__(self, modules: list[Source]) -> None:
+        self.path, self.rest = modules[0].path, list(modules)
 
+    def take(self, kind: str) -> Source:
+        """Return the next module, which must be of this kind."""
+        found = _song_kind(self.rest[0]) or 'something unknown' if self.rest else 'its end'
+        if found != kind:
+            raise ValueError(f'{self.path}: {found} stands where DDPM++ and NCSN++ have a {kind}')
+        return self.rest.pop(0)
+
+
+def _song_tensors(model: nn.Module, modules: list[Source]) -> Iterator[tuple[str, Tensor]]:
+    """Yield (our name, tensor) for a SongUNet, taken from their modules in the order of ours."""
+    assert isinstance(model, SongUNet)
+    theirs = _Modules(modules)
     if _song_kind(modules[0]) == 'fourier':
-        yield 'map_noise.freqs', take('fourier').take('W')
+        yield 'map_noise.freqs', theirs.take('fourier').take('W')
     for layer in ('map_layer0', 'map_layer1'):
-        yield from _both(layer, take('linear'))
-    for half in ('enc', 'dec'):
-        for key, module in getattr(model, half).items():
-            name = f'{half}.{key}'
-            if not isinstance(module, UNetBlock):
-                kind = 'pyramid' if key.endswith('_aux_residual') else 'norm' if key.endswith(
-                    '_aux_norm') else 'conv'
-                yield from _both(name, take(kind), 'Conv2d_0.' if kind == 'pyramid' else '')
-                continue
-            block = take('block')
-            for ours, theirs in SONG_BLOCK.items():
-                if ours != 'skip' or module.skip is not None:
-                    yield from _both(f'{name}.{ours}', block, f'{theirs}.')
-            if module.num_heads:
-                yield from _song_attention(name, take('attention'))
-    for module in modules:
-        module.check_empty()
-    if next(rest, None) is not None:
-        raise ValueError(f'{modules[0].path}: it has more modules than DDPM++ and NCSN++')
+        yield from _both(layer, theirs.take('linear'))
+    for half, layers in (('enc', model.enc), ('dec', model.dec)):
+        for key, module in layers.items():
+            if isinstance(module, UNetBlock):
+                yield from _song_block(f'{half}.{key}', module, theirs)
+            elif key.endswith('_aux_residual'):
+                yield from _both(f'{half}.{key}', theirs.take('pyramid'), 'Conv2d_0.')
+            else:
+                kind = 'norm' if key.endswith('_aux_norm') else 'conv'
+                yield from _both(f'{half}.{key}', theirs.take(kind))
+    for source in modules:
+        source.check_empty()
+    if theirs.rest:
+        raise ValueError(f'{theirs.path}: it has more modules than DDPM++ and NCSN++')
+
+
+def _song_block(name: str, block: UNetBlock, theirs: _Modules) -> Iterator[tuple[str, Tensor]]:
+    source = theirs.take('block')
+    for ours, part in SONG_BLOCK.items():
+        if ours != 'skip' or block.skip is not None:
+            yield from _both(f'{name}.{ours}', source, f'{part}.')
+    if block.num_heads:
+        yield from _song_attention(name, theirs.take('attention'))
 
 
 def _both(ours: str, module: Source, theirs: str = '') -> Iterator[tuple[str, Tensor]]:
@@ -169,16 +180,18 @@ def _both(ours: str, module: Source, theirs: str = '') -> Iterator[tuple[str, Te
 
 
 def _song_attention(name: str, module: Source) -> Iterator[tuple[str, Tensor]]:
-    """q, k, v and the output as matrices [in, out] -> convolutions [out, in, 1, 1], rows ordered
-    channel, (q, k, v)."""
+    """Turn the matrices [in, out] of q, k, v and the output into convolutions [out, in, 1, 1].
+
+    The rows of the first are ordered channel, (q, k, v).
+    """
     yield from _both(f'{name}.norm2', module, 'GroupNorm_0.')
     W = [module.take(f'NIN_{i}.W') for i in range(4)]
     b = [module.take(f'NIN_{i}.b') for i in range(4)]
-    if W[0].ndim != 2 or len({tensor.shape for tensor in W}) != 1 or len({tensor.shape
-                                                                          for tensor in b}) != 1:
+    shapes = {tensor.shape for tensor in W}, {tensor.shape for tensor in b}
+    if W[0].ndim != 2 or any(len(different) != 1 for different in shapes):
         raise ValueError(f'{module.path}: NIN_0 to NIN_3 of an attention differ in shape')
-    yield f'{name}.qkv.weight', torch.stack([matrix.T for matrix in W[:3]],
-                                            dim=1).flatten(0, 1)[:, :, None, None]
+    qkv = torch.stack([matrix.T for matrix in W[:3]], dim=1).flatten(0, 1)
+    yield f'{name}.qkv.weight', qkv[:, :, None, None]
     yield f'{name}.qkv.bias', torch.stack(b[:3], dim=1).flatten()
     yield f'{name}.proj.weight', W[3].T[:, :, None, None]
     yield f'{name}.proj.bias', b[3]

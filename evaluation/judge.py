@@ -50,7 +50,7 @@ ARRAYS = ('.npz', '.npy')
 # images whose features a reference keeps: as many as published comparisons take
 MAX_FEATURES = 10_000
 # parameters that messages of the metrics name, and options of every command that judges
-PARAMETERS = ('ref', 'metrics', 'detector', 'precision', 'state', 'allow_mismatch')
+PARAMETERS = ('ref', 'metrics', 'detector', 'precision', 'state', 'allow_mismatch', 'weights')
 PRECISIONS = ('float32', 'tf32', 'float64')
 
 

@@ -218,7 +218,7 @@ def test_snapshots_and_states_of_every_preconditioner(kind, tmp_path):
     read, info = read_network(state)
     assert info['kind'] == 'EDM training state' and info['weights'] == 'raw'
     assert_same(read, net)
-    with pytest.raises(ValueError, match='--weights=ema: .* has raw$'):
+    with pytest.raises(ValueError, match='^weights=ema: .* has raw$'):
         read_network(state, 'ema')
 
 
