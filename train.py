@@ -31,8 +31,7 @@ from dnnlib.cli import (
 from dnnlib.download import is_url
 from dnnlib.files import atomic_write, held
 from dnnlib.logfile import LogFile
-from evaluation.judge import PARAMETERS
-from evaluation.while_training import EvalConfig, Evaluation
+from evaluation.while_training import EvalConfig, WhileTraining
 from limpid.levels import DISCRETE_SCHEDULES, DiscreteSchedule
 from limpid.loss import (
     NOISE_DISTRIBUTIONS,
@@ -48,6 +47,7 @@ from limpid.loss import (
 from limpid.preconditioning import IDDPM, NOISE_LABELS, V
 from limpid.table1 import COLUMNS
 from metrics.definitions import METRICS
+from metrics.judge import PARAMETERS
 from torch_utils import distributed
 from training import config as configs
 from training.augment import AugmentConfig
@@ -289,7 +289,7 @@ def main(outdir: str | None, nosubdir: bool, run: str | None, desc: str | None,
     with config.data.open() as dataset:
         fingerprint = dataset.fingerprint()
     state, origin = prepare(config, chosen, stored, None if stored else transfer, fingerprint)
-    evaluation = None if evaluated is None else Evaluation(evaluated, state.ema.net, chosen)
+    evaluation = None if evaluated is None else WhileTraining(evaluated, state.ema.net, chosen)
     judged = evaluation is None or fixed is None or not evaluation.is_missing(Path(fixed),
                                                                               state.nimg)
     if state.nimg >= config.total_nimg and judged:

@@ -38,8 +38,10 @@ from torch import Tensor
 from dnnlib.cli import one_line_errors
 from dnnlib.files import atomic_write
 from dnnlib.markdown import table
-from evaluation.judge import Judge, open_images
+from evaluation.images import open_images
 from metrics.distances import frechet_distance
+from metrics.judge import Judge
+from metrics.one_pass import Measured
 from tests.inception_weights import random_weights
 from torch_utils import distributed
 from torch_utils.grids import save_png
@@ -123,11 +125,12 @@ def prepare(job: Job) -> Point:
 def limpid_pass(job: Job, device: torch.device) -> tuple[float, float, float]:
     """Judge as fid.py calc does: (seconds of the pass, seconds of the distance, the number)."""
     judge = Judge(f'{job["folder"]}/reference.npz', ['fid'], device=device,
-                  detector=f'{job["folder"]}/weights.pth', batch=BATCH, workers=0)
+                  detector=f'{job["folder"]}/weights.pth', batch=BATCH)
     reference, images = judge.reference(), open_images(f'{job["folder"]}/images')
     start = time.perf_counter()
     measured = judge.measure(images)
     middle = time.perf_counter()
+    assert isinstance(measured, Measured) and reference is not None
     result = judge.judged(measured, reference, [])
     return middle - start, time.perf_counter() - middle, result.scores['fid']
 

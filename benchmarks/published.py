@@ -26,8 +26,9 @@ import torch
 
 from dnnlib.cli import one_line_errors
 from dnnlib.download import fetch
-from evaluation.judge import Judge, open_images
+from evaluation.images import open_images
 from metrics.detector_files import identify
+from metrics.judge import Judge, Result
 from metrics.sample_batch import write_sample_batch
 from metrics.weights import NGC_URL, PUBLISHED
 from torch_utils import distributed
@@ -61,7 +62,7 @@ def cifar10(device: torch.device) -> Iterator[Line]:
         pixels = cifar10_images(fetch(CIFAR10))
         write_sample_batch(path, torch.from_numpy(pixels).split(1000), list(pixels.shape))
         result = Judge(EDM_CIFAR10, ['fid'], device=device)(open_images(path))
-    assert result is not None
+    assert isinstance(result, Result)
     fid = result.scores['fid']
     yield 'FID of the CIFAR-10 training set', f'{fid:.2e}', '0', abs(fid) < 1e-3
 
@@ -84,7 +85,7 @@ def adm(device: torch.device) -> Iterator[Line]:
     """Compare the numbers of ADM's samples with those that ADM's evaluator gives."""
     samples, reference = str(fetch(ADM_SAMPLES)), str(fetch(ADM_REFERENCE))
     result = Judge(reference, ['fid', 'sfid', 'is', 'pr'], device=device)(open_images(samples))
-    assert result is not None
+    assert isinstance(result, Result)
     for name, (expected, tolerance) in ADM_NUMBERS.items():
         found = result.scores[name]
         agrees = abs(found - expected) <= tolerance

@@ -1,21 +1,22 @@
-"""Judging while training: the averaged network at intervals, and which of its snapshots is the best
-so far."""
+"""Judging while training: the averaged network at intervals, and the best of its snapshots."""
 
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from evaluation.judge import GeneratedImages, Judge, Result, check_metrics, main_tap
+from evaluation.generated import GeneratedImages
+from evaluation.images import open_reference
 from limpid.denoiser import Denoiser
 from limpid.sampling import plan
-from metrics.definitions import METRICS, higher_is_better, names_of
+from metrics.definitions import METRICS, check_metrics, higher_is_better, names_of
+from metrics.detectors import main_tap
+from metrics.judge import Judge, Result
 from metrics.one_pass import Stopped
 from torch_utils import distributed
 from training.config import TrainConfig, due
@@ -25,13 +26,11 @@ from training.stats_file import nimg_of, read_statistics
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Judging while training: the averaged network's images of seeds 0 ... num - 1 against real
-    ones.
+    """How a network is judged while it trains: its images of seeds 0 ... num - 1 against real ones.
 
-    interval_nimg   how often, in images of training; the end is judged too
-    ref, metrics, detector, allow_mismatch   those of Judge; the first metric chooses the best
-    snapshot
-    num_steps       of the deterministic sampler
+    interval_nimg   images of training between two evaluations; the end of a run is judged too
+    ref, metrics, detector, allow_mismatch   as in Judge; the first metric chooses the best snapshot
+    num_steps       steps of the deterministic sampler
     batch           images at a time, per device
 
     Raises ValueError for a metric that is unknown, and for a first one of which more is better.
@@ -56,45 +55,45 @@ class EvalConfig:
 
     @property
     def names(self) -> list[str]:
-        """What the numbers are called."""
+        """The names of the numbers."""
         return [name for metric in self.metrics
                 for name in names_of(metric, main_tap(self.detector))]
 
 
-class Evaluation:
-    """Judges networks as `config` says: reference and detectors are loaded once, for networks like
-    `net`.
+class WhileTraining:
+    """Judges the networks of a run; reference and detectors are loaded once.
 
-    Collective: every rank makes one and calls it. Raises ValueError, on all ranks, for what does
-    not fit.
+    `net` is like the networks to come. Collective: every rank makes one and calls it. Raises
+    ValueError, on all ranks, for what does not fit.
     """
 
     def __init__(self, config: EvalConfig, net: Denoiser, device: torch.device) -> None:
         self.config, self.device = config, device
         self.plan = plan(net, num_steps=config.num_steps)
         with without_a_trace(device):
-            self.judge = Judge(config.ref, config.metrics, device=device, detector=config.detector,
-                               batch=config.batch, allow_mismatch=config.allow_mismatch)
+            self.judge = Judge(open_reference(config.ref), config.metrics, device=device,
+                               detector=config.detector, batch=config.batch,
+                               allow_mismatch=config.allow_mismatch)
             reference = self.judge.reference()
             with distributed.errors_on_all():
                 if reference is not None:
                     self.judge.notes(self._images(net, lambda: False), reference)
-        # What numbers must have in common to be compared.
+        # what numbers must have in common to be compared
         self.protocol = {'ref': config.ref, 'num_images': config.num, 'detector': config.detector,
                          'num_steps': config.num_steps, 'origin': self.judge.origin()}
 
     def is_missing(self, run_dir: Path, nimg: int) -> bool:
-        """Whether the line of `nimg` in stats.jsonl is there, but without these numbers."""
+        """Tell whether stats.jsonl has a line of `nimg`, but one without these numbers."""
         lines = [line for line in read_statistics(run_dir / 'stats.jsonl') if nimg_of(line) == nimg]
         return any(line.get('evaluation') != self.protocol
                    or any(f'Metrics/{name}' not in line for name in self.config.names)
                    for line in lines)
 
     def is_due(self, state: TrainState, config: TrainConfig, run_dir: Path) -> bool:
-        """Whether the averaged network of now is to be judged, and has not been; collective."""
+        """Tell whether the averaged network is to be judged now, and has not been; collective."""
         at_end = state.nimg >= config.total_nimg
-        if state.nimg == 0 or not (at_end or due(state.nimg, config.batch_size,
-                                                 self.config.interval_nimg)):
+        at_interval = due(state.nimg, config.batch_size, self.config.interval_nimg)
+        if state.nimg == 0 or not (at_end or at_interval):
             return False
         missing = distributed.get_rank() == 0 and self.is_missing(run_dir, state.nimg)
         return bool(distributed.gather_objects(missing)[0])
@@ -108,11 +107,11 @@ class Evaluation:
         numbers. Raises ValueError, on all ranks, for images that are not finite.
         """
         images = self._images(net, stopping)
-        identity = hashlib.sha256(repr((images.fingerprint(),
-                                        self.config)).encode()).hexdigest()[:16]
-        folder = run_dir / f'.evaluation-{identity}'
+        told = repr((images.fingerprint(), self.config))
+        folder = run_dir / f'.evaluation-{hashlib.sha256(told.encode()).hexdigest()[:16]}'
         if distributed.get_rank() == 0:
-            for other in set(run_dir.glob('.evaluation-*')) - {folder}:   # of what is not continued
+            # of evaluations that will not be continued
+            for other in set(run_dir.glob('.evaluation-*')) - {folder}:
                 shutil.rmtree(other, ignore_errors=True)
         with without_a_trace(self.device):
             result = self.judge(images, folder, title='evaluation')
@@ -121,37 +120,24 @@ class Evaluation:
         shutil.rmtree(folder, ignore_errors=True)
         return result
 
-    def _images(self, net: Denoiser, stopping: Callable[[], bool]) -> '_Interruptible':
-        return _Interruptible(stopping, net, self.plan, range(self.config.num),
-                              device=self.device, batch=self.config.batch, source='the averaged '
-                                                                                  'network')
-
-
-class _Interruptible(GeneratedImages):
-    """Generated images that end as soon as `stopping` says yes."""
-
-    def __init__(self, stopping: Callable[[], bool], *args: Any,
-                 **kwargs: Any) -> None:  # noqa: ANN401
-        super().__init__(*args, **kwargs)
-        self.stopping = stopping
-
-    def batches(self, parts: Sequence[range], device: torch.device) -> Iterator[Tensor]:
-        for part in parts:
-            if self.stopping():
-                return
-            yield from super().batches([part], device)
+    def _images(self, net: Denoiser, stopping: Callable[[], bool]) -> GeneratedImages:
+        return GeneratedImages(net, self.plan, range(self.config.num), device=self.device,
+                               batch=self.config.batch, source='the averaged network',
+                               stopping=stopping)
 
 
 @contextlib.contextmanager
 def without_a_trace(device: torch.device) -> Iterator[None]:
-    """What the block draws, and how cuDNN and autograd are set in it, leaves no trace in the
-    training around it."""
+    """Run a block without gradients that leaves no trace in the training around it.
+
+    The random numbers that it draws, and its settings of cuDNN and autograd, are undone.
+    """
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic
     cudnn.benchmark, cudnn.deterministic = False, True
+    devices = [device] if device.type == 'cuda' else []
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == 'cuda'
-                                   else []), torch.no_grad():
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
             yield
     finally:
         cudnn.benchmark, cudnn.deterministic = before

@@ -23,6 +23,7 @@ from metrics.distances import frechet_distance, is_symmetric
 from metrics.features import TAPS, FeatureExtractor
 from metrics.one_pass import Measured, Wanted
 from metrics.statistics import Statistics
+from torch_utils.random import random_subset
 
 MOMENTS, FEATURES = 'moments', 'features'
 MAIN = 'main'          # stands for pool_3, or for the demo's features
@@ -55,15 +56,17 @@ class Metric:
     least: int = 2   # so many generated images it takes, and so many features of real ones
 
 
-def _frechet(generated: Statistics, reference: Statistics, _: Any) -> list[float]:  # noqa: ANN401
+def _frechet(generated: Statistics, reference: Statistics, _: object) -> list[float]:
     return [frechet_distance(reference.mu, reference.sigma, generated.mu, generated.sigma)]
 
 
 def _density_coverage(generated: torch.Tensor, reference: torch.Tensor,
-                      _: Any) -> Sequence[float]:  # noqa: ANN401
-    return formulas.density_coverage(*(x[torch.from_numpy(random_choice(len(x),
-                                                                        DC_IMAGES)).to(x.device)]
-                                       for x in (generated, reference)))
+                      _: object) -> Sequence[float]:
+    def subset(features: torch.Tensor) -> torch.Tensor:
+        chosen = torch.from_numpy(random_subset(len(features), DC_IMAGES))
+        return features[chosen.to(features.device)]
+
+    return formulas.density_coverage(subset(generated), subset(reference))
 
 
 METRICS = {
@@ -119,8 +122,8 @@ def needs_of_reference(metrics: Sequence[str], main: str) -> Wanted:
 
 def _wanted(needed: Iterable[tuple[str | None, str]]) -> Wanted:
     pairs = list(needed)
-    return Wanted(*(frozenset(tap for kind, tap in pairs if kind == wanted)
-                    for wanted in (MOMENTS, FEATURES)))
+    return Wanted(frozenset(tap for kind, tap in pairs if kind == MOMENTS),
+                  frozenset(tap for kind, tap in pairs if kind == FEATURES))
 
 
 def scores(metrics: Sequence[str], generated: Measured, reference: Reference, main: str,
@@ -147,17 +150,16 @@ def scores(metrics: Sequence[str], generated: Measured, reference: Reference, ma
     return found
 
 
-def random_choice(count: int, size: int, seed: int = 0) -> np.ndarray:
-    """Positions, rising, of `size` of `count` things chosen at random; of all where there are no
-    more."""
-    if count <= size:
-        return np.arange(count)
-    return np.sort(np.random.RandomState(seed).permutation(count)[:size])
-
-
-def kind_of_extractor(tap: str) -> str:
-    """'inception', 'dinov2' or 'demo': taps of one kind come from one evaluation of one network."""
-    return 'inception' if tap in ('pool_3', 'spatial') else tap
+def check_metrics(metrics: Sequence[str]) -> list[str]:
+    """Strip the names of metrics; ValueError for one that is unknown, or that comes twice."""
+    metrics = [name.strip() for name in metrics]
+    for name in metrics:
+        if name not in METRICS:
+            raise ValueError(f'metrics={name} is unknown: it takes {", ".join(METRICS)}, with '
+                             f'commas between')
+    if len(set(metrics)) < len(metrics):
+        raise ValueError(f'metrics={",".join(metrics)} names one twice')
+    return metrics
 
 
 def check(reference: Reference, metrics: Sequence[str], main: str,

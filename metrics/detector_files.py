@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dnnlib.download import fetch
-from dnnlib.files import atomic_write
+from dnnlib.files import atomic_write, sha256_of_file
 from metrics import dinov2
 from metrics import weights as inception
 from torch_utils import torch_files
@@ -49,6 +49,13 @@ class Place(NamedTuple):
     exists: bool
     usable: bool
 
+    @property
+    def condition(self) -> str:
+        """found, damaged, or - where there is no file."""
+        if self.usable:
+            return 'found'
+        return 'damaged' if self.exists else '-'
+
 
 def identify(path: str | os.PathLike[str]) -> DetectorFile:
     """Read a file of weights in any published format, or one of convert's, and say what it is.
@@ -57,6 +64,15 @@ def identify(path: str | os.PathLike[str]) -> DetectorFile:
     it.
     """
     return _identified(Path(path), *_load(Path(path)))
+
+
+def described(file: DetectorFile) -> str:
+    """Tell what a file is, in lines."""
+    facts = {'weights of': file.kind, 'format': file.format, 'size': f'{file.size} bytes',
+             'sha256': file.sha256, 'digest': file.digest,
+             'published': file.published or 'not a file whose checksum is known'}
+    lines = [f'  {name + ":":12} {value}' for name, value in facts.items()]
+    return '\n'.join([*lines, *(f'  Note: {note}' for note in file.notes)])
 
 
 def convert(path: str | os.PathLike[str], dest: str | os.PathLike[str]) -> DetectorFile:
@@ -104,12 +120,12 @@ def search_report() -> list[Place]:
         for path, sha256 in [*([(Path(named), None)] if named else []), *downloads()]:
             exists = path.is_file()
             places.append(Place(path, exists, exists
-                                and (sha256 is None or inception.sha256_of(path) == sha256)))
+                                and (sha256 is None or sha256_of_file(path) == sha256)))
     return places
 
 
 def _identified(path: Path, kind: str, form: str, weights: Mapping[str, Tensor]) -> DetectorFile:
-    sha256 = inception.sha256_of(path)
+    sha256 = sha256_of_file(path)
     published = next((Path(file.url).name for file in PUBLISHED[kind] if file.sha256 == sha256),
                      None)
     notes = []

@@ -5,8 +5,7 @@ an identity (`detector_id`, `digest`), which goes into every file of statistics,
 number.
 """
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metrics import dinov2
 from metrics.dinov2 import DINOv2
 from metrics.inception import Inception
-from metrics.weights import digest, load_weights, locate, weights_digest
+from metrics.weights import digest
+from torch_utils.digest import digest_of_tensors
 
 
 class Tap(NamedTuple):
@@ -41,8 +40,12 @@ class FeatureExtractor(Protocol):
     Greyscale images count as three equal channels. The features of an image should not depend on
     the other images of the batch.
     """
-    taps: tuple[str, ...]   # keys of TAPS, the most important first
     digest: str             # of the weights
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Keys of TAPS, the most important first."""
+        ...
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 [B, 1 or 3, H, W] -> {tap: float32 or float64 [B, dim]}"""
@@ -63,9 +66,10 @@ class DemoDetector:
                  dtype: torch.dtype = torch.float32) -> None:
         normal = np.random.RandomState(20220601).standard_normal
         shapes = [(32, 3, 3, 3), (64, 32, 3, 3), (128, 64, 3, 3)]
-        weights = [(normal(s) * np.sqrt(2 / (s[1] * 9))).astype(np.float32) for s in shapes]
-        self.digest = weights_digest({f'conv{i}.weight': w for i, w in enumerate(weights)})
-        self.weights = [torch.from_numpy(w).to(dtype).to(device) for w in weights]
+        weights = [torch.from_numpy((normal(s) * np.sqrt(2 / (s[1] * 9))).astype(np.float32))
+                   for s in shapes]
+        self.digest = digest_of_tensors({f'conv{i}.weight': w for i, w in enumerate(weights)})
+        self.weights = [w.to(dtype).to(device) for w in weights]
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         x = (as_rgb(images).to(self.weights[0].dtype) - 128) / 128
@@ -122,29 +126,3 @@ def as_rgb(images: Tensor) -> Tensor:
         raise ValueError('a detector takes uint8 images [B, 1 or 3, H, W], '
                          f'not {images.dtype} {list(images.shape)}')
     return images.expand(-1, 3, -1, -1).contiguous()
-
-
-DETECTORS: dict[str, Callable[[torch.device, torch.dtype], FeatureExtractor]] = {
-    'inception': lambda device, dtype: InceptionDetector(load_weights(locate()), device, dtype),
-    'demo': DemoDetector,
-}
-
-
-def load_detector(name: str, device: torch.device,
-                  dtype: torch.dtype = torch.float32) -> FeatureExtractor:
-    """The extractor of that name, or the Inception network with the weights of that file.
-
-    ValueError where there is none: nothing replaces it silently.
-    """
-    if name in DETECTORS:
-        return DETECTORS[name](device, dtype)
-    if not os.path.isfile(name):
-        raise ValueError(f'detector={name} is neither {" nor ".join(DETECTORS)} nor a file of '
-                         f'Inception weights')
-    return InceptionDetector(load_weights(name), device, dtype)
-
-
-def load_dinov2(device: torch.device, dtype: torch.dtype = torch.float32) -> DINOv2Detector:
-    """The network of FD-DINOv2, with weights found on this machine; ValueError where there are
-    none."""
-    return DINOv2Detector(dinov2.load_weights(dinov2.locate()), device, dtype)

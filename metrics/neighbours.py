@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dnnlib.cli import is_terminal
 from metrics.features import FeatureExtractor
-from metrics.one_pass import Images
+from metrics.images import Images
 from metrics.statistics import chunks
 from torch_utils import distributed
 from torch_utils.grids import GREY, to_pil

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,30 +24,11 @@ from torch import Tensor
 from dnnlib.cli import is_terminal, with_flags
 from dnnlib.files import atomic_write, held
 from metrics.features import TAPS, FeatureExtractor
+from metrics.images import Images
 from metrics.statistics import CHUNK, Moments, Statistics, chunks, library_versions
 from torch_utils import distributed
 
 SAVE_SECONDS = 30   # between two saves of a pass that can be continued
-
-
-class Images(Protocol):
-    """What is judged: images in a fixed order. A folder, a file, or a network with seeds."""
-    image_shape: list[int]   # C, H, W
-    source: str              # where they come from, for reports
-
-    def __len__(self) -> int: ...
-
-    def fingerprint(self) -> str:
-        """Equal for equal images."""
-        ...
-
-    def batches(self, parts: Sequence[range], device: torch.device) -> Iterator[Tensor]:
-        """Yield uint8 [len(part), C, H, W] on `device` for each range of positions, which rise.
-
-        Raises ValueError for an image that cannot be read or made. Images that were told to stop
-        may end early.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -321,7 +302,8 @@ class _Progress:
         self.written = done
         sums = {f'sums.{tap}': moments.sums.cpu().numpy() for tap, moments in total.items()}
         with atomic_write(self.folder / 'progress.npz') as file:
-            np.savez(file, identity=self.identity, done=done, **sums)
+            arrays: dict[str, Any] = {'identity': self.identity, 'done': done, **sums}
+            np.savez(file, **arrays)
 
     def _path(self, tap: str, chunk: int) -> Path:
         return self.folder / f'{tap}-{chunk:06d}.npy'

@@ -27,8 +27,10 @@ import torch
 from torch import Tensor
 
 from dnnlib.download import cached_path, fetch
+from dnnlib.files import sha256_of_file
 from metrics.inception import STEM, Conv, weight_shapes
 from torch_utils import torch_files
+from torch_utils.digest import digest_of_tensors
 from torch_utils.safe_pickle import Global, Record, read_pickle, record, shown
 from torch_utils.safetensors_file import is_safetensors, load_tensors
 
@@ -169,19 +171,12 @@ def checked(named: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> dic
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
-    """sha256 over canonical names, shapes and values. A gamma of ones is left out: some files have
-    none."""
-    return weights_digest({name: tensor.numpy() for name, tensor in weights.items()
-                           if not (name.endswith('bn.weight') and (tensor == 1).all())})
+    """Return the digest of canonical names, shapes and values.
 
-
-def weights_digest(weights: Mapping[str, np.ndarray]) -> str:
-    """sha256 over names, shapes and little-endian float32 values, whatever file they came from."""
-    sha256 = hashlib.sha256()
-    for name in sorted(weights):
-        sha256.update(f'{name} {list(weights[name].shape)}\n'.encode())
-        sha256.update(np.ascontiguousarray(weights[name], dtype='<f4').tobytes())
-    return sha256.hexdigest()
+    A gamma of ones is left out, as some files have none.
+    """
+    return digest_of_tensors({name: tensor for name, tensor in weights.items()
+                              if not (name.endswith('bn.weight') and (tensor == 1).all())})
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -413,7 +408,7 @@ def source_of(number: str, network: str, file: Published,
         return Path(named)
     for path, sha256 in downloads:
         if path.is_file():
-            found = sha256 and sha256_of(path)
+            found = sha256 and sha256_of_file(path)
             if found != sha256:
                 raise ValueError(f'{path} is damaged: its sha256 is {found}, not {sha256}; delete '
                                  f'it')
@@ -450,14 +445,6 @@ def downloads() -> Iterator[tuple[Path, str | None]]:
                 folder.glob(f'{hashlib.md5(url.encode(), usedforsecurity=False).hexdigest()}_*')):
                 yield path, sha256
     yield Path.home() / '.cache' / 'k-diffusion' / 'inception-2015-12-05.pt', torchscript.sha256
-
-
-def sha256_of(path: Path) -> str:
-    with open(path, 'rb') as file:
-        sha256 = hashlib.sha256()
-        while block := file.read(1 << 20):
-            sha256.update(block)
-    return sha256.hexdigest()
 
 
 # The pickled object's address, whose MD5 is its name in the caches of those who have downloaded it.

@@ -17,6 +17,8 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from torch_utils.random import random_subset
+
 # Pillow knows more formats, some of which start other programs: only these are ever opened.
 IMAGE_FORMATS = {
     '.bmp': 'BMP', '.gif': 'GIF', '.jpeg': 'JPEG', '.jpg': 'JPEG', '.pgm': 'PPM', '.png': 'PNG',
@@ -358,11 +360,7 @@ class ImageFolderDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]
 
 
 def _keep(count: int, max_size: int | None, random_seed: int) -> np.ndarray:
-    kept = np.arange(count)
-    if max_size is not None and max_size < count:
-        np.random.RandomState(random_seed % 2**31).shuffle(kept)
-        kept = np.sort(kept[:max_size])
-    return kept
+    return random_subset(count, count if max_size is None else max_size, random_seed % 2**31)
 
 
 def _is_16_bit(data: bytes) -> bool:

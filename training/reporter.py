@@ -15,7 +15,7 @@ import tqdm
 from torch import Tensor
 
 from dnnlib.cli import is_terminal
-from evaluation.while_training import Evaluation, choose_best
+from evaluation.while_training import WhileTraining, choose_best
 from limpid.denoiser import Denoiser
 from limpid.pixels import to_uint8
 from limpid.sampling import plan
@@ -170,7 +170,7 @@ class Reporter:
                 save_state(self.state, self.config, self.run_dir, self.fingerprint, stats)
                 prune_states(self.run_dir, self.config.keep_states)
 
-    def evaluate(self, evaluation: Evaluation, stopping: Callable[[], bool]) -> bool:
+    def evaluate(self, evaluation: WhileTraining, stopping: Callable[[], bool]) -> bool:
         """Judge the averaged network, note the numbers, choose the best snapshot: False where
         stopped; collective.
 
@@ -196,7 +196,7 @@ class Reporter:
                 self._note(evaluation, numbers, trouble, time.monotonic() - start)
         return True
 
-    def _note(self, evaluation: Evaluation, numbers: dict[str, float], trouble: str,
+    def _note(self, evaluation: WhileTraining, numbers: dict[str, float], trouble: str,
               seconds: float) -> None:
         config, nimg = evaluation.config, self.state.nimg
         add_numbers(self.run_dir / 'stats.jsonl', nimg, numbers, evaluation.protocol)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from checkpoints.open import open_network
-from evaluation.while_training import Evaluation
+from evaluation.while_training import WhileTraining
 from torch_utils import distributed
 from torch_utils.random import seed_of
 from torch_utils.stats import Collector
@@ -80,7 +80,7 @@ class NonFiniteError(RuntimeError):
 
 def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device: torch.device,
                   should_stop: Callable[[], bool] = lambda: False, deadline: float = math.inf,
-                  evaluation: Evaluation | None = None) -> None:
+                  evaluation: WhileTraining | None = None) -> None:
     """Train until config.total_nimg images were shown; every rank calls this.
 
     `run_dir` receives the snapshots, states, pictures and statistics (rank 0 writes them). After

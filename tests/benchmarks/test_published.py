@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks import published
-from metrics.features import load_detector
+from metrics.detectors import load_detector
 from metrics.reference_files import write_reference
 from metrics.statistics import Moments, Statistics
 from tests.inception_weights import random_weights

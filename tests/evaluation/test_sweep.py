@@ -15,29 +15,15 @@ import pytest
 from click.testing import CliRunner
 
 import fid
+from dnnlib.plots import pyplot as plots
 from evaluation import sweep
-from evaluation.judge import GeneratedImages
-from evaluation.sweep import (
-    FLAGS,
-    Grids,
-    Network,
-    Point,
-    Protocol,
-    RefusedError,
-    Table,
-    axis_of,
-    combinations,
-    curves,
-    draw,
-    effect_of,
-    measure_points,
-    networks,
-    numbers_of,
-    report,
-    search_settings,
-    spelled,
-    text,
-)
+from evaluation.generated import GeneratedImages
+from evaluation.picture import draw
+from evaluation.report import axis_of, curves, report
+from evaluation.search import Grids, effect_of, numbers_of, search_settings
+from evaluation.settings import FLAGS, combinations, spelled, swept_options, text
+from evaluation.sweep import networks
+from evaluation.table import Network, Point, Protocol, RefusedError, Table, measure_points
 from limpid.samplers import Churn
 from metrics.one_pass import measure
 from tests.commands.test_fid import error, lines, on_ranks, smooth_images, write
@@ -81,7 +67,7 @@ def test_nothing_to_report():
 
 def test_every_sampler_option_takes_values_of_its_own_type():
     def parse(*options):
-        return click.command(sweep.swept_options(lambda: None)).make_context('x',
+        return click.command(swept_options(lambda: None)).make_context('x',
                                                                              list(options)).params
 
     parsed = parse('--steps=8,16', '--solver=euler,heun', '--rho=7,inf', '--sigmas=80,1,0.1',
@@ -220,7 +206,7 @@ def test_curves_are_named_by_what_varies():
 
 def test_a_picture_shows_the_curves_and_the_rule(tmp_path, monkeypatch):
     """Twelve of fourteen curves are named, the best; the limit is 3 % above the lowest value."""
-    pyplot = sweep.pyplot()
+    pyplot = plots()
     figures = []
     monkeypatch.setattr(pyplot, 'close', figures.append)
     rows = [row(n, 2 + k / n, steps=str(n), rho=str(k)) for k in range(1, 15) for n in (8, 16, 32)]
@@ -410,13 +396,13 @@ def test_a_sweep_goes_on_and_adds_nothing_twice(data, tmp_path, no_clock, monkey
             raise KeyboardInterrupt
         return found
 
-    monkeypatch.setattr('evaluation.judge.measure', killed)
+    monkeypatch.setattr('metrics.judge.measure', killed)
     # click's, for an interrupt
     assert run('sweep', *options, f'--dest={tmp_path / "b"}').exit_code == 1
     assert len(table_of(tmp_path / 'b' / 'sweep.csv')) == 2 and len(drawn) == 2 * 2 * 2 + 2
     [state] = (tmp_path / 'b' / 'state').iterdir()
     assert [p.name for p in state.iterdir()] == ['seeds-0-69']
-    monkeypatch.setattr('evaluation.judge.measure', measure)
+    monkeypatch.setattr('metrics.judge.measure', measure)
     drawn.clear()
     output = lines(run('sweep', *options, f'--dest={tmp_path / "b"}'))
     assert output[0] == 'Points: 4 of 2 x 70 images, measured before: 2'

@@ -17,13 +17,20 @@ from click.testing import CliRunner
 import dataset_tool
 import fid
 import train
-from evaluation.judge import Judge
-from evaluation.while_training import EvalConfig, Evaluation, choose_best, without_a_trace
+from evaluation.while_training import EvalConfig, WhileTraining, choose_best, without_a_trace
 from metrics.definitions import METRICS
+from metrics.judge import Judge
 from metrics.one_pass import measure
 from tests.commands.test_generate import run
 from tests.training.test_resume import start, wait_for
-from tests.training.test_training_loop import CPU, assert_same, digits, small_config, small_pictures, torchrun  # noqa: F401
+from tests.training.test_training_loop import (  # noqa: F401, F811
+    CPU,
+    assert_same,
+    digits,
+    small_config,
+    small_pictures,
+    torchrun,
+)
 from torch_utils import checkpoint
 from training.ema import HalfLife
 from training.state import (
@@ -74,7 +81,7 @@ def tiny(digits, **changes):  # noqa: F811
 def evaluation_of(ref, config, **changes):
     settings = {'interval_nimg': 1000, 'ref': ref, 'metrics': ('fid', 'pr'), 'num': NUM,
                 'detector': 'demo', 'num_steps': 3, **changes}
-    return Evaluation(EvalConfig(**settings), build(config, CPU).ema.net, CPU)
+    return WhileTraining(EvalConfig(**settings), build(config, CPU).ema.net, CPU)
 
 
 def trained(config, folder, evaluation, **options):
@@ -471,19 +478,19 @@ WORKER = '''
 import torch
 import metrics.one_pass, metrics.statistics
 import train
-import evaluation.while_training as judging
+from evaluation.generated import GeneratedImages
 import training.training_loop as loop
 from torch_utils import distributed
 torch.set_num_threads(1)
 metrics.one_pass.CHUNK = metrics.statistics.CHUNK = 16   # so that both ranks have some
 loop.GRID = 2
-inner, batches, asked = loop.training_loop, judging._Interruptible.batches, []
+inner, batches, asked = loop.training_loop, GeneratedImages.batches, []
 def counted(self, parts, device):
     asked.append(1)
     return batches(self, parts, device)
 def stopping_loop(*args):
     return inner(*args[:4], lambda: {stop} and bool(asked) and distributed.get_rank() == 1, *args[5:])
-judging._Interruptible.batches, train.training_loop = counted, stopping_loop
+GeneratedImages.batches, train.training_loop = counted, stopping_loop
 train.main()
 '''
 

@@ -4,7 +4,15 @@ import torch
 from torch import nn
 
 from dnnlib.download import cached_path
-from metrics.dinov2 import PUBLISHED, DINOv2, load_weights, locate, resized, resized_positions, weight_shapes
+from metrics.dinov2 import (
+    PUBLISHED,
+    DINOv2,
+    load_weights,
+    locate,
+    resized,
+    resized_positions,
+    weight_shapes,
+)
 from tests.inception_weights import random_images
 
 

@@ -9,9 +9,11 @@ import pytest
 import scipy.signal
 import torch
 
+from metrics.detectors import DETECTORS, load_detector
 from metrics.distances import frechet_distance
-from metrics.features import DETECTORS, TAPS, DemoDetector, load_detector, weights_digest
+from metrics.features import TAPS, DemoDetector
 from metrics.statistics import CHUNK, Moments, chunks
+from torch_utils.digest import digest_of_tensors
 
 GOLDEN = np.load(Path(__file__).parents[1] / 'golden' / 'fid.npz')
 CASES = json.loads(str(GOLDEN['__meta__']))['cases']
@@ -55,12 +57,12 @@ def test_identity_of_the_demo_detector():
 
 
 def test_digest_depends_on_names_shapes_and_values():
-    a = {'x': np.arange(6, dtype=np.float32), 'y': np.ones([2, 1], np.float32)}
-    same = {'y': a['y'].astype('>f4'), 'x': a['x'].astype(np.float64)}
+    a = {'x': torch.arange(6, dtype=torch.float32), 'y': torch.ones([2, 1])}
+    same = {'y': a['y'].half(), 'x': a['x'].double()}
     others = [{'x': a['x'], 'z': a['y']}, {'x': a['x'].reshape(2, 3), 'y': a['y']},
               {'x': a['x'] + 1, 'y': a['y']}]
-    assert weights_digest(same) == weights_digest(a)
-    assert len({weights_digest(w) for w in [a, *others]}) == 4
+    assert digest_of_tensors(same) == digest_of_tensors(a)
+    assert len({digest_of_tensors(w) for w in [a, *others]}) == 4
 
 
 def test_grey_counts_as_three_equal_channels_and_images_do_not_mix():

@@ -291,7 +291,7 @@ def test_the_command(sets, tmp_path):
 
 
 def test_arrays_choices_and_one_neighbour(sets, tmp_path):
-    """An npz has positions for names; --num takes what random_choice takes; with --among=1 what is
+    """An npz has positions for names; --num takes what random_subset takes; with --among=1 what is
     there twice is missed."""
     result = run(*options((sets[0].parent / 'images.npz', sets[1]), tmp_path, '--xflip',
                           '--among=1', '--num=3', '--seed=0', f'--csv={tmp_path / "x.csv"}'))

@@ -1,4 +1,4 @@
-"""metrics/measure.py and definitions.py: one pass over images, the same bits on any number of ranks
+"""metrics/one_pass.py and definitions.py: one pass over images, the same bits on any number of ranks
 and after kills."""
 
 import json
@@ -10,7 +10,16 @@ import torch
 
 from metrics import definitions
 from metrics import scores as formulas
-from metrics.definitions import METRICS, Reference, check, names_of, needs, needs_of_reference, scores, tap_of
+from metrics.definitions import (
+    METRICS,
+    Reference,
+    check,
+    names_of,
+    needs,
+    needs_of_reference,
+    scores,
+    tap_of,
+)
 from metrics.distances import frechet_distance
 from metrics.features import DemoDetector
 from metrics.one_pass import Measured, Stopped, Wanted, measure

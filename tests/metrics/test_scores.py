@@ -9,7 +9,13 @@ import torch
 
 from metrics import scores
 from metrics.distances import frechet_distance, frechet_distances
-from metrics.scores import density_coverage, frechet_distance_inf, inception_score, kernel_distance, precision_recall
+from metrics.scores import (
+    density_coverage,
+    frechet_distance_inf,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
 from metrics.statistics import Moments
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import flow
 import generate
-from evaluation.judge import digest_of
+from evaluation.generated import digest_of
 from limpid.denoiser import traits
 from limpid.earlier import Ancestral
 from limpid.guidance import Guidance, Guided

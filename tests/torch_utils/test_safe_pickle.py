@@ -18,7 +18,14 @@ import torch
 from checkpoints.read import read_network
 from torch_utils import safe_pickle
 from torch_utils.safe_pickle import ForbiddenError, Record, read_pickle
-from torch_utils.torch_files import CHECKPOINTS, STREAM_START, TENSORS, read_file, rebuild_tensor, tensors_in
+from torch_utils.torch_files import (
+    CHECKPOINTS,
+    STREAM_START,
+    TENSORS,
+    read_file,
+    rebuild_tensor,
+    tensors_in,
+)
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / 'tests' / 'golden' / 'published-ddpmpp-edm.pkl'

@@ -1,0 +1,92 @@
+"""Images that a network generates, as the metrics take them: without a file in between.
+
+    judge(GeneratedImages(net, plan, seeds=range(50000), device=device))
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limpid.denoiser import Counting, Network, traits
+from limpid.guidance import Guided
+from limpid.sampling import Plan
+from limpid.seeds import generate
+from options.network import check_classes
+from torch_utils.digest import digest_of_tensors
+
+
+class GeneratedImages:
+    """The images that a network generates from seeds: the pixels that generate.py would write.
+
+    seeds    one for each image
+    classes  are cycled over the seeds, as generate.py does; None: drawn from the seed
+    rng      where random numbers are drawn, a type of device; None: on `device`
+    batch    images at a time
+    source   the name of the network, for reports
+    stopping is asked before each range of positions; where it says yes, the images end early
+    """
+    lossy = in_subfolders = False
+
+    def __init__(self, net: Network, plan: Plan, seeds: Sequence[int], *, device: torch.device,
+                 classes: Sequence[int] | None = None, rng: str | None = None, batch: int = 64,
+                 source: str = 'a network',
+                 stopping: Callable[[], bool] = lambda: False) -> None:
+        check_classes(classes, traits(net).label_dim)
+        self.net, self.plan, self.seeds, self.classes = net, plan, seeds, classes
+        self.device, self.rng, self.batch, self.source = device, rng, batch, source
+        self.stopping = stopping
+        shape = traits(net).image_shape
+        assert shape is not None, 'a network that was opened tells the shape of its images'
+        self.image_shape = list(shape)
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def fingerprint(self) -> str:
+        """Return a digest of all that the images depend on, where random numbers are drawn too."""
+        classes = None if self.classes is None else list(self.classes)
+        told = (digest_of(self.net), repr(self.plan), _short(self.seeds), classes,
+                self.rng or self.device.type, self.image_shape)
+        return hashlib.sha256(repr(told).encode()).hexdigest()
+
+    def batches(self, parts: Sequence[range], device: torch.device) -> Iterator[Tensor]:
+        for part in parts:
+            if self.stopping():
+                return
+            pieces = [part[i:i + self.batch] for i in range(0, len(part), self.batch)]
+            yield torch.cat([self._generate(piece) for piece in pieces]).to(device)
+
+    def _generate(self, positions: range) -> Tensor:
+        classes = None if self.classes is None else [self.classes[i % len(self.classes)]
+                                                     for i in positions]
+        return generate(self.net, self.plan, [self.seeds[i] for i in positions], classes,
+                        self.device, self.rng)
+
+
+def digest_of(net: Any) -> str:  # noqa: ANN401 (any denoiser)
+    """Return a text that is equal for equal networks.
+
+    It tells the weights, or the data of an ideal denoiser, and how they are used.
+    """
+    if isinstance(net, Counting):
+        return digest_of(net.net)
+    if isinstance(net, Guided):
+        guide = '' if net.guide is None else f' from {digest_of(net.guide)}'
+        return f'{net.guidance!r} of {digest_of(net.net)}{guide}'
+    if isinstance(net, torch.nn.Module):
+        return (f'{type(net).__name__} {getattr(net, "precond", None)!r} '
+                f'{getattr(net, "dtype", None)} {digest_of_tensors(net.state_dict())}')
+    data = hashlib.sha256(net.images.detach().cpu().contiguous().numpy().tobytes())
+    if net.labels is not None:
+        data.update(net.labels.detach().cpu().contiguous().numpy().tobytes())
+    return f'{type(net).__name__} {data.hexdigest()}'
+
+
+def _short(seeds: Sequence[int]) -> str:
+    """Tell seeds in a text that does not grow with their number."""
+    if isinstance(seeds, range):
+        return repr(seeds)
+    return hashlib.sha256(repr(list(seeds)).encode()).hexdigest()

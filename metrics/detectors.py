@@ -1,0 +1,108 @@
+"""Detectors by name, each loaded once for all of its taps, in the precision asked for."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from metrics import dinov2
+from metrics.features import DemoDetector, DINOv2Detector, FeatureExtractor, InceptionDetector
+from metrics.weights import load_weights, locate
+
+PRECISIONS = ('float32', 'tf32', 'float64')
+
+DETECTORS: dict[str, Callable[[torch.device, torch.dtype], FeatureExtractor]] = {
+    'inception': lambda device, dtype: InceptionDetector(load_weights(locate()), device, dtype),
+    'demo': DemoDetector,
+}
+
+
+def load_detector(name: str, device: torch.device,
+                  dtype: torch.dtype = torch.float32) -> FeatureExtractor:
+    """Load the detector of that name, or the Inception network with the weights of that file.
+
+    Raises ValueError where there is none: nothing replaces it silently.
+    """
+    if name in DETECTORS:
+        return DETECTORS[name](device, dtype)
+    if not os.path.isfile(name):
+        raise ValueError(f'detector={name} is neither {" nor ".join(DETECTORS)} nor a file of '
+                         f'Inception weights')
+    return InceptionDetector(load_weights(name), device, dtype)
+
+
+def load_dinov2(device: torch.device, dtype: torch.dtype = torch.float32) -> DINOv2Detector:
+    """Load the network of FD-DINOv2 with weights found on this machine, else raise ValueError."""
+    return DINOv2Detector(dinov2.load_weights(dinov2.locate()), device, dtype)
+
+
+def main_tap(detector: str) -> str:
+    """Return the tap that FID looks at with this detector, a key of TAPS."""
+    return 'demo' if detector == 'demo' else 'pool_3'
+
+
+def load_extractors(taps: Iterable[str], detector: str, device: torch.device,
+                    precision: str = 'float32') -> dict[str, FeatureExtractor]:
+    """Load the networks of these taps, by tap; taps of one network share one.
+
+    `precision` is one of PRECISIONS. Raises ValueError where the device does not have it, and
+    where weights are missing.
+    """
+    if precision == 'tf32' and device.type != 'cuda':
+        raise ValueError(f'precision=tf32 is of CUDA devices, and would have no effect on '
+                         f'{device.type}')
+    if precision == 'float64' and device.type == 'mps':
+        raise ValueError('precision=float64: this device has no float64; use device=cpu')
+    dtype = torch.float64 if precision == 'float64' else torch.float32
+    networks: dict[str, FeatureExtractor] = {}
+    for kind in sorted(set(map(_kind, taps))):
+        if kind == 'dinov2':
+            networks[kind] = load_dinov2(device, dtype)
+        else:
+            networks[kind] = load_detector(detector, device, dtype)
+    if precision == 'tf32':
+        networks = {kind: _TF32(network) for kind, network in networks.items()}
+    return {tap: networks[_kind(tap)] for tap in taps}
+
+
+def distinct(extractors: Iterable[FeatureExtractor]) -> list[FeatureExtractor]:
+    """Return each network once, in order of appearance, however many taps it stands under."""
+    return list({id(extractor): extractor for extractor in extractors}.values())
+
+
+def _kind(tap: str) -> str:
+    """Return 'inception', 'dinov2' or 'demo': taps of one kind come from one network."""
+    return 'inception' if tap in ('pool_3', 'spatial') else tap
+
+
+class _TF32:
+    """A detector that computes in CUDA's TF32; what is around it does not."""
+
+    def __init__(self, extractor: FeatureExtractor) -> None:
+        self.extractor, self.digest = extractor, extractor.digest
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        return self.extractor.taps
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        with _tf32():
+            return self.extractor.features(images)
+
+    def logits(self, pool_3: Tensor) -> Tensor:
+        """Return [B, 1008] in the precision around, as the Inception Score takes it."""
+        assert isinstance(self.extractor, InceptionDetector), 'other detectors have no classes'
+        return self.extractor.logits(pool_3)
+
+
+@contextlib.contextmanager
+def _tf32() -> Iterator[None]:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before

@@ -1,0 +1,65 @@
+"""Images to judge: what the metrics ask of them, and arrays of them in a file."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from metrics.sample_batch import SampleBatch
+from torch_utils.random import random_subset
+
+
+class Images(Protocol):
+    """Images in a fixed order, from a folder, a file, or a network with seeds."""
+    image_shape: list[int]   # C, H, W
+    source: str              # where they come from, for reports
+    lossy: bool              # some were compressed with loss, as by JPEG
+    in_subfolders: bool      # they lie in several folders, as classes often do
+
+    def __len__(self) -> int: ...
+
+    def fingerprint(self) -> str:
+        """Return a text that is equal for equal images."""
+        ...
+
+    def batches(self, parts: Sequence[range], device: torch.device) -> Iterator[Tensor]:
+        """Yield uint8 [len(part), C, H, W] on `device` for each range of positions, which rise.
+
+        Raises ValueError for an image that cannot be read or made. Images that were told to stop
+        may end early.
+        """
+        ...
+
+
+class ArrayImages:
+    """The images of an npz or npy file, such as a sample batch of ADM.
+
+    With `num`, a random subset of that many, chosen by `seed`; all where there are no more.
+    """
+    lossy = in_subfolders = False
+
+    def __init__(self, path: str, num: int | None = None, seed: int = 0) -> None:
+        self.source, self.batch = path, SampleBatch(path)
+        self.image_shape = list(self.batch.image_shape)
+        self._positions, self._choice = None, ''
+        if num is not None and num < len(self.batch):
+            self._positions = random_subset(len(self.batch), num, seed % 2**31)
+            self._choice = f' {num} of seed {seed}'
+
+    def __len__(self) -> int:
+        return len(self.batch) if self._positions is None else len(self._positions)
+
+    def fingerprint(self) -> str:
+        return self.batch.fingerprint() + self._choice
+
+    def name(self, position: int) -> str:
+        """Return the name of an image: an array has positions only."""
+        return str(position)
+
+    def batches(self, parts: Sequence[range], device: torch.device) -> Iterator[Tensor]:
+        for part in parts:
+            chosen: Sequence[int] = part
+            if self._positions is not None:
+                chosen = self._positions[part.start:part.stop].tolist()
+            yield self.batch.images(chosen).to(device)
