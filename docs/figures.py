@@ -21,7 +21,15 @@ from dnnlib.files import atomic_write
 from dnnlib.plots import pyplot
 from limpid.denoiser import Conditioned
 from limpid.ideal import IdealDenoiser, Mixture
-from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule, VESchedule, VPScaling, VPSchedule
+from limpid.schedules import (
+    LinearSchedule,
+    NoScaling,
+    Scaling,
+    Schedule,
+    VESchedule,
+    VPScaling,
+    VPSchedule,
+)
 from limpid.solvers import ProbabilityFlow
 from limpid.steps import EDMSteps
 from torch_utils.random import generator_at

@@ -13,7 +13,14 @@ from limpid.earlier import DDIM, Ancestral, EulerMaruyama, PredictorCorrector
 from limpid.guidance import Guidance, Guided, guided
 from limpid.ideal import Gaussian, IdealDenoiser, Mixture
 from limpid.inversion import decode, encode, interpolate
-from limpid.levels import CosineBetas, DiscreteSchedule, GivenBetas, IDDPMLevels, LinearBetas, ScaledLinearBetas
+from limpid.levels import (
+    CosineBetas,
+    DiscreteSchedule,
+    GivenBetas,
+    IDDPMLevels,
+    LinearBetas,
+    ScaledLinearBetas,
+)
 from limpid.likelihood import bits_per_dim, dequantize, log_likelihood, rademacher
 from limpid.loss import (
     DenoisingLoss,
@@ -31,7 +38,15 @@ from limpid.pixels import from_uint8, to_uint8
 from limpid.preconditioning import EDM, IDDPM, VE, VP, Preconditioner, V
 from limpid.samplers import Angle, Churn, FlowSampler, Sampler
 from limpid.sampling import Plan, plan, sample
-from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule, VESchedule, VPScaling, VPSchedule
+from limpid.schedules import (
+    LinearSchedule,
+    NoScaling,
+    Scaling,
+    Schedule,
+    VESchedule,
+    VPScaling,
+    VPSchedule,
+)
 from limpid.sde import GeneralSDE
 from limpid.seeds import StackedGenerator, generate
 from limpid.solvers import Adams, Euler, Multistep2M, ProbabilityFlow, SecondOrder, Solver

@@ -1,9 +1,8 @@
-"""Samplers that choose their own steps: of the noise levels given, only the highest and the lowest
-count.
+"""Samplers that choose their own steps.
 
-Each image has its own time, its own step and its own error, so that it comes out the same in any
-batch. Images that have arrived are no longer evaluated. The host waits for the device once per
-step, to learn which images these are.
+Of the noise levels given, only the highest and the lowest count. Each image has its own time, its
+own step and its own error, so that it comes out the same in any batch. Images that have arrived are
+no longer evaluated. The host waits for the device once per step, to learn which images these are.
 """
 
 import copy
@@ -23,8 +22,10 @@ from limpid.solvers import ProbabilityFlow
 
 
 class PerImage(Conditioned):
-    """`denoise` at noise levels [B, 1, 1, 1], or at one, [1, 1, 1, 1], of the images `rows` of its
-    batch."""
+    """A conditioned network at a noise level for each image, for the images `rows` of its batch.
+
+    The levels are [B, 1, 1, 1], or [1, 1, 1, 1] for all images at once.
+    """
 
     def __init__(self, denoise: Conditioned, rows: Tensor | None = None) -> None:
         labels = denoise.class_labels
@@ -39,8 +40,8 @@ class PerImage(Conditioned):
 
 
 class Journey:
-    """Which images of a batch are still on their way, what the others have brought, and what it
-    took."""
+    """The images of a batch that are still on their way, the results of the others, and their
+    cost."""
 
     def __init__(self, batch_size: int) -> None:
         self.travelling = list(range(batch_size))   # rows of the batch
@@ -48,12 +49,13 @@ class Journey:
         self.results: tuple[Tensor, ...] = ()
 
     def count(self, evaluations: int) -> None:
+        """Count so many evaluations for each image that is on its way."""
         for row in self.travelling:
             self.evaluations[row] += evaluations
 
     def arrive(self, there: list[bool], results: tuple[Tensor, ...]) -> Tensor:
-        """Keep `results` of the travelling images that are there; returns the indices of the others
-        among them."""
+        """Keep `results` of the travelling images that are there; return the indices of the
+        others."""
         device, batch_size = results[0].device, len(self.evaluations)
         if not self.results:
             self.results = tuple(v.new_empty([batch_size, *v.shape[1:]]) for v in results)
@@ -67,7 +69,10 @@ class Journey:
 
 
 def reached(end: float, t: Tensor, stuck: Tensor, solver: str) -> list[bool]:
-    """Which images are at the end, on the host; ValueError where one can go no further."""
+    """Return for each image whether it has reached `end` (synchronises).
+
+    Raises ValueError when a step falls below rounding.
+    """
     status = torch.where(t > end, 1 + stuck.to(torch.int8), 0).flatten().tolist()
     if 2 in status:
         raise ValueError(f'{solver}: an image needs steps below the rounding of its time; the '
@@ -76,8 +81,10 @@ def reached(end: float, t: Tensor, stuck: Tensor, solver: str) -> list[bool]:
 
 
 def power(x: Tensor, exponent: float) -> Tensor:
-    """x ** exponent for x >= 0. `torch.pow` rounds the last few elements otherwise than the rest,
-    so that an image would depend on its place in the batch."""
+    """x ** exponent for x >= 0, with the same bits at every place in a batch
+
+    `torch.pow` rounds the last few elements of a tensor otherwise than the rest.
+    """
     return (exponent * x.log()).exp()
 
 
@@ -107,18 +114,17 @@ def combine(weights: tuple[float, ...], stages: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class RK45:
-    """The probability flow (Eq. 4) by the Runge–Kutta pair 5(4) of Dormand & Prince, then an Euler
-    step to 0
+    """The probability flow (Eq. 4) by the Runge–Kutta pair 5(4) of Dormand & Prince
 
-    A step is accepted where RMS(error / (atol + rtol max(|x_i|, |x_{i+1}|))) < 1. The first step
-    and the next one are chosen by Hairer, Nørsett & Wanner 1993, Section II.4, with the constants
-    of SciPy's solve_ivp, so that one image takes the steps that solve_ivp would take. (The dashed
-    curves of Figure 2.) NFE: 2 + 6 per step, rejected ones included; the Euler step reuses the last
-    velocity. Time steps: any; only the highest and the lowest noise level count, and N has no
-    effect.
+    An Euler step to 0 follows. A step is accepted where
+    RMS(error / (atol + rtol max(|x_i|, |x_{i+1}|))) < 1. The first step and the next one are chosen
+    by Hairer, Nørsett & Wanner 1993, Section II.4, with the constants of SciPy's solve_ivp, so that
+    one image takes the steps that solve_ivp would take. (The dashed curves of Figure 2.)
+    Evaluations of the network: 2, and 6 per step, rejected ones included; the Euler step reuses the
+    last velocity. Any steps will do, since only the highest and the lowest noise level count.
 
-    original  the whole batch is one system with one step and one error, as in previous work: an
-              image then depends on the images beside it
+    original  whether the whole batch is one system with one step and one error, as in previous
+              work; an image then depends on the images beside it
     """
     rtol: float = 1e-5
     atol: float = 1e-5
@@ -142,8 +148,10 @@ class RK45:
 
     def integrate(self, denoise: Conditioned, x: Tensor, start: float,
                   end: float) -> tuple[Tensor, Tensor, list[int]]:
-        """x at time `start` -> (x, dx/dt) at the earlier `end` > 0, and the evaluations of each
-        image."""
+        """Follow the flow from x at time `start` to the earlier time `end` > 0.
+
+        Returns x, dx/dt and the evaluations of each image.
+        """
         flow, journey = self.flow(denoise), Journey(len(x))
         t = x.new_full([1 if self.original else len(x), 1, 1, 1], start)
         f = flow.velocity(x, t)
@@ -180,14 +188,13 @@ class RK45:
         return ProbabilityFlow(PerImage(denoise, rows), self.schedule, self.scaling)
 
     def norm(self, v: Tensor) -> Tensor:
-        """The root of the mean square of each image, [B, 1, 1, 1], or of the batch, [1, 1, 1,
-        1]."""
+        """Root of the mean square of each image, [B, 1, 1, 1], or of the batch, [1, 1, 1, 1]"""
         mean_square = sum_squares(v) / v[0].numel()
         return (mean_square.mean(dim=0, keepdim=True) if self.original else mean_square).sqrt()
 
     def step(self, flow: ProbabilityFlow, x: Tensor, f: Tensor, t: Tensor,
              t_next: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(x, f) at t -> (x, f) at t_next and the error of the step in units of the tolerance."""
+        """Take (x, f) at t to (x, f) at t_next; return also the error in units of the tolerance."""
         h = t_next - t
         stages, x_stage = [f], x
         for node, weights in zip(NODES, STAGES, strict=True):
@@ -198,8 +205,7 @@ class RK45:
 
     def first_step(self, flow: ProbabilityFlow, x: Tensor, f: Tensor, t: Tensor,
                    end: float) -> Tensor:
-        """h > 0 of the first step, of about the size at which Euler's error is a hundredth of the
-        tolerance."""
+        """Return h > 0 at which Euler's error is about a hundredth of the tolerance."""
         whole = t - end
         scale = self.atol + self.rtol * x.abs()
         d0, d1 = self.norm(x / scale), self.norm(f / scale)
@@ -211,8 +217,10 @@ class RK45:
 
 
 class _LogSchedule:
-    """σ(t) = exp t: Song's VE schedule σ_min (σ_max/σ_min)^t, but for the unit and the origin of
-    time."""
+    """σ(t) = exp t
+
+    This is Song's VE schedule σ_min (σ_max/σ_min)^t, but for the unit and the origin of time.
+    """
 
     def sigma(self, t: Tensor) -> Tensor:
         return t.exp()
@@ -226,15 +234,17 @@ class _LogSchedule:
 
 @dataclass(frozen=True)
 class AdaptiveSDE:
-    """The reverse SDE of VP or VE by pairs of Euler–Maruyama steps, each image with steps of its
-    own
+    """The reverse SDE of VP or VE by pairs of Euler–Maruyama steps, each image with its own steps
 
-    x̃ = x + K_1,  K_1 = −h a(x, t) + √h g(t) z;  K_2 = −h a(x̃, t − h) + √h g(t − h) z;  x <- x +
-    (K_1 + K_2)/2 is accepted where Q = RMS((K_2 − K_1)/2 / max(eps_abs, eps_rel max(|x̃|, |x̃ of
-    the step before|))) <= 1; then h <- min(t − t_end, theta h Q^−exponent). At the lowest noise
-    level x is denoised. (Jolicoeur-Martineau et al. 2021, Algorithm 1; a and g are drift and
-    diffusion of GeneralSDE with β = σ̇/σ.) NFE: 2 per step that was tried, and 1. Time steps: any;
-    only the highest and the lowest noise level count.
+        x̃ = x + K_1,  K_1 = −h a(x, t) + √h g(t) z,  K_2 = −h a(x̃, t − h) + √h g(t − h) z
+        x <- x + (K_1 + K_2)/2  if  Q = RMS((K_2 − K_1)/2 / tolerance) <= 1
+        tolerance = max(eps_abs, eps_rel max(|x̃|, |x̃ of the step before|))
+        h <- min(t − t_end, theta h Q^−exponent)
+
+    (Jolicoeur-Martineau et al. 2021, Algorithm 1; a and g are drift and diffusion of GeneralSDE
+    with β = σ̇/σ.) At the lowest noise level x is denoised. Evaluations of the network: 2 per step
+    that was tried, and 1. Any steps will do, since only the highest and the lowest noise level
+    count.
 
     sde      'vp', in the scaled frame from N(0, I), or 've', in which σ falls geometrically with
              time
@@ -270,7 +280,7 @@ class AdaptiveSDE:
 
     def integrate(self, sde: GeneralSDE, denoise: Conditioned, x: Tensor, start: float, end: float,
                   randn_like: RandnLike, journey: Journey) -> Tensor:
-        """x at time `start` -> x at the earlier `end`."""
+        """Follow the reverse SDE from x at time `start` to the earlier time `end`."""
         batch, part = x, PerImage(denoise)
         t = x.new_full([len(x), 1, 1, 1], start)
         h, x_tilde = self.h_init * (t - end), x

@@ -17,10 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from limpid.pixels import to_uint8
-from limpid.preconditioning import IDDPM, Preconditioner, V, check_finite, unit_coefficients, unit_scale
+from limpid.preconditioning import (
+    IDDPM,
+    Preconditioner,
+    V,
+    check_finite,
+    unit_coefficients,
+    unit_scale,
+)
 from limpid.steps import DiscreteSteps, Steps
 
-# net(x, sigma, class_labels, **conditions) -> D, or (D, F_var) where a learned variance is asked for
+# net(x, sigma, class_labels, **conditions) -> D, or (D, F_var) where a learned variance is asked
+# for
 Network = Callable[..., Any]
 
 
@@ -90,7 +98,8 @@ class Conditioned:
     @property
     def unit_scale(self) -> float:
         """d of the unit variable; 1 for a network that has none of its own."""
-        return 1.0 if self.traits.unit_scale is None else self.traits.unit_scale
+        d = self.traits.unit_scale
+        return 1.0 if d is None else d
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return D(x; σ) in the precision of x; sigma is [] on the CPU, or [B] beside x."""
@@ -144,8 +153,7 @@ class Conditioned:
 
         σ_0 ≥ … ≥ σ_{N−1} are float64 on the CPU, rounded to levels of the network if it has such.
         """
-        sigmas = self.nearest(steps.sigmas(num_steps, self.traits.sigma_min,
-                                           self.traits.sigma_max))
+        sigmas = self.nearest(steps.sigmas(num_steps, self.traits.sigma_min, self.traits.sigma_max))
         return nn.functional.pad(sigmas, (0, 1))
 
 
@@ -192,7 +200,7 @@ class Denoiser(nn.Module):
     def precond(self) -> Preconditioner:
         """The preconditioner, with the levels of the buffer u if there is one."""
         if isinstance(self._precond, IDDPM):
-            return replace(self._precond, table=self.u)
+            return replace(self._precond, table=self.get_buffer('u'))
         return self._precond
 
     @property

@@ -23,10 +23,9 @@ from limpid.unit import Level, change_of_scale
 
 
 def vp_through(sigmas: Tensor) -> VPSchedule:
-    """The VP schedule with σ(1) = σ_0 and σ(0.001) = σ_{N−1}, or that of Song where there is none.
+    """Return the VP schedule with σ(1) = σ_0 and σ(0.001) = σ_{N−1}, or Song's where there is none.
 
-    Any VP schedule solves the same SDE in another time: what matters is that it has the given
-    levels.
+    Any VP schedule solves the same SDE in another time: it only must have the given levels.
     """
     try:
         return VPSchedule.through(float(sigmas[-2]), float(sigmas[0]))
@@ -36,17 +35,17 @@ def vp_through(sigmas: Tensor) -> VPSchedule:
 
 @dataclass(frozen=True)
 class EulerMaruyama:
-    """x_{i+1} = x_i + h β(t_i) (x_i/2 + score) + √(h β(t_i)) ξ,  score = (s D(x_i/s; σ) − x_i)/(s²
-    σ²)
+    """x_{i+1} = x_i + h β(t_i) (x_i/2 + score) + √(h β(t_i)) ξ,
+    score = (s D(x_i/s; σ) − x_i)/(s² σ²)
 
     The sampler of the VP SDE, in the scaled frame: s = 1/√(1 + σ²), x_0 ~ N(0, I). The last step
-    adds no noise. (Song et al. 2021; Figure 4a; Appendix C.1.) NFE: N. Time steps: VPSteps, or any
-    other.
+    adds no noise. (Song et al. 2021; Figure 4a; Appendix C.1.) Evaluations of the network: N. It
+    was made for VPSteps; any others will do.
 
     schedule       None: the VP schedule through the noise range of the steps
     deterministic  half the score and no noise: the flow by Euler's method (Figure 2a)
     original       h = 1/N at every step, although the t_i are spaced by (1 − ε_s)/(N − 1) and the
-                   last step, to 0, is shorter. Needs time steps that are uniform in t: VPSteps.
+                   last step, to 0, is shorter. Needs steps that are uniform in t: VPSteps
     """
     schedule: VPSchedule | None = None
     deterministic: bool = False
@@ -79,7 +78,7 @@ CORRECTORS = ('langevin', 'ald', 'none')
 
 @dataclass(frozen=True)
 class PredictorCorrector:
-    """At every noise level a = σ_i, on the way to b = σ_{i+1}: Langevin steps, then one step to b
+    """Langevin steps at every noise level a = σ_i, and then one step to b = σ_{i+1}
 
     x_0 ~ N(0, a_0² s² I); the score is g = (D(x/s; a) − x/s)/(s a²), and α = (s_a/s_b)² (1 for VE).
       langevin   x <- x + e g + √(2e) z,  e = 2α (snr ‖z‖/‖g‖)²
@@ -90,13 +89,13 @@ class PredictorCorrector:
       probability-flow    reverse-diffusion with half the score and no noise
     The last predictor adds no noise. (Song et al. 2021; Figure 4b; Appendix C.2.) With
     corrector='none', probability-flow is the original deterministic sampler of Figure 2b: Euler's
-    method with σ = √t. NFE: N (1 + corrector_steps), or N without a corrector. Time steps: VESteps,
-    or any other.
+    method with σ = √t. Evaluations of the network: N (1 + corrector_steps), or N without a
+    corrector. It was made for VESteps; any others will do.
 
-    snr       called r in the paper
+    snr       signal-to-noise ratio of the corrector, called r in the paper
     scaling   none is the VE SDE, vp the VP SDE
-    original  ‖z‖ and ‖g‖ are averaged over the batch. Otherwise each image has its own, so that it
-              does not depend on the images beside it.
+    original  whether ‖z‖ and ‖g‖ are averaged over the batch. Otherwise each image has its own, and
+              does not depend on the images beside it
     """
     snr: float = 0.16
     predictor: str = 'reverse-diffusion'
@@ -125,7 +124,7 @@ class PredictorCorrector:
         return x
 
     def correct(self, denoise: Conditioned, x: Tensor, a: Tensor, b: Tensor, z: Tensor) -> Tensor:
-        """One Langevin step at noise level a."""
+        """Take one Langevin step at noise level a."""
         s = self.scaling.s(a)
         g = (denoise(x / s, a) - x / s) / (s * a**2)
         alpha = (s / self.scaling.s(b)) ** 2
@@ -139,7 +138,7 @@ class PredictorCorrector:
         return x + e * g + (2 * e).sqrt() * z
 
     def predict(self, x: Tensor, D: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean of x at noise level b, and the standard deviation of the noise to add."""
+        """Return the mean of x at noise level b, and the standard deviation of the noise to add."""
         s_a, s_b = self.scaling.s(a), self.scaling.s(b)
         q = (b / a) ** 2
         towards = (1 - q) * (D - x / s_a)   # (a² − b²) times the score of x/s
@@ -163,18 +162,18 @@ VARIANCES = ('learned', 'small', 'large')
 
 @dataclass(frozen=True)
 class Ancestral:
-    """z′ = a′ (1 − r) D/d + (a/a′) (b′/b)² z + (a′/d) w ξ,  r = (σ′/σ)²,  from σ = σ_i to σ′ =
-    σ_{i+1};  z_N = D/d
+    """z′ = a′ (1 − r) D/d + (a/a′) (b′/b)² z + (a′/d) w ξ,  r = (σ′/σ)²,  from σ to σ′;  z_N = D/d
 
-    In the unscaled frame x′ = D + r (x − D) + w ξ. The reverse Markov chain of DDPM and iDDPM (Ho
-    et al. 2020; Nichol & Dhariwal 2021; Figure 4c; Lin et al. 2023, Eq. 20), as any noise levels
-    allow it. x_0 ~ N(0, (1 + σ_0²) I), the N(0, I) of the VP frame. A level that repeats is passed
-    over. NFE: N. Time steps: IDDPMSteps, DiscreteSteps, or any other. (The ancestral predictor of
-    Song et al. 2021 is 'small' for VE and 'large' for VP.)
+    In the unscaled frame this is x′ = D + r (x − D) + w ξ: the reverse Markov chain of DDPM and
+    iDDPM (Ho et al. 2020; Nichol & Dhariwal 2021; Figure 4c; Lin et al. 2023, Eq. 20), for any
+    noise levels. x_0 ~ N(0, (1 + σ_0²) I), which is N(0, I) in the VP frame. A level that repeats
+    is passed over. Evaluations of the network: N. It was made for IDDPMSteps and DiscreteSteps; any
+    others will do. (The ancestral predictor of Song et al. 2021 is 'small' for VE and 'large' for
+    VP.)
 
     variance  ln w² = ν ln w_hi² + (1 − ν) ln w_lo² (see posterior_variances); 'small' is ν = 0,
               'large' ν = 1, and 'learned' is ν = (F_var + 1)/2 from the network's variance channels
-    clip      D is clipped to [−1, 1]
+    clip      whether D is clipped to [−1, 1]
     """
     from_infinity: ClassVar[bool] = True
     variance: str = 'learned'
@@ -210,16 +209,16 @@ class Ancestral:
 
 @dataclass(frozen=True)
 class DDIM:
-    """z′ = a′ D/d + √(b′² − w²) e + w ξ,  e = (z − a D/d)/b,  w = η b′ √(1 − (σ′/σ)²),  from σ =
-    σ_i to σ′ = σ_{i+1}
+    """z′ = a′ D/d + √(b′² − w²) e + w ξ,  e = (z − a D/d)/b,  w = η b′ √(1 − (σ′/σ)²),  from σ to
+    σ′
 
-    (Song, Meng & Ermon 2021, Eq. 12 and 16; Lin et al. 2023, Eq. 21 and 22.) x_0 ~ N(0, σ_0² I). η
-    = 0 is Euler's method in σ, a rotation of (z, v) by the difference of angles, and draws no
-    noise; η = 1 is Ancestral with the small variance. NFE: N. Time steps: IDDPMSteps,
-    DiscreteSteps, or any other.
+    (Song, Meng & Ermon 2021, Eq. 12 and 16; Lin et al. 2023, Eq. 21 and 22.) x_0 ~ N(0, σ_0² I).
+    η = 0 is Euler's method in σ, a rotation of (z, v) by the difference of angles, and draws no
+    noise; η = 1 is Ancestral with the small variance. Evaluations of the network: N. It was made
+    for IDDPMSteps and DiscreteSteps; any others will do.
 
     eta   η in [0, 1]
-    clip  D is clipped to [−1, 1], and e computed from the clipped D
+    clip  whether D is clipped to [−1, 1], and e computed from the clipped D
     """
     from_infinity: ClassVar[bool] = True
     eta: float = 0.0

@@ -29,15 +29,15 @@ GUIDED_BELOW = 'With an interval of guidance (0, HI) the guide is asked up to HI
 
 @dataclass(frozen=True)
 class Guidance:
-    """How strongly a denoiser is led away from its reference, and where.
+    """The strength with which a denoiser is led away from its reference, and where.
 
     weight    w in D_ref + w (D_pos − D_ref)        (Eq. 13); 1 is no guidance, 0 the reference
               alone
     rescale   φ in [0, 1]: how far each image's standard deviation goes back to that of D_pos, in
               `space` (Eq. 16); the paper uses 0.7 with w = 7.5
-    space     'v', what the paper's networks predict, 'x0', the denoised image, or 'eps', the noise
-    interval  the lowest and the highest noise level with guidance, both included; outside, D =
-              D_pos without a second evaluation
+    space     'v', which the paper's networks predict, 'x0', the denoised image, or 'eps', the noise
+    interval  the lowest and the highest noise level with guidance, both included; outside of it
+              D = D_pos, without a second evaluation
     """
     weight: float = 1.0
     rescale: float = 0.0
@@ -56,8 +56,11 @@ class Guidance:
                              f'the highest, not {lowest:g}, {highest:g}')
 
     def acts_at(self, sigma: Tensor) -> Tensor | bool:
-        """Whether σ lies in the interval: for all images at once, if that is known without waiting
-        for a GPU."""
+        """Return whether σ lies in the interval.
+
+        The answer is one bool for all images if that is known without waiting for a GPU, else a
+        tensor.
+        """
         lowest, highest = self.interval
         if (lowest, highest) == (0, math.inf):
             return True
@@ -70,12 +73,12 @@ class Guidance:
 
 
 def guided(net: Network, guidance: Guidance, guide: Network | None = None) -> Network:
-    """`net` led away from a reference; `net` itself where there is nothing to do (w = 1).
+    """Lead `net` away from a reference; return `net` itself where there is nothing to do (w = 1).
 
     Without `guide` the reference is `net` with its labels zeroed: one call with twice the images.
-    With it (autoguidance), `guide` with the same labels, or with none if it is unconditional.
-    Raises ValueError for an unconditional network without a guide, and for a guide of other images
-    or classes.
+    With a guide (autoguidance), it is `guide` with the same labels, or with none if it is
+    unconditional. Raises ValueError for an unconditional network without a guide, and for a guide
+    of other images or classes.
     """
     return net if guidance.weight == 1 else Guided(net, guidance, guide)
 
@@ -98,7 +101,7 @@ class Guided:
 
     @property
     def traits(self) -> Traits:
-        """Those of the network, within what the guide supports wherever it is asked."""
+        """The traits of the network, within what the guide supports wherever it is asked."""
         # With a single σ on the CPU the interval costs neither waiting nor evaluations.
         told = replace(traits(self.net), sigma_from_cpu=True)
         if self.guide is None:
@@ -133,10 +136,10 @@ class Guided:
 
     def _answers(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None,
                  conditions: dict[str, Any]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """D_pos, D_ref, and what the network answers beside D_pos."""
+        """Return D_pos, D_ref, and what the network answers beside D_pos."""
         if self.guide is not None:
             D_pos, *more = _as_tuple(self.net(x, sigma, class_labels, **conditions))
-            return D_pos, self._ask_guide(x, sigma, class_labels, conditions), more
+            return D_pos, self._ask(self.guide, x, sigma, class_labels, conditions), more
         if class_labels is None:
             raise ValueError('guidance needs class labels, or a guide')
         labels = class_labels.reshape(-1, class_labels.shape[-1]).expand(len(x), -1)
@@ -146,36 +149,42 @@ class Guided:
         D_pos, D_ref = D.chunk(2)
         return D_pos, D_ref, [other[:len(x)] for other in more]
 
-    def _ask_guide(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None,
-                   conditions: dict[str, Any]) -> Tensor:
+    def _ask(self, guide: Network, x: Tensor, sigma: Tensor, class_labels: Tensor | None,
+             conditions: dict[str, Any]) -> Tensor:
+        """Return D of the guide, in its own unit variable, without labels if it knows none."""
         if conditions.get('unit', False):
-            x = x * change_of_scale(_column(sigma, x), traits(self.net).unit_scale,
-                                    traits(self.guide).unit_scale)
-        labels = None if traits(self.guide).label_dim == 0 else class_labels
-        return self.guide(x, sigma, labels, **{k: v for k, v in conditions.items()
-                                               if k != 'return_variance'})
+            x = x * change_of_scale(_column(sigma, x), _unit_scale(self.net), _unit_scale(guide))
+        labels = None if traits(guide).label_dim == 0 else class_labels
+        understood = {k: v for k, v in conditions.items() if k != 'return_variance'}
+        D: Tensor = guide(x, sigma, labels, **understood)
+        return D
 
     def _anchor(self, x: Tensor, sigma: Tensor, unit: bool) -> Tensor | float:
-        """m for which D − m is, but for a factor of each σ, v = (a z − D/d)/b, x0 = D or ε = (x −
-        D)/σ.
+        """Return m for which D − m is v, x0 or ε but for a factor that depends on σ alone.
 
-        That is c_skip x with c_skip = d²/(σ² + d²) = a², 0 and x. With `unit`, x is z = a x/d.
+        With v = (a z − D/d)/b, x0 = D and ε = (x − D)/σ, m is c_skip x with c_skip = d²/(σ² + d²) =
+        a², 0 and x. With `unit`, x is z = a x/d.
         """
         if self.guidance.space == 'x0':
             return 0.0
-        d = traits(self.net).unit_scale
-        d = 1.0 if d is None else d
+        d = _unit_scale(self.net)
         a = Level.of_sigma(sigma, d).a
         if self.guidance.space == 'v':
             return (d * a if unit else a**2) * x
         return d / a * x if unit else x
 
 
+def _unit_scale(net: Network) -> float:
+    """d of the unit variable; 1 for a network that has none of its own"""
+    d = traits(net).unit_scale
+    return 1.0 if d is None else d
+
+
 def rescaled(D: Tensor, D_pos: Tensor, anchor: Tensor | float, phi: float) -> Tensor:
     """v <- φ v std(v_pos)/std(v) + (1 − φ) v  for v = D − anchor        (Eq. 14 to 16)
 
-    The standard deviation is that of each image. Where v does not vary, or is not finite (ε at σ =
-    ∞, which is the input itself), there is nothing to rescale: D stays.
+    The standard deviation is that of each image. Where v does not vary, or is not finite (ε at
+    σ = ∞, which is the input itself), there is nothing to rescale, and D stays.
     """
     v = D - anchor
     spread, spread_pos = _spread(torch.cat([v, D_pos - anchor])).chunk(2)
@@ -185,19 +194,21 @@ def rescaled(D: Tensor, D_pos: Tensor, anchor: Tensor | float, phi: float) -> Te
 
 
 def _spread(v: Tensor) -> Tensor:
-    """√Σ (v − mean)² of each image, the standard deviation but for √(n − 1): [B, ...] -> [B, 1, 1,
-    1]"""
+    """√Σ (v − mean)² of each image: [B, ...] -> [B, 1, 1, 1]
+
+    This is the standard deviation times √(n − 1).
+    """
     return sum_squares(v - image_sum(v) / v[0].numel()).sqrt()
 
 
 def _column(values: Tensor, x: Tensor) -> Tensor:
-    """[], [B] or [B, 1, 1, 1] in a shape that broadcasts against x."""
+    """Reshape [], [B] or [B, 1, 1, 1] so that it broadcasts against x."""
     return values.reshape(-1, *[1] * (x.ndim - 1)) if values.ndim else values
 
 
 def _twice(value: Any) -> Any:  # noqa: ANN401 (any condition)
-    """What is given for each image, for two copies of the batch; what is given once for all, as it
-    is."""
+    """Repeat what is given for each image, for two copies of the batch; leave alone what is given
+    once."""
     per_image = isinstance(value, Tensor) and value.ndim > 0 and len(value) > 1
     return torch.cat([value, value]) if per_image else value
 

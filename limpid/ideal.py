@@ -1,8 +1,7 @@
-"""Denoisers whose answers are known exactly: of data sets (Eq. 57), Gaussians and mixtures.
+"""Denoisers whose answers are known exactly: those of data sets (Eq. 57), Gaussians and mixtures.
 
     net = IdealDenoiser(images)                        # images [N, C, H, W] in [-1, 1]
-    images = sample(net, torch.randn(4, 1, 16, 16))    # draws from that set: what a perfect network
-    would do
+    images = sample(net, torch.randn(4, 1, 16, 16))    # what a perfect network would draw
 
 They are called like networks, net(x, sigma, class_labels), with sigma [] or [B]. They compute in
 float64 and answer in the precision of x. With unit=True, x is the unit variable x/√(σ² + 1), and σ
@@ -30,17 +29,18 @@ INFINITE = 1e100   # a σ that float64 cannot tell from ∞ here, but can comput
 
 
 class IdealDenoiser:
-    """D(x; σ) = Σ_i p_i y_i,  p = softmax_i(−‖x − y_i‖² / 2σ²): the optimum of denoising for a data
-    set   (Eq. 57)
+    """D(x; σ) = Σ_i p_i y_i,  p = softmax_i(−‖x − y_i‖² / 2σ²)        (Eq. 57)
 
-    images   [N, C, H, W], floating point, usually in [-1, 1], on the device where the work is done.
+    This is the optimum of denoising for a data set.
+
+    images   [N, C, H, W], floating point, usually in [-1, 1], on the device where the work is done
     labels   one-hot [N, L], or None. Then `class_labels` of a call restrict the data to that class;
-             a row of zeros, like no labels at all, stands for the whole set.
+             a row of zeros, like no labels at all, stands for the whole set
 
     Both limits are exact: at σ = 0 D is the nearest image (the mean of several at the same
     distance), at σ = ∞ the mean of all. D is differentiable in x. An image's result does not depend
-    on its batch, not in the last bit: it always takes part in matrix products of the same shape.
-    Raises ValueError for shapes that do not fit, and for a class without images.
+    on its batch, not even in the last bit: it always takes part in matrix products of the same
+    shape. Raises ValueError for shapes that do not fit, and for a class without images.
     """
     def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
         if images.ndim != 4 or not images.is_floating_point() or images.numel() == 0:
@@ -62,8 +62,10 @@ class IdealDenoiser:
 
     def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None,
                  unit: bool = False) -> Tensor:
-        """x [B, C, H, W], sigma [] or [B], class_labels one-hot [B or 1, L] or None -> D [B, C, H,
-        W]"""
+        """Return D [B, C, H, W] for x [B, C, H, W] at noise levels sigma [] or [B].
+
+        class_labels are one-hot [B or 1, L], or None.
+        """
         if unit:
             return self(_unscaled(x, sigma), sigma, class_labels).to(_like(x))
         _, total, weighted = self._sums(*self._rows(x, sigma), self._classes(class_labels, len(x)))
@@ -71,22 +73,25 @@ class IdealDenoiser:
         return D.reshape(x.shape).to(_like(x))
 
     def log_prob(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """ln p(x; σ), [B] float64 in nats, of the data with noise of σ > 0 (of the class, where one
-        is given)."""
+        """ln p(x; σ), [B] float64 in nats, for σ > 0
+
+        This is the density of the data (of the class, where one is given) with noise of that level.
+        """
         x, sigma = self._rows(x, sigma)
         classes = self._classes(class_labels, len(x))
         best, total, _ = self._sums(x, sigma, classes)
         count = len(self.images) if classes is None else self._counts(classes)
         nearest = (best - row_sums(x**2) / 2) / sigma**2
-        return nearest + (total[:, 0] / count).log() - x.shape[1] / 2 * (2 * math.pi
-                                                                         * sigma**2).log()
+        return (
+            nearest + (total[:, 0] / count).log() - x.shape[1] / 2 * (2 * math.pi * sigma**2).log()
+        )
 
     def score(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """∇_x ln p(x; σ) = (D(x; σ) − x)/σ²        (Eq. 3)"""
         return (self(x, sigma, class_labels) - x) / _beside(x, sigma) ** 2
 
     def _rows(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """x without the mean, [B, n], and σ, [B]: float64, beside the data."""
+        """Return x without the mean, [B, n], and σ, [B]: float64, beside the data."""
         if x.shape[1:] != self.images.shape[1:]:
             raise ValueError(f'images of shape {list(x.shape[1:])} given to the ideal denoiser of '
                              f'images of shape {list(self.images.shape[1:])}')
@@ -96,10 +101,11 @@ class IdealDenoiser:
         return torch.where(sigma.isinf()[:, None], 0, rows - self.mean), sigma
 
     def _classes(self, class_labels: Tensor | None, batch: int) -> Tensor | None:
-        """One-hot labels, with ones throughout for all classes: [B, L] float64."""
+        """Return one-hot labels, with ones throughout for all classes: [B, L] float64."""
         if class_labels is None or not self.traits.label_dim:
             return None
-        if list(class_labels.shape) not in ([batch, self.traits.label_dim], [1, self.traits.label_dim]):
+        if list(class_labels.shape) not in ([batch, self.traits.label_dim],
+                                            [1, self.traits.label_dim]):
             raise ValueError(f'class_labels must be [{batch}, {self.traits.label_dim}], not '
                              f'{list(class_labels.shape)}')
         classes = class_labels.to(self.images.device, f64).expand(batch, -1)
@@ -117,17 +123,22 @@ class IdealDenoiser:
         return range(0, len(self.images), self._block)
 
     def _prepare(self, start: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Images without the mean [K, n], half of their squared norms [K] and their labels [K, L]:
-        float64."""
+        """Return images without the mean [K, n], half of their squared norms [K], their labels [K,
+        L]."""
         y = self.images[start:start + self._block].to(f64).flatten(1) - self.mean
-        return y, (y**2).sum(dim=1) / 2, None if self.labels is None else self.labels[start:start
-                                                                                      + self._block]
+        return (
+            y,
+            (y**2).sum(dim=1) / 2,
+            None if self.labels is None else self.labels[start : start + self._block],
+        )
 
-    def _sums(self, x: Tensor, sigma: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor,
-                                                                               Tensor]:
+    def _sums(
+        self, x: Tensor, sigma: Tensor, classes: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """best = max_i a_i [B],  Σ_i w_i [B, 1],  Σ_i w_i y_i [B, n],  w_i = exp((a_i − best)/σ²)
 
-        with a_i = ⟨x, y_i⟩ − ‖y_i‖²/2, which differs from −‖x − y_i‖²/2 by what all i share.
+        Here a_i = ⟨x, y_i⟩ − ‖y_i‖²/2, which differs from −‖x − y_i‖²/2 by the same amount for all
+        i.
         """
         padding = -len(x) % ROWS
         x = torch.nn.functional.pad(x, (0, 0, 0, padding))
@@ -138,8 +149,11 @@ class IdealDenoiser:
         state = [_nothing(x[i:i + ROWS]) for i in blocks]
         for y, half_norms, labels in self._kept or map(self._prepare, self._starts()):
             for j, i in enumerate(blocks):
-                allowed = None if classes is None or labels is None else classes[i:i
-                                                                                 + ROWS] @ labels.T > 0
+                allowed = (
+                    None
+                    if classes is None or labels is None
+                    else classes[i : i + ROWS] @ labels.T > 0
+                )
                 state[j] = _add(state[j], x[i:i + ROWS], sigma[i:i + ROWS, None], y, half_norms,
                                 allowed)
         best, total, weighted = (torch.cat(parts)[:len(x) - padding]
@@ -156,8 +170,7 @@ def _nothing(x: Tensor) -> Sums:
 
 def _add(sums: Sums, x: Tensor, sigma: Tensor, y: Tensor, half_norms: Tensor,
          allowed: Tensor | None) -> Sums:
-    """The sums with the images y [K, n] added: earlier weights shrink where a nearer image turns
-    up."""
+    """Add the images y [K, n] to the sums; earlier weights shrink where a nearer image turns up."""
     best, total, weighted = sums
     a = x @ y.T - half_norms
     masked = a if allowed is None else a.masked_fill(~allowed, -math.inf)
@@ -172,7 +185,7 @@ def _add(sums: Sums, x: Tensor, sigma: Tensor, y: Tensor, half_norms: Tensor,
 
 
 def _weight(distance: Tensor, sigma: Tensor, tie: Tensor) -> Tensor:
-    """exp(distance/σ²); at σ = 0, 1 where the distance is 0 but for rounding, else 0."""
+    """exp(distance/σ²); at σ = 0 it is 1 where the distance is 0 but for rounding, else 0."""
     precision = sigma**-2
     sharp = precision.isinf()
     smooth = (distance * torch.where(sharp, 0, precision)).exp()
@@ -187,10 +200,10 @@ def _is_one_hot(labels: Tensor, count: int) -> bool:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Data N(μ, c²) in every element; μ and c are numbers, or tensors that broadcast to [B, C, H,
-    W].
+    """The denoiser of data N(μ, c²) in every element.
 
-    With μ = c = 0, log_prob is the density of pure noise.
+    μ and c are numbers, or tensors that broadcast to [B, C, H, W]. With μ = c = 0, log_prob is the
+    density of pure noise.
     """
     traits: ClassVar[Traits] = Traits(unit_scale=1.0)
     mu: Tensor | float = 0.0
@@ -198,8 +211,8 @@ class Gaussian:
 
     def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None,
                  unit: bool = False) -> Tensor:
-        """D = (c² x + σ² μ)/(c² + σ²), in a form that holds for σ from 0 to ∞ (not for c = σ =
-        0)"""
+        """D = (c² x + σ² μ)/(c² + σ²), in a form that holds for σ from 0 to ∞, but not for c = σ =
+        0"""
         if unit:
             return self(_unscaled(x, sigma), sigma).to(_like(x))
         mu, c = self._parameters(x)
@@ -207,8 +220,10 @@ class Gaussian:
         return (mu + torch.where(share == 0, 0, share * (x.to(f64) - mu))).to(_like(x))
 
     def flow(self, x: Tensor, sigma_from: Tensor | float, sigma_to: Tensor | float) -> Tensor:
-        """x(σ′) = μ + (x(σ) − μ) √((c² + σ′²)/(c² + σ²)): where the probability flow (s = 1)
-        carries x."""
+        """x(σ′) = μ + (x(σ) − μ) √((c² + σ′²)/(c² + σ²))
+
+        This is where the probability flow (s = 1) carries x.
+        """
         mu, c = self._parameters(x)
         ratio = torch.hypot(c, _beside(x, sigma_to)) / torch.hypot(c, _beside(x, sigma_from))
         return (mu + (x.to(f64) - mu) * ratio).to(_like(x))
@@ -227,11 +242,12 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Data Σ_k w_k N(μ_k, c_k² I).
+    """The denoiser of data Σ_k w_k N(μ_k, c_k² I).
 
-    weights [K], of any sum; means [K]: every element is drawn on its own from a mixture of numbers,
-    or [K, C, H, W]: a whole image belongs to one component; stds [K], where 0 makes a point (a
-    Dirac).
+    weights  [K], of any sum
+    means    [K]: every element is drawn on its own from a mixture of numbers; or [K, C, H, W]: a
+             whole image belongs to one component
+    stds     [K], where 0 makes a point (a Dirac)
     """
     traits: ClassVar[Traits] = Traits(unit_scale=1.0)
     weights: Tensor
@@ -263,11 +279,12 @@ class Mixture:
         return row_sums(logits.logsumexp(dim=1).reshape(len(x), -1))
 
     def flow(self, x: Tensor, sigma_from: Tensor | float, sigma_to: Tensor | float) -> Tensor:
-        """Where the probability flow (s = 1) carries x: it keeps quantiles, F(x′; σ′) = F(x; σ).
+        """Return where the probability flow (s = 1) carries x: it keeps quantiles, F(x′; σ′) = F(x;
+        σ).
 
-        For means [K] only. F = Σ_k w_k Φ((x − μ_k)/√(c_k² + σ²)) is inverted by bisection: x′ lies
-        between the places to which the components, each alone, would carry x. Above the median the
-        upper tail takes the place of F, so that no digits are lost to 1 − F.
+        This works for means [K] only. F = Σ_k w_k Φ((x − μ_k)/√(c_k² + σ²)) is inverted by
+        bisection: x′ lies between the places to which the components, each alone, would carry x.
+        Above the median the upper tail takes the place of F, so that no digits are lost to 1 − F.
         """
         if self.means.ndim != 1:
             raise ValueError('the flow is known for mixtures of numbers, means [K], only')
@@ -293,13 +310,16 @@ class Mixture:
             low, high = torch.where(too_low, middle, low), torch.where(too_low, high, middle)
         return ((low + high) / 2).to(_like(x))
 
-    def _components(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor, Tensor,
-                                                                     Tensor]:
-        """x as rows [R, d] of what is drawn at once, c² + σ² [R, K], μ [K, d], ln w_k N(x; …) [R,
-        K]."""
-        means = self._of(x, self.means).flatten(1) if self.means.ndim > 1 else self._of(x,
-                                                                                        self.means)[
-                                                                                            :, None]
+    def _components(
+        self, x: Tensor, sigma: Tensor | float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return x as rows [R, d] of what is drawn at once, c² + σ² [R, K], μ [K, d], ln w_k N(x;
+        …) [R, K]."""
+        means = (
+            self._of(x, self.means).flatten(1)
+            if self.means.ndim > 1
+            else self._of(x, self.means)[:, None]
+        )
         d = means.shape[1]
         rows = x.to(f64).reshape(-1, d)
         sigma = _beside(x, sigma).expand(len(x), *[1] * (x.ndim - 1)).reshape(-1)
@@ -307,9 +327,11 @@ class Mixture:
         variances = self._of(x, self.stds) ** 2 + sigma**2
         squares = (rows[:, None] - means).square().sum(dim=2)
         weights = self._of(x, self.weights)
-        logits = (weights / weights.sum()).log() - d / 2 * (2 * math.pi
-                                                            * variances).log() - squares / (2
-                                                                                            * variances)
+        logits = (
+            (weights / weights.sum()).log()
+            - d / 2 * (2 * math.pi * variances).log()
+            - squares / (2 * variances)
+        )
         return rows, variances, means, logits
 
     @staticmethod
@@ -324,7 +346,7 @@ def _unscaled(z: Tensor, sigma: Tensor | float) -> Tensor:
 
 
 def _beside(x: Tensor, sigma: Tensor | float) -> Tensor:
-    """σ as float64 of a shape that broadcasts against x: [] or [B, 1, ...]."""
+    """Return σ as float64 of a shape that broadcasts against x: [] or [B, 1, ...]."""
     sigma = torch.as_tensor(sigma, dtype=f64, device=x.device)
     return sigma.reshape(-1, *[1] * (x.ndim - 1)) if sigma.ndim else sigma
 

@@ -1,14 +1,13 @@
-"""The probability flow run backwards: images to latents, paths between latents, and likelihoods.
+"""The probability flow in both directions: images to latents, and paths between latents.
 
     denoise = Conditioned(net, class_labels)
     sigmas = denoise.levels(EDMSteps(), num_steps=128)
     latents = encode(denoise, images, sigmas)
     images_again = decode(denoise, latents, sigmas)
-    log_p = log_likelihood(denoise, images, sigmas, rademacher(images, generator))
 
 An image is taken for x at the lowest noise level σ_min: the flow has no beginning at σ = 0, where
-its velocity is 0/0. Nothing here draws random numbers by itself, communicates, or lets an image
-depend on its batch. A network must come as it is, without a DistributedDataParallel around it.
+its velocity is 0/0. Nothing here draws random numbers, communicates, or lets an image depend on its
+batch.
 """
 
 
@@ -27,15 +26,14 @@ from limpid.solvers import ProbabilityFlow, SecondOrder, Solver
 @torch.no_grad()
 def encode(denoise: Conditioned, images: Tensor, sigmas: Tensor, solver: Solver = SecondOrder(),
            schedule: Schedule = LinearSchedule(), scaling: Scaling = NoScaling()) -> Tensor:
-    """The latents from which the flow comes to `images`: x(σ_max)/(σ_max s(σ_max)), about unit
-    variance.
+    """Return the latents from which the flow comes to `images`: x(σ_max)/(σ_max s(σ_max)).
 
-    images  [B, C, H, W] in [-1, 1], taken for x/s at σ_min.
-    sigmas  noise levels as for `decode`, falling; a 0 at the end is left out. Evaluations: 2N − 2
-            with Heun.
+    images  [B, C, H, W] in [-1, 1], taken for x/s at σ_min
+    sigmas  noise levels as for `decode`, falling; a 0 at the end is left out. Evaluations of the
+            network: 2N − 2 with Heun
 
-    Of the solver's order p: decode(encode(images)) is off by O(N^−p), if it stops at σ_min as well.
-    float64 on the device of the images.
+    The latents have about unit variance, and are float64 on the device of the images. With a solver
+    of order p, decode(encode(images)) is off by O(N^−p), if it stops at σ_min as well.
     """
     rising = sigmas[sigmas > 0].flip(0)
     x = working_precision(images) * scaling.s(rising[0])
@@ -47,10 +45,10 @@ def encode(denoise: Conditioned, images: Tensor, sigmas: Tensor, solver: Solver 
 def decode(denoise: Conditioned, latents: Tensor, sigmas: Tensor, solver: Solver = SecondOrder(),
            schedule: Schedule = LinearSchedule(), scaling: Scaling = NoScaling(),
            to_zero: bool = True) -> Tensor:
-    """The deterministic sampler (Algorithm 1), from `latents` of unit variance to images.
+    """Run the deterministic sampler (Algorithm 1) from `latents` of unit variance to images.
 
-    Without `to_zero` it stops at σ_min, one step before, where `encode` starts: the last step, to σ
-    = 0, takes the image on to D(x; σ_min), and is what a round trip differs by however small its
+    Without `to_zero` it stops at σ_min, one step before, where `encode` starts. The last step, to
+    σ = 0, takes the image on to D(x; σ_min), which a round trip does not undo however small its
     steps are.
     """
     if to_zero:
@@ -68,12 +66,12 @@ def _advance(denoise: Conditioned, x: Tensor, sigmas: Tensor, solver: Solver, sc
 
 
 def interpolate(z1: Tensor, z2: Tensor, frames: int) -> Tensor:
-    """(sin((1−λ)θ) z1 + sin(λθ) z2)/sin θ,  θ = ∠(z1, z2),  λ = 0 … 1: spherical interpolation of
-    latents
+    """(sin((1−λ)θ) z1 + sin(λθ) z2)/sin θ,  θ = ∠(z1, z2),  λ = 0 … 1
 
-    z1, z2 [B, C, H, W] -> [frames, B, C, H, W], each pair along an arc of its own; the ends are z1
-    and z2. Latents in the same or in opposite directions have no arc (sin θ < 1e-6): these are
-    joined by a straight line.
+    This is the spherical interpolation of latents z1, z2 [B, C, H, W] -> [frames, B, C, H, W], each
+    pair along an arc of its own; the ends are z1 and z2. Latents in the same or in opposite
+    directions have no arc (sin θ < 1e-6) and are joined by a straight line. Raises ValueError for
+    fewer than 2 frames.
     """
     if frames < 2:
         raise ValueError(f'an interpolation has at least 2 frames, its ends, not {frames}')

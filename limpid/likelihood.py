@@ -1,4 +1,9 @@
-"""Likelihoods under the probability flow of a network."""
+"""The likelihood of images under the probability flow of a network.
+
+    log_p = log_likelihood(denoise, images, sigmas, rademacher(images, generator))
+
+A network must come as it is, without a DistributedDataParallel around it.
+"""
 
 import math
 from collections.abc import Callable
@@ -15,8 +20,9 @@ from limpid.seeds import StackedGenerator
 
 
 class Prior(Protocol):
+    """A density of images at the highest noise level."""
     def log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """ln p(x; σ_max) in nats, [B], of x on the CPU"""
+        """ln p(x; σ_max) in nats, [B], for x on the CPU"""
         ...
 
 
@@ -25,24 +31,24 @@ def log_likelihood(denoise: Conditioned, images: Tensor, sigmas: Tensor, probes:
                    progress: Callable[[int, int], None] | None = None) -> Tensor:
     """ln p(images; σ_min) under the probability flow of a network, in nats: [B] float64
 
-        ln p(x(σ_min); σ_min) = ln p(x(σ_max); σ_max) + ∫ (n − tr ∂D/∂x) dln σ        from dx/dln σ
-        = x − D
+        ln p(x(σ_min); σ_min) = ln p(x(σ_max); σ_max) + ∫ (n − tr ∂D/∂x) dln σ
 
-    (the instantaneous change of variables; n = C H W). It is the density of images with noise of
-    σ_min, the lowest of `sigmas`, about them; in the frame of a scaling s subtract n ln s.
+    by the instantaneous change of variables, from dx/dln σ = x − D, with n = C H W. It is the
+    density of images with noise of σ_min, the lowest of `sigmas`; in the frame of a scaling s
+    subtract n ln s.
 
-    images      [B, C, H, W] in [-1, 1]; 8-bit images should go through `dequantize` first.
+    images      [B, C, H, W] in [-1, 1]; 8-bit images should go through `dequantize` first
     sigmas      noise levels, falling; a 0 at the end is left out. Between two levels lies one
                 Runge–Kutta step of fourth order: 4 (N − 1) evaluations, each with one backward pass
-                per probe. The error is O(N^−4); to know it, double N. (N(μ, 0.5²) on EDM's steps
-                with N = 33: 1e-6 and less.)
-    probes      [P, B, C, H, W] of independent ±1 (`rademacher`), kept along the path: the trace is
-                estimated by the mean of vᵀ(∂D/∂x)v (Hutchinson), without bias, and exactly where
-                ∂D/∂x is diagonal.
-    prior       whose `log_prob(x, sigma)` is ln p(x; σ_max): N(0, σ_max²) unless given.
-    sigma_data  enters only in the frame where the equation is solved, z = x/√(σ² + σ_data²) over
-                φ = atan(σ/σ_data), in which neither end of the noise range is stiff.
-    progress    called as progress(steps done, steps).
+                per probe. The error is O(N^−4); to know it, double N. (For N(μ, 0.5²) on EDM's
+                steps it is 1e-6 and less with N = 33.)
+    probes      [P, B, C, H, W] of independent ±1 (`rademacher`), kept along the path. The mean of
+                vᵀ(∂D/∂x)v estimates the trace (Hutchinson), without bias, and exactly where ∂D/∂x
+                is diagonal
+    prior       its `log_prob(x, sigma)` is ln p(x; σ_max): N(0, σ_max²) unless given
+    sigma_data  the scale of the frame where the equation is solved, z = x/√(σ² + σ_data²) over
+                φ = atan(σ/σ_data), in which neither end of the noise range is stiff
+    progress    called as progress(steps done, steps)
 
     The network runs in evaluation mode with gradients in x; its parameters get none.
     """
@@ -70,8 +76,10 @@ def log_likelihood(denoise: Conditioned, images: Tensor, sigmas: Tensor, probes:
 
 def _velocity_and_divergence(denoise: Conditioned, z: Tensor, phi: Tensor, d: float,
                              probes: Tensor) -> tuple[Tensor, Tensor]:
-    """dz/dφ = (a z − D/d)/b  and its divergence  (a n − tr(∂D/∂x)/a)/b,  a = cos φ, b = sin φ, x =
-    z d/a"""
+    """dz/dφ = (a z − D/d)/b  and its divergence  (a n − tr(∂D/∂x)/a)/b
+
+    with a = cos φ, b = sin φ and x = z d/a
+    """
     a, b = phi.cos(), phi.sin()
     with torch.enable_grad():
         x = (z * (d / a)).detach().requires_grad_()
@@ -85,7 +93,8 @@ def _velocity_and_divergence(denoise: Conditioned, z: Tensor, phi: Tensor, d: fl
 
 def _runge_kutta(slope: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], z: Tensor, start: Tensor,
                  end: Tensor) -> tuple[Tensor, Tensor]:
-    """One classical step of fourth order in (z, area): the new z and the area gained."""
+    """Take one classical step of fourth order in (z, area); return the new z and the area
+    gained."""
     h, middle = end - start, (start + end) / 2
     k1, l1 = slope(z, start)
     k2, l2 = slope(z + h / 2 * k1, middle)
@@ -95,15 +104,19 @@ def _runge_kutta(slope: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], z: Te
 
 
 def rademacher(images: Tensor, generator: StackedGenerator, count: int = 1) -> Tensor:
-    """`count` probes of independent ±1 for each image, from its own generator: [count, B, C, H, W]
-    float32"""
+    """Draw `count` probes of independent ±1 for each image: [count, B, C, H, W] float32.
+
+    Each image has its own generator.
+    """
     draws = [generator.randint(2, list(images.shape)) for _ in range(count)]
     return torch.stack(draws).to(torch.float32) * 2 - 1
 
 
 def dequantize(images: Tensor, generator: StackedGenerator) -> Tensor:
-    """uint8 k [B, C, H, W] -> (k + u)/127.5 − 1 in float64, u ~ U(−½, ½): a density where there
-    were 256 levels"""
+    """(k + u)/127.5 − 1,  u ~ U(−½, ½): uint8 k [B, C, H, W] -> float64
+
+    This makes a density of the 256 levels. Raises ValueError for images that are not uint8.
+    """
     if images.dtype != torch.uint8:
         raise ValueError(f'the images to dequantize must be uint8, not {images.dtype}')
     return (working_precision(images) + working_precision(generator.rand(list(images.shape)))

@@ -24,18 +24,29 @@ RandnLike = Callable[[Tensor], Tensor]
 
 
 class Sampler(Protocol):
-    """Its attribute `from_infinity` is optional: absent, the noise levels must be finite."""
+    """A sampler: any function with these arguments.
+
+    One that works in the unit variable, and so can start at σ = ∞, has the attribute
+    `from_infinity` = True; for all others the noise levels must be finite.
+    """
 
     def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor,
                  randn_like: RandnLike) -> Tensor:
-        """noise [B, C, H, W] of unit variance -> images, through the noise levels `sigmas` [N +
-        1]."""
+        """Take noise [B, C, H, W] of unit variance through the noise levels `sigmas` [N + 1].
+
+        Returns images in the precision of `noise`; fresh noise comes from `randn_like`.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Churn:
-    """How much fresh noise is added before each step (Algorithm 2, lines 4 to 6)."""
+    """The amount of fresh noise that is added before each step (Algorithm 2, lines 4 to 6).
+
+    S_churn       amount; 0 is deterministic
+    S_min, S_max  the noise levels at which it is added, both included
+    S_noise       its standard deviation, in units of what the noise levels call for
+    """
     S_churn: float = 0.0
     S_min: float = 0.0
     S_max: float = math.inf
@@ -52,8 +63,10 @@ class Churn:
         return min(self.S_churn / num_steps, math.sqrt(2) - 1) if inside else 0.0
 
     def raised(self, denoise: Conditioned, sigmas: Tensor) -> Tensor:
-        """σ̂_i = (1 + γ_i) σ_i for the noise levels [N + 1], as the network takes them
-        (Algorithm 2, line 5)"""
+        """σ̂_i = (1 + γ_i) σ_i for the noise levels [N + 1]        (Algorithm 2, line 5)
+
+        A network with discrete levels takes the nearest of them.
+        """
         if self.S_churn == 0:
             return sigmas
         gammas = torch.tensor([self.gamma(sigma, len(sigmas) - 1) for sigma in sigmas.tolist()],
@@ -92,7 +105,7 @@ class FlowSampler:
 
     def _perturbation(self, flow: ProbabilityFlow, times: Tensor, sigmas: Tensor,
                       sigma_hats: Tensor, randn_like: RandnLike) -> Perturb:
-        """Algorithm 2, lines 4 to 6, as a function of the step."""
+        """Return Algorithm 2, lines 4 to 6, as a function of the step."""
         if self.churn.S_churn == 0:
             return lambda i, x: (x, times[i])
 
@@ -113,17 +126,16 @@ RULES = ('heun', 'rotation')
 
 @dataclass(frozen=True)
 class Angle:
-    """dz/dφ = v = (a z − D/d)/b: the probability flow of the unit variable z over the angle φ =
-    atan(σ/d)
+    """dz/dφ = v = (a z − D/d)/b: the probability flow of the unit variable z over φ = atan(σ/d)
 
-    Finite from φ = π/2, σ = ∞, where no second-order method in σ can start. It is Algorithm 1 for σ
-    = d tan t and s = cos(t)/d, with the network's d. Both rules are of second order, with h =
-    φ_{i+1} − φ_i and v′ at z′:
+    It is finite from φ = π/2, σ = ∞, where no second-order method in σ can start, and is Algorithm
+    1 for σ = d tan t and s = cos(t)/d, with the network's d. Both rules are of second order, with
+    h = φ_{i+1} − φ_i and v′ at z′:
       heun       z′ = z + h v,                z_{i+1} = z + h (v + v′)/2
       rotation   z′ = cos(h) z + sin(h) v,    z_{i+1} = z + tan(h/2) (v + v′)
     The second is exact where D and the noise stay the same, and its predictor is DDIM. The last
-    step is a rotation alone, to D. x_0 ~ N(0, σ_0² I). NFE: 2N − 1. Noise is added before each step
-    as in Algorithm 2, not at σ = ∞.
+    step is a rotation alone, to D. x_0 ~ N(0, σ_0² I). Evaluations of the network: 2N − 1. Noise is
+    added before each step as in Algorithm 2, except at σ = ∞.
     """
     from_infinity: ClassVar[bool] = True
     rule: str = 'heun'
@@ -156,12 +168,13 @@ class Angle:
 
     def add_noise(self, z: Tensor, sigma: Tensor, sigma_hat: Tensor, d: float,
                   noise: Tensor) -> Tensor:
-        """ẑ = (â/a) z + √(b̂² − (b â/a)²) S_noise ξ: up from a finite σ to the noisier σ̂."""
+        """ẑ = (â/a) z + √(b̂² − (b â/a)²) S_noise ξ: move z up from a finite σ to the noisier
+        σ̂."""
         level, raised = Level.of_sigma(sigma, d), Level.of_sigma(sigma_hat, d)
         share = raised.a / level.a
-        return share * z + (raised.b**2
-                            - (share * level.b) ** 2).clamp(min=0).sqrt() * (self.churn.S_noise
-                                                                             * noise)
+        return share * z + (raised.b**2 - (share * level.b) ** 2).clamp(min=0).sqrt() * (
+            self.churn.S_noise * noise
+        )
 
 
 ANGLE: dict[str, Callable[[], Sampler]] = {'angle': Angle}

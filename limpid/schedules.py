@@ -1,9 +1,8 @@
-"""The rows "Schedule" and "Scaling" of Table 1: the noise level σ(t), and the scale s of the
-signal.
+"""The rows "Schedule" and "Scaling" of Table 1: the noise level σ(t), and the signal's scale s.
 
-A scaling is a function of σ rather than of t, so that it goes with any schedule:
-s(t) means s(σ(t)), and ṡ/s = dlog_s(σ) σ̇.
-All functions work elementwise on tensors of any shape; times and noise levels are float64.
+A scaling is a function of σ rather than of t, so that it goes with any schedule: s(t) means
+s(σ(t)), and ṡ/s = dlog_s(σ) σ̇. All functions work elementwise on tensors of any shape; times and
+noise levels are float64.
 """
 
 import math
@@ -15,12 +14,13 @@ from torch import Tensor
 
 
 class Schedule(Protocol):
+    """A noise schedule: the noise level as a function of time, its inverse and its derivative."""
     def sigma(self, t: Tensor) -> Tensor:
         """σ(t)"""
         ...
 
     def sigma_inv(self, sigma: Tensor) -> Tensor:
-        """The time t at which σ(t) = sigma."""
+        """Return the time t at which σ(t) = sigma."""
         ...
 
     def sigma_dot(self, t: Tensor) -> Tensor:
@@ -36,12 +36,12 @@ class VPSchedule:
 
     @classmethod
     def through(cls, sigma_min: float, sigma_max: float, epsilon_s: float = 1e-3) -> 'VPSchedule':
-        """The schedule with σ(ε_s) = sigma_min and σ(1) = sigma_max.
+        """Return the schedule with σ(ε_s) = sigma_min and σ(1) = sigma_max.
 
-        Two equations for the two constants; ValueError where β(t) would have to fall with t. With
-        the range of the defaults, [0.010486, 152.167], they come out as 19.9 and 0.1. For low
-        sigma_min, β_min may come out negative: then σ(t) exists for t ≥ ε_s only, and t = 0 stands
-        for σ = 0.
+        These are two equations for the two constants. With the range of the defaults,
+        [0.010486, 152.167], they come out as 19.9 and 0.1. For low sigma_min, β_min may come out
+        negative: then σ(t) exists for t ≥ ε_s only, and t = 0 stands for σ = 0. Raises ValueError
+        where β(t) would have to fall with t.
         """
         low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
         if low >= epsilon_s * high:
@@ -75,7 +75,7 @@ class VPSchedule:
 class VESchedule:
     """σ(t) = √t,  t in [σ_min², σ_max²]        (Table 1)
 
-    The range is not part of the formula: it is what the rows of the VE column share.
+    The range is not part of the formula: it is here because the rows of the VE column share it.
     """
     sigma_min: float = 0.02
     sigma_max: float = 100.0
@@ -105,6 +105,7 @@ class LinearSchedule:
 
 
 class Scaling(Protocol):
+    """A scaling of the signal, as a function of the noise level."""
     def s(self, sigma: Tensor) -> Tensor:
         """s as a function of σ; s(t) is s(σ(t))."""
         ...
@@ -116,8 +117,10 @@ class Scaling(Protocol):
 
 @dataclass(frozen=True)
 class VPScaling:
-    """s = 1/√(1 + σ²), which is 1/√exp(½ β_d t² + β_min t) whatever the constants are.
-    (Table 1)"""
+    """s = 1/√(1 + σ²)        (Table 1)
+
+    This is 1/√exp(½ β_d t² + β_min t), whatever the constants of the schedule are.
+    """
 
     def s(self, sigma: Tensor) -> Tensor:
         return (1 + sigma**2).rsqrt()

@@ -22,14 +22,13 @@ from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule, times
 class GeneralSDE:
     """dx = [(ṡ/s) x + s (σ̇/σ ± β)(x/s − D(x/s; σ))] dt + s σ √(2β) dω,   + in reverse, − forward
 
-    Eq. 6 with a scaling and with the score through D (Eq. 3), solved by Euler–Maruyama at any time
-    steps: weak order 1. The last step adds no noise. NFE: N.
+    This is Eq. 6 with a scaling and with the score through D (Eq. 3), solved by Euler–Maruyama at
+    any steps: weak order 1. The last step adds no noise. Evaluations of the network: N.
 
-    beta       the rate: a multiple of σ̇/σ, so that 0 is Euler's method for the flow and 1 is
-               Song's SDE
-    constant   beta is the rate itself, per unit of t, instead
-    S_min, S_max
-               fresh noise only at noise levels within; β = 0 outside
+    beta          the rate: a multiple of σ̇/σ, so that 0 is Euler's method for the flow and 1 is
+                  Song's SDE
+    constant      whether beta is the rate itself, per unit of t, instead
+    S_min, S_max  the noise levels with fresh noise; outside of them β = 0
     """
     schedule: Schedule = LinearSchedule()
     scaling: Scaling = NoScaling()
@@ -55,7 +54,8 @@ class GeneralSDE:
         return torch.where(inside, rate, 0.0)
 
     def drift(self, denoise: Conditioned, x: Tensor, t: Tensor, forward: bool = False) -> Tensor:
-        """The factor of dt, of the equation that runs forward in time or of the reverse one."""
+        """Return the factor of dt, of the equation that runs forward in time or of the reverse
+        one."""
         sigma, sigma_dot = self.schedule.sigma(t), self.schedule.sigma_dot(t)
         s, dlog_s = self.scaling.s(sigma), self.scaling.dlog_s(sigma)
         beta = -self.rate(t) if forward else self.rate(t)
@@ -68,7 +68,7 @@ class GeneralSDE:
 
     def step(self, denoise: Conditioned, x: Tensor, t: Tensor, t_next: Tensor,
              noise: Tensor | None) -> Tensor:
-        """Euler–Maruyama from t to t_next, which may be later (forward) or earlier; None adds no
+        """Take one Euler–Maruyama step from t to t_next, later (forward) or earlier; None adds no
         noise."""
         dt = t_next - t
         x_mean = x + dt * self.drift(denoise, x, t, forward=bool(dt > 0))
@@ -76,7 +76,7 @@ class GeneralSDE:
 
     def forward(self, denoise: Conditioned, x: Tensor, times: Tensor,
                 randn_like: RandnLike) -> Tensor:
-        """From images to noise: x at times[0] > 0 -> x at times[-1], through rising times."""
+        """Take images to noise: x at times[0] > 0 to x at times[-1], through rising times."""
         for t, t_next in pairwise(times):
             x = self.step(denoise, x, t, t_next, randn_like(x))
         return x

@@ -1,4 +1,4 @@
-"""An image is a function of its seed alone: not of its batch, nor of the number of devices."""
+"""Images as functions of their seeds alone: not of the batch, nor of the number of devices."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ from limpid.sampling import Plan
 
 
 class StackedGenerator:
-    """One generator per image, so that an image depends on its seed and not on its batch.
+    """A random generator for each image, so that an image depends on its seed and not on its batch.
 
-    Each generator is seeded with seed mod 2^32. Draws are made on `source`, the device of the
-    generators, and handed over on `device`: with `source='cpu'` every device gets the same numbers.
+    Each generator is seeded with its seed mod 2^32. Draws are made on `source`, the device of the
+    generators, and handed over on `device`: with source='cpu' every device gets the same numbers.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str,
@@ -26,24 +26,26 @@ class StackedGenerator:
                            for seed in seeds]
 
     def randn(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Normal numbers of `shape`, whose first dimension is the number of seeds."""
+        """Draw normal numbers of `shape`, whose first dimension is the number of seeds."""
         self._check(shape)
         draws = [torch.randn(list(shape[1:]), generator=g, dtype=dtype, device=self.source)
                  for g in self.generators]
         return torch.stack(draws).to(self.device)
 
     def randn_like(self, x: Tensor) -> Tensor:
+        """Draw normal numbers of the shape and dtype of x [B, ...]."""
         return self.randn(x.shape, dtype=x.dtype)
 
     def rand(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Uniform numbers in [0, 1) of `shape`, whose first dimension is the number of seeds."""
+        """Draw uniform numbers in [0, 1) of `shape`, whose first dimension is the number of
+        seeds."""
         self._check(shape)
         draws = [torch.rand(list(shape[1:]), generator=g, dtype=dtype, device=self.source)
                  for g in self.generators]
         return torch.stack(draws).to(self.device)
 
     def randint(self, high: int, shape: Sequence[int]) -> Tensor:
-        """Integers in [0, high) of `shape`, whose first dimension is the number of seeds."""
+        """Draw integers in [0, high) of `shape`, whose first dimension is the number of seeds."""
         self._check(shape)
         draws = [torch.randint(high, list(shape[1:]), generator=g, device=self.source)
                  for g in self.generators]
@@ -90,7 +92,7 @@ def generate(net: Network, plan: Plan, seeds: Sequence[int], classes: Sequence[i
 
 
 def share_of(seeds: Sequence[int], batch: int, rank: int, world_size: int) -> list[np.ndarray]:
-    """The positions in `seeds` that this rank works on, in batches of at most `batch`.
+    """Return the positions in `seeds` that this rank works on, in batches of at most `batch`.
 
     All ranks get the same number of batches (some may be empty), of nearly the same size.
     """

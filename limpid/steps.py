@@ -1,8 +1,7 @@
-"""The row "Time steps" of Table 1, and timesteps of discrete schedules: the noise levels that a
-sampler visits.
+"""The row "Time steps" of Table 1, and timesteps of discrete schedules.
 
-A steps returns noise levels, not times, so that it goes with any schedule: the sampler
-maps them to t_i = σ⁻¹(σ_i) and appends t_N = 0.
+Steps are the noise levels that a sampler visits rather than times, so that they go with any
+schedule: the sampler maps them to t_i = σ⁻¹(σ_i), and adds the last step, to t_N = 0.
 """
 
 import functools
@@ -15,29 +14,41 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from limpid.levels import DISCRETE_SCHEDULES, SPACINGS, DiscreteSchedule, IDDPMLevels, ScaledLinearBetas, timesteps
+from limpid.checks import one_of
+from limpid.levels import (
+    DISCRETE_SCHEDULES,
+    SPACINGS,
+    DiscreteSchedule,
+    IDDPMLevels,
+    ScaledLinearBetas,
+    timesteps,
+)
 from limpid.schedules import VPSchedule
 
 
 class Steps(Protocol):
+    """A rule that chooses N noise levels between sigma_min and sigma_max."""
+
     @property
     def sigma_min(self) -> float: ...
+
     @property
     def sigma_max(self) -> float: ...
 
     def sigmas(self, num_steps: int, lowest: float = 0.0, highest: float = math.inf) -> Tensor:
-        """σ_0 ≥ … ≥ σ_{N−1} > 0 as [N] float64, within what the network supports, [lowest,
-        highest].
+        """Return σ_0 ≥ … ≥ σ_{N−1} > 0, [N] float64, within [lowest, highest].
 
-        σ_0 may be ∞ (of ExplicitSteps and DiscreteSteps). Raises ValueError when num_steps < 1 or
-        when no noise levels are left.
+        That is the range that the network supports. σ_0 may be ∞ for ExplicitSteps and
+        DiscreteSteps. Raises ValueError when num_steps < 1 or when no noise levels are left.
         """
         ...
 
 
-def noise_range(steps: Steps, lowest: float,
-                highest: float) -> tuple[float, float]:
-    """The range of the steps, clamped to [lowest, highest], the range of the network."""
+def noise_range(steps: Steps, lowest: float, highest: float) -> tuple[float, float]:
+    """Return the range of the steps, clamped to [lowest, highest], the range of the network.
+
+    Raises ValueError when nothing is left.
+    """
     low, high = max(steps.sigma_min, lowest), min(steps.sigma_max, highest)
     if not 0 < low < math.inf or not low <= high < math.inf:
         raise ValueError(
@@ -48,13 +59,13 @@ def noise_range(steps: Steps, lowest: float,
 
 
 def within(levels: Tensor, low: float, high: float) -> Tensor:
-    """Those of the levels that are in [low, high]."""
+    """Return those of the levels that are in [low, high]."""
     # Networks report their range in float32, which must not cost the outermost levels.
     return levels[(levels >= low * (1 - 1e-3)) & (levels <= high * (1 + 1e-6))]
 
 
 def ramp(num_steps: int) -> Tensor:
-    """i / (N − 1) for i < N, float64; a single step starts at 0, the highest noise level."""
+    """Return i / (N − 1) for i < N, float64; a single step is 0, the highest noise level."""
     if num_steps < 1:
         raise ValueError(f'the number of steps must be at least 1, not {num_steps}')
     return torch.arange(num_steps, dtype=torch.float64) / max(num_steps - 1, 1)
@@ -66,10 +77,11 @@ _VP_RANGE = VPSchedule().sigma(torch.tensor([1e-3, 1.0], dtype=torch.float64)).t
 
 @dataclass(frozen=True)
 class VPSteps:
-    """σ_i = σ(t_i),  t_i = 1 + i/(N−1) (ε_s − 1), with the VP schedule through the noise range
+    """σ_i = σ(t_i),  t_i = 1 + i/(N−1) (ε_s − 1)
 
-    The constants of that schedule are re-derived from σ(ε_s) = sigma_min and σ(1) = sigma_max, so
-    that any range can be covered; the default range gives β_d = 19.9 and β_min = 0.1.
+    σ(t) is the VP schedule through the noise range: its constants are re-derived from
+    σ(ε_s) = sigma_min and σ(1) = sigma_max, so that any range can be covered; the default range
+    gives β_d = 19.9 and β_min = 0.1.
     """
     sigma_min: float = _VP_RANGE[0]
     sigma_max: float = _VP_RANGE[1]
@@ -100,8 +112,8 @@ def geometric(num_steps: int, low: float, high: float) -> Tensor:
 class IDDPMSteps:
     """σ_i = u_{⌊j_0 + (M−1−j_0)/(N−1) i + ½⌋}, where j_0 is the first level with u_j ≤ sigma_max
 
-    In general: of the levels within the noise range, N at equal distances in j. With more steps
-    than levels some repeat.
+    These are N of the levels within the noise range, at equal distances in j. With more steps than
+    levels some repeat.
     """
     sigma_min: float = 0.002
     sigma_max: float = 81.0
@@ -139,10 +151,10 @@ class EDMSteps:
 
 @dataclass(frozen=True)
 class ExplicitSteps:
-    """σ_i as given: falling, positive, within what the network supports; their number is that of
-    the steps.
+    """σ_i = levels[i]
 
-    The first may be ∞.
+    The levels fall, are positive and within what the network supports; the first may be ∞. The
+    number of steps is that of the levels, whatever num_steps says.
     """
     levels: tuple[float, ...]
 
@@ -167,12 +179,15 @@ class ExplicitSteps:
 
 @dataclass(frozen=True)
 class DiscreteSteps:
-    """σ_i = σ_t of N of the timesteps t of a discrete schedule, chosen as Table 2 of Lin et al.
-    2023 has it
+    """σ_i = σ_t for N of the timesteps t of a discrete schedule        (Lin et al. 2023, Table 2)
 
-    Of the levels in [lowest, highest], and where the network does not support all of these, of
-    those that it does. With zero terminal SNR the first level is ∞, if the spacing has the last
-    timestep. Needs N of at most as many levels as there are.
+    schedule         the table of noise levels
+    spacing          which timesteps are chosen: see `timesteps`
+    lowest, highest  the noise levels to choose from; where the network does not support all of
+                     these, those that it does
+
+    With zero terminal SNR the first level is ∞, if the spacing includes the last timestep. Raises
+    ValueError for more steps than there are levels.
     """
     schedule: DiscreteSchedule = ScaledLinearBetas()
     spacing: str = 'trailing'
@@ -180,8 +195,7 @@ class DiscreteSteps:
     highest: float = math.inf
 
     def __post_init__(self) -> None:
-        if self.spacing not in SPACINGS:
-            raise ValueError(f'spacing must be one of {", ".join(SPACINGS)}, not {self.spacing!r}')
+        one_of('spacing', self.spacing, SPACINGS)
 
     @property
     def sigma_min(self) -> float:
@@ -192,7 +206,8 @@ class DiscreteSteps:
         return float(self.levels()[-1])
 
     def levels(self, lowest: float = 0.0, highest: float = math.inf) -> Tensor:
-        """The levels there are to choose from, rising; ValueError when there are none."""
+        """Return the levels that there are to choose from, rising; ValueError when there are
+        none."""
         low, high = max(lowest, self.lowest), min(highest, self.highest)
         sigma = within(self.schedule.sigma, low, high)
         if len(sigma) == 0:

@@ -25,7 +25,15 @@ from limpid.loss import (
     Weighting,
 )
 from limpid.preconditioning import EDM, IDDPM, PRECONDITIONERS, VE, VP, Preconditioner, V
-from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule, VESchedule, VPScaling, VPSchedule
+from limpid.schedules import (
+    LinearSchedule,
+    NoScaling,
+    Scaling,
+    Schedule,
+    VESchedule,
+    VPScaling,
+    VPSchedule,
+)
 from limpid.solvers import Euler, SecondOrder, Solver
 from limpid.steps import DiscreteSteps, EDMSteps, IDDPMSteps, Steps, VESteps, VPSteps
 

@@ -18,7 +18,7 @@ from torch import Tensor
 class Level:
     """A noise level as the pair (a, b), a point on the quarter circle; d is the scale of the data.
 
-    Levels are made of σ here; of_snr, of_alpha_bar and of_phi are for who has those instead.
+    `of_sigma` makes it from σ; use `of_snr`, `of_alpha_bar` or `of_phi` if that is what you have.
     """
     a: Tensor
     b: Tensor
@@ -26,7 +26,7 @@ class Level:
 
     @classmethod
     def of_sigma(cls, sigma: Tensor, d: float = 1.0) -> 'Level':
-        """σ in [0, ∞]; a = 0 and b = 1 exactly at ∞, a = 1 and b = 0 at 0."""
+        """Take σ in [0, ∞]; a = 0 and b = 1 exactly at ∞, a = 1 and b = 0 at 0."""
         high = sigma > d
         r = torch.where(high, d / sigma, sigma / d)   # at most 1: no square overflows
         large = (1 + r**2).rsqrt()
@@ -35,17 +35,17 @@ class Level:
 
     @classmethod
     def of_snr(cls, snr: Tensor, d: float = 1.0) -> 'Level':
-        """The signal-to-noise ratio (a/b)², in [0, ∞]: that of y/d, so that σ = d/√SNR."""
+        """Take the signal-to-noise ratio (a/b)² of y/d, in [0, ∞], so that σ = d/√SNR."""
         return cls.of_sigma(d * snr.rsqrt(), d)
 
     @classmethod
     def of_alpha_bar(cls, alpha_bar: Tensor, d: float = 1.0) -> 'Level':
-        """ᾱ = a² in [0, 1]: z = √ᾱ y/d + √(1 − ᾱ) ε        (Lin et al. 2023, Eq. 4)"""
+        """Take ᾱ = a² in [0, 1]: z = √ᾱ y/d + √(1 − ᾱ) ε        (Lin et al. 2023, Eq. 4)"""
         return cls(alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), d)
 
     @classmethod
     def of_phi(cls, phi: Tensor, d: float = 1.0) -> 'Level':
-        """a = cos φ, b = sin φ, with φ in [0, π/2]; a = 0 exactly where φ is the π/2 of its
+        """Take φ in [0, π/2]: a = cos φ, b = sin φ; a = 0 exactly where φ is the π/2 of its
         precision."""
         quarter = torch.full_like(phi, math.pi / 2)
         return cls(torch.where(phi > quarter / 2, (quarter - phi).sin(), phi.cos()), phi.sin(), d)
@@ -71,8 +71,7 @@ class Level:
         return torch.atan2(self.b, self.a)
 
     def velocity(self, z: Tensor, D: Tensor) -> Tensor:
-        """v = a ε − b y/d = (a z − D/d)/b  for the image D; b > 0        (Lin et al. 2023, Eq.
-        11)"""
+        """v = a ε − b y/d = (a z − D/d)/b  for the image D; b > 0      (Lin et al. 2023, Eq. 11)"""
         return (self.a * z - D / self.d) / self.b
 
     def denoised(self, z: Tensor, v: Tensor) -> Tensor:
@@ -85,8 +84,10 @@ class Level:
 
 
 def change_of_scale(sigma: Tensor, d: float, d_new: float) -> Tensor:
-    """√(σ² + d²)/√(σ² + d_new²), which takes the unit variable of scale d to that of d_new; 1 at σ
-    = ∞."""
+    """√(σ² + d²)/√(σ² + d_new²)
+
+    This factor takes the unit variable of scale d to that of d_new; it is 1 at σ = ∞.
+    """
     high = sigma > 1
     # neither exceeds 1
     share, inverse = torch.where(high, 1.0, sigma), torch.where(high, 1 / sigma, 1.0)

@@ -20,6 +20,7 @@ from limpid.levels import (
     rescaled_to_zero_terminal_snr,
     timesteps,
 )
+from limpid.preconditioning import V
 from limpid.steps import STEPS, DiscreteSteps
 
 f64 = torch.float64
@@ -266,3 +267,16 @@ def test_the_timesteps_of_diffusers():
         pairs = zip(of_diffusers('linspace', S), timesteps(S, 1000, 'linspace'), strict=True)
         different = [k for k, (theirs, ours) in enumerate(pairs) if theirs != ours]
         assert all(Fraction(999 * k, S - 1).denominator == 2 for k in different), S
+
+
+def test_one_kind_of_table_serves_both_papers():
+    """The levels of iDDPM by its recursion are those of the cosine schedule by its logarithms."""
+    iddpm, cosine = IDDPMLevels(), CosineBetas()
+    assert torch.equal(iddpm.sigma, iddpm.u[:-1].flip(0))
+    torch.testing.assert_close(iddpm.sigma, cosine.sigma, rtol=1e-9, atol=0)
+    torch.testing.assert_close(iddpm.betas, cosine.betas, rtol=1e-9, atol=1e-12)
+    ours, theirs = DiscreteSteps(iddpm).sigmas(10), DiscreteSteps(cosine).sigmas(10)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=0)
+    sigma = torch.tensor([0.01, 1.0, 100.0], dtype=f64)
+    by_iddpm, by_cosine = (V(noise_label='timestep', schedule=s) for s in (iddpm, cosine))
+    assert torch.equal(by_iddpm.index(sigma), by_cosine.index(sigma))

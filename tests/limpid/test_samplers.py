@@ -14,7 +14,15 @@ from limpid.denoiser import Conditioned
 from limpid.pixels import to_uint8
 from limpid.samplers import Churn, FlowSampler
 from limpid.sampling import run, sample
-from limpid.schedules import SCALINGS, SCHEDULES, LinearSchedule, NoScaling, VESchedule, VPScaling, VPSchedule
+from limpid.schedules import (
+    SCALINGS,
+    SCHEDULES,
+    LinearSchedule,
+    NoScaling,
+    VESchedule,
+    VPScaling,
+    VPSchedule,
+)
 from limpid.seeds import StackedGenerator, latents_and_labels
 from limpid.solvers import SOLVERS, Adams, Euler, Multistep2M, ProbabilityFlow, SecondOrder
 from limpid.steps import STEPS, DiscreteSteps, EDMSteps, noise_range

@@ -16,7 +16,16 @@ from limpid.guidance import Guidance, guided
 from limpid.ideal import Gaussian, IdealDenoiser, Mixture
 from limpid.levels import CosineBetas, LinearBetas, ScaledLinearBetas, posterior_variances
 from limpid.loss import InverseCOut, InverseVariance, UniformTimestep, VelocityLoss
-from limpid.preconditioning import EDM, IDDPM, PRECONDITIONERS, VE, VP, V, unit_coefficients, unit_scale
+from limpid.preconditioning import (
+    EDM,
+    IDDPM,
+    PRECONDITIONERS,
+    VE,
+    VP,
+    V,
+    unit_coefficients,
+    unit_scale,
+)
 from limpid.samplers import Angle, Churn, FlowSampler
 from limpid.sampling import run, sample
 from limpid.sde import GeneralSDE

@@ -19,7 +19,15 @@ from limpid.earlier import DDIM, Ancestral, EulerMaruyama, PredictorCorrector
 from limpid.ideal import IdealDenoiser
 from limpid.samplers import Churn, FlowSampler
 from limpid.sampling import run
-from limpid.schedules import SCALINGS, SCHEDULES, LinearSchedule, NoScaling, VESchedule, VPScaling, VPSchedule
+from limpid.schedules import (
+    SCALINGS,
+    SCHEDULES,
+    LinearSchedule,
+    NoScaling,
+    VESchedule,
+    VPScaling,
+    VPSchedule,
+)
 from limpid.sde import GeneralSDE
 from limpid.seeds import StackedGenerator, latents_and_labels
 from limpid.solvers import SOLVERS, Adams, Euler, Multistep2M, SecondOrder

@@ -18,7 +18,15 @@ from click.testing import CliRunner
 import dataset_tool
 import train
 from limpid.denoiser import Denoiser
-from limpid.loss import NOISE_DISTRIBUTIONS, WEIGHTINGS, DenoisingLoss, HybridLoss, InverseCOut, LogNormal, sigma_range
+from limpid.loss import (
+    NOISE_DISTRIBUTIONS,
+    WEIGHTINGS,
+    DenoisingLoss,
+    HybridLoss,
+    InverseCOut,
+    LogNormal,
+    sigma_range,
+)
 from limpid.preconditioning import EDM, PRECONDITIONERS
 from training import config as configs
 from training.augment import AugmentConfig, AugmentPipe
@@ -27,7 +35,14 @@ from training.dataset import DataConfig
 from training.ema import HalfLife
 from training.networks import NetworkConfig, build_network, complete_arguments
 from training.reporter import duration, generate_grid
-from training.state import TrainState, load_snapshot, load_state, restore_state, save_state, transfer_weights
+from training.state import (
+    TrainState,
+    load_snapshot,
+    load_state,
+    restore_state,
+    save_state,
+    transfer_weights,
+)
 from training.step import StepFunction, draw
 from training.training_loop import build, prepare, training_loop
 
