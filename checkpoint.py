@@ -19,7 +19,7 @@ from torch_utils.digest import digest_of_tensors
 from torch_utils.safetensors_file import is_safetensors, save_tensors
 from torch_utils.torch_files import CHECKPOINTS, read_file, tensors_in
 from training import config as configs
-from training.state import SNAPSHOT
+from training.run_folder import SNAPSHOT
 
 files = heading('Network and files')
 SETTINGS: dict[str, Any] = {'max_content_width': 110}

@@ -21,7 +21,8 @@ import click
 import tqdm
 
 from torch_utils import checkpoint
-from training.state import STATE, files_of, latest_state, load_state
+from training.run_folder import STATE, files_of
+from training.state import latest_state, load_state
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -33,7 +33,8 @@ from torch_utils.safetensors_file import is_safetensors, load_tensors
 from torch_utils.torch_files import CHECKPOINTS, is_zip, read_file
 from training import config as configs
 from training.networks import NetworkConfig
-from training.state import SNAPSHOT, STATE, load_snapshot, load_state
+from training.run_folder import SNAPSHOT, STATE
+from training.state import load_snapshot, load_state
 
 WHAT = f'{SNAPSHOT} or {STATE}'
 METADATA = 'limpid'   # the key of our text in a safetensors file

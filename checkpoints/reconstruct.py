@@ -13,7 +13,7 @@ from torch import Tensor
 from torch_utils import checkpoint
 from torch_utils.torch_files import CHECKPOINTS, read_file
 from training.ema import reconstruction_error, reconstruction_weights
-from training.state import SNAPSHOT, files_of
+from training.run_folder import SNAPSHOT, files_of
 
 
 class Stored(NamedTuple):

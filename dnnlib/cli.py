@@ -6,12 +6,13 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import click
 
 F = TypeVar('F', bound=Callable[..., Any])
+T = TypeVar('T')
 
 
 class GroupedCommand(click.Command):
@@ -55,13 +56,28 @@ class _HeadedOption(click.Option):
         self.heading = heading
 
 
+class KeyOf(click.Choice):  # type: ignore[type-arg]
+    """A key of `table` or one of `more`; what is entered into the table later is taken, too."""
+
+    def __init__(self, table: Mapping[str, object], *more: str) -> None:
+        self.table, self.more = table, more
+        super().__init__([])
+
+    @property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (*self.table, *self.more)
+
+    @choices.setter
+    def choices(self, value: object) -> None:
+        """The table decides, and not click's constructor."""
+
+
 def heading(title: str) -> Callable[..., Callable[[F], F]]:
     """Return a `click.option` whose options a GroupedCommand lists under `title`."""
     return functools.partial(click.option, cls=_HeadedOption, heading=title)
 
 
-def with_each(options: Sequence[Callable[..., Any]],
-              command: Callable[..., Any]) -> Callable[..., Any]:
+def with_each(options: Sequence[Callable[[F], F]], command: F) -> F:
     """Give a click command these options, which `--help` lists in this order."""
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
@@ -136,19 +152,23 @@ class NumberOr(click.ParamType):  # type: ignore[type-arg]
         return number
 
 
-def with_options(obj: Any, options: dict[str, Any]) -> Any:  # noqa: ANN401 (any dataclass)
-    """Return a copy of `obj` with the fields that were given on the command line.
+def with_options(obj: T, options: dict[str, Any]) -> T:
+    """Return a copy of a dataclass with the fields that were given on the command line.
 
     An option that was not given is None.
     """
-    names = {field.name for field in dataclasses.fields(obj)}
-    given = {k: v for k, v in options.items() if k in names and v is not None}
-    return dataclasses.replace(obj, **given)
+    given = {name: options[name] for name in _fields(obj) & options.keys()
+             if options[name] is not None}
+    return dataclasses.replace(obj, **given)  # type: ignore[type-var]
 
 
-def reject_unused(options: dict[str, Any], *objects: Any) -> None:  # noqa: ANN401 (any dataclasses)
-    """Raise ValueError for a given option that is a field of none of the chosen `objects`."""
-    names = {field.name for obj in objects for field in dataclasses.fields(obj)}
+def _fields(obj: object) -> set[str]:
+    return {field.name for field in dataclasses.fields(obj)}  # type: ignore[arg-type]
+
+
+def reject_unused(options: dict[str, Any], *objects: object) -> None:
+    """Raise ValueError for a given option that is a field of none of the chosen dataclasses."""
+    names = set().union(*(_fields(obj) for obj in objects))
     for name, value in options.items():
         if value is not None and name not in names:
             chosen = ', '.join(type(obj).__name__ for obj in objects)

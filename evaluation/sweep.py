@@ -33,7 +33,7 @@ from metrics.judge import PARAMETERS, Judge
 from metrics.one_pass import Measured
 from options.network import Opened, open_to_draw, planned
 from torch_utils import checkpoint, distributed
-from training.state import SNAPSHOT, files_of
+from training.run_folder import SNAPSHOT, files_of
 
 PROBED = 64            # images whose mean is the NFE of samplers that choose their steps
 

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,7 +19,7 @@ from metrics.judge import Judge, Result
 from metrics.one_pass import Stopped
 from torch_utils import distributed
 from training.config import TrainConfig, due
-from training.state import SNAPSHOT, TrainState, file_of, write_best
+from training.state import TrainState
 from training.stats_file import nimg_of, read_statistics
 
 
@@ -120,6 +119,24 @@ class WhileTraining:
         shutil.rmtree(folder, ignore_errors=True)
         return result
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the numbers; the first chooses the best snapshot."""
+        return self.config.names
+
+    @property
+    def num_images(self) -> int:
+        """The number of images that are generated."""
+        return self.config.num
+
+    def numbers(self, net: Denoiser, run_dir: Path,
+                stopping: Callable[[], bool]) -> dict[str, float] | None:
+        """Return the numbers of a network by name, on rank 0; {} on the others, None if stopped."""
+        result = self(net, run_dir, stopping)
+        if isinstance(result, Stopped):
+            return None
+        return {} if result is None else result.scores
+
     def _images(self, net: Denoiser, stopping: Callable[[], bool]) -> GeneratedImages:
         return GeneratedImages(net, self.plan, range(self.config.num), device=self.device,
                                batch=self.config.batch, source='the averaged network',
@@ -141,26 +158,3 @@ def without_a_trace(device: torch.device) -> Iterator[None]:
             yield
     finally:
         cudnn.benchmark, cudnn.deterministic = before
-
-
-def choose_best(run_dir: Path, metric: str, protocol: dict[str, Any]) -> Path | None:
-    """The snapshot of the lowest `metric`, of those that were judged alike and are there; best.json
-    tells of it."""
-    judged = {}
-    for line in read_statistics(run_dir / 'stats.jsonl'):
-        if line.get('evaluation') == protocol:
-            # a later one of the same name replaced it
-            judged[file_of(run_dir, SNAPSHOT, nimg_of(line))] = line
-    numbers = {path: line.get(f'Metrics/{metric}', {}).get('mean') for path, line in judged.items()
-               if path.exists()}
-    best = min((path for path in numbers if numbers[path] is not None),
-               key=lambda path: numbers[path], default=None)
-    if best is None:
-        write_best(run_dir, None)
-        return None
-    line = judged[best]
-    scores = {name.removeprefix('Metrics/'): line[name]['mean'] for name in line
-              if name.startswith('Metrics/')}
-    write_best(run_dir, {'snapshot': best.name, 'kimg': nimg_of(line) / 1000, 'metric': metric,
-                         'scores': scores, 'evaluation': protocol})
-    return best

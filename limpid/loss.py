@@ -135,6 +135,8 @@ WEIGHTINGS: dict[str, Callable[[Preconditioner], Weighting]] = {
 class Loss(Protocol):
     """A loss of a denoiser, elementwise, made of a noise distribution and a weighting."""
 
+    def __init__(self, noise_distribution: NoiseDistribution, *, weighting: Weighting) -> None: ...
+
     @property
     def noise_distribution(self) -> NoiseDistribution: ...
 

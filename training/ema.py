@@ -9,16 +9,21 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+N = TypeVar('N', bound=nn.Module)
+
 
 @dataclass(frozen=True)
 class HalfLife:
-    """β = 0.5^(batch/H): what happened H images ago counts half; H is at most rampup_ratio ·
-    nimg."""
+    """β = 0.5^(batch/H): what happened H images ago counts half.
+
+    H is halflife_nimg, but at most rampup_ratio · nimg.
+    """
     halflife_nimg: float = 500_000
     rampup_ratio: float | None = 0.05
 
@@ -27,23 +32,22 @@ class HalfLife:
         return f'{self.halflife_nimg / 1e6:g}'
 
     def halflife(self, nimg: int) -> float:
-        """The half-life in images at the image counter `nimg`."""
+        """Return the half-life in images at the image counter `nimg`."""
         if self.rampup_ratio is None:
             return self.halflife_nimg
         return min(self.halflife_nimg, nimg * self.rampup_ratio)
 
     def beta(self, nimg: int, batch_size: int) -> float:
-        """The weight that the average keeps in the step at `nimg`."""
+        """Return the weight that the average keeps in the step at `nimg`."""
         return 0.5 ** (batch_size / max(self.halflife(nimg), 1e-8))
 
 
 @dataclass(frozen=True)
 class PowerFunction:
-    """β = (1 − batch/t)^(γ+1), t = nimg + batch: an average whose length is `sigma_rel` of the
-    whole run
+    """β = (1 − batch/t)^(γ+1),  t = nimg + batch        (EDM2)
 
-    The weights of time τ count as τ^γ; sigma_rel is the standard deviation of that profile relative
-    to its length.
+    The weights at time τ count as τ^γ; sigma_rel is the standard deviation of that profile relative
+    to its length, so the average covers the same share of a run however long the run is.
     """
     sigma_rel: float = 0.10
 
@@ -52,22 +56,22 @@ class PowerFunction:
         return f'power-{self.sigma_rel:g}'
 
     def beta(self, nimg: int, batch_size: int) -> float:
-        """The weight that the average keeps in the step at `nimg`."""
+        """Return the weight that the average keeps in the step at `nimg`."""
         return (1 - batch_size / (nimg + batch_size)) ** (power_of(self.sigma_rel) + 1)
 
 
 Average = HalfLife | PowerFunction
 
 
-class EMA:
+class EMA(Generic[N]):
     """The averaged copy of a network, always in evaluation mode."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: N) -> None:
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, net: nn.Module, beta: float) -> None:
-        """average ← β average + (1 − β) weights; buffers are copied, never averaged."""
+    def update(self, net: N, beta: float) -> None:
+        """Set average ← β average + (1 − β) weights; buffers are copied, never averaged."""
         torch._foreach_lerp_(list(self.net.parameters()), list(net.parameters()), 1 - beta)
         for average, buffer in zip(self.net.buffers(), net.buffers(), strict=True):
             average.copy_(buffer)
@@ -79,7 +83,10 @@ def width_of(power: float) -> float:
 
 
 def power_of(sigma_rel: float) -> float:
-    """The γ ≥ 0 of a relative width in (0, 1/√12]: the real root of a cubic."""
+    """Return the γ ≥ 0 of a relative width in (0, 1/√12], the real root of a cubic.
+
+    Raises ValueError for other widths.
+    """
     if not 0 < sigma_rel <= 1 / math.sqrt(12) + 1e-12:
         raise ValueError(f'a relative width of {sigma_rel:g} is out of range: '
                          f'it lies between 0 and {1 / math.sqrt(12):.4f}')
@@ -97,10 +104,9 @@ def inner_product(t_a: float, power_a: float, t_b: float, power_b: float) -> flo
 
 def reconstruction_weights(stored: Sequence[tuple[float, float]], nimg: float,
                            sigma_rel: float) -> np.ndarray:
-    """How much of each stored average makes the average of width `sigma_rel` at `nimg`: least
-    squares.
+    """Return the weights of stored averages in the average of width `sigma_rel` at `nimg`.
 
-    `stored` holds (nimg, sigma_rel) of each. The weights minimise the L2 distance between the
+    `stored` holds (nimg, sigma_rel) of each. They solve a problem of least squares. The weights minimise the L2 distance between the
     profiles and are scaled to sum to 1, as the weights of every average do. (EDM2, Section 3.)
     """
     profiles = [(t, power_of(width)) for t, width in stored]
@@ -113,8 +119,7 @@ def reconstruction_weights(stored: Sequence[tuple[float, float]], nimg: float,
 
 def reconstruction_error(stored: Sequence[tuple[float, float]], weights: np.ndarray, nimg: float,
                          sigma_rel: float) -> float:
-    """‖Σ w_i p_i − p‖ / ‖p‖ of the profiles: how far a reconstruction is from the average it stands
-    for."""
+    """Return ‖Σ w_i p_i − p‖ / ‖p‖ of the profiles, the error of a reconstruction."""
     profiles = [*((t, power_of(width)) for t, width in stored), (nimg, power_of(sigma_rel))]
     A = np.array([[inner_product(*a, *b) for b in profiles] for a in profiles])
     w = np.append(weights, -1.0)

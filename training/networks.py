@@ -77,6 +77,7 @@ class Conv2d(nn.Module):
         self.bias = nn.Parameter(initial([out_channels], init_mode,
                                          *fans) * init_bias) if kernel and bias else None
         f = torch.as_tensor(resample_filter, dtype=torch.float32)
+        self.resample_filter: Tensor   # [1, 1, taps, taps]; None where nothing is resampled
         self.register_buffer('resample_filter', (f.outer(f) / f.sum() ** 2)[None, None] if up
                              or down else None)
         self.padding = kernel // 2
@@ -150,6 +151,7 @@ class FourierEmbedding(nn.Module):
 
     def __init__(self, num_channels: int, scale: float = 16) -> None:
         super().__init__()
+        self.freqs: Tensor
         self.register_buffer('freqs', torch.randn(_half(num_channels)) * scale)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -193,7 +195,7 @@ class UNetBlock(nn.Module):
         if self.num_heads and out_channels % self.num_heads:
             raise ValueError(f'{out_channels} channels cannot be shared among {self.num_heads} '
                              f'attention heads; use a multiple of {self.num_heads}')
-        resampling = {'up': up, 'down': down, 'resample_filter': resample_filter}
+        resampling: dict[str, Any] = {'up': up, 'down': down, 'resample_filter': resample_filter}
 
         self.norm0 = GroupNorm(in_channels, eps=eps)
         self.conv0 = Conv2d(in_channels, out_channels, kernel=3, **resampling, **init)
@@ -427,7 +429,9 @@ class SongUNet(nn.Module):
                 augment_labels: Tensor | None = None) -> Tensor:
         emb = self.embedding(len(x), noise_labels, class_labels, augment_labels)
         skips = encode(self.enc, self.encoder_levels, x, emb)
-        return decode(self.dec, self.decoder_levels, skips, emb)[1]
+        image = decode(self.dec, self.decoder_levels, skips, emb)[1]
+        assert image is not None   # a SongUNet's last level has one
+        return image
 
     def embedding(self, batch_size: int, noise_labels: Tensor, class_labels: Tensor | None,
                   augment_labels: Tensor | None) -> Tensor:

@@ -4,15 +4,11 @@ network-snapshot-<kimg>.pkl   the averaged networks, to generate images with
 training-state-<kimg>.pt      everything, to continue with
 
 Both hold plain values and tensors only, are read with weights_only=True, and carry a checksum. No
-generator state is ever saved: all randomness is a function of (seed, nimg). Where snapshots are
-judged, network-best.pkl is a link to the best of them, and best.json says which it is and why.
+generator state is ever saved: all randomness is a function of (seed, nimg).
 """
 
-import contextlib
-import json
 import os
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +16,6 @@ from typing import Any
 
 import torch
 
-from dnnlib.files import atomic_write
 from limpid.denoiser import Denoiser
 from torch_utils import checkpoint
 from torch_utils.checkpoint import DamagedError
@@ -29,9 +24,8 @@ from training import config as configs
 from training.config import TrainConfig
 from training.ema import EMA
 from training.networks import NetworkConfig, build_network
+from training.run_folder import SNAPSHOT, STATE, file_of, files_of
 
-SNAPSHOT, STATE = 'network snapshot', 'training state'
-BEST = 'network-best.pkl'
 KEYS = {   # of format 1
     SNAPSHOT: ('config', 'nimg', 'ema', 'ema_name', 'averages'),
     STATE: ('config', 'fingerprint', 'nimg', 'seconds', 'ema_rampup', 'lr_factor', 'bad_steps',
@@ -41,14 +35,17 @@ KEYS = {   # of format 1
 
 @dataclass
 class LossScale:
-    """The factor of the loss in float16: static, or halved after an overflow and doubled after a
-    long calm."""
+    """The factor of the loss in float16.
+
+    It is static, or halved after an overflow and doubled after `growth_interval` steps without.
+    """
     scale: float = 1.0
     dynamic: bool = False
     calm: int = 0            # steps since the last change
     growth_interval: int = 2000
 
     def update(self, finite: bool) -> None:
+        """Note a step, and whether its gradients were finite."""
         if not self.dynamic:
             return
         self.calm = self.calm + 1 if finite else 0
@@ -60,8 +57,9 @@ class LossScale:
 
 @dataclass
 class TrainState:
+    """Everything that changes during training."""
     net: Denoiser
-    averages: dict[str, EMA]   # by name; the first is the one that snapshots are known for
+    averages: dict[str, EMA[Denoiser]]   # by name; the first is the one that snapshots are known for
     optimizer: torch.optim.Optimizer
     stats: Collector
     loss_scale: LossScale = field(default_factory=LossScale)
@@ -75,22 +73,9 @@ class TrainState:
     fingerprint: str = ''      # of the data set, where it is known already
 
     @property
-    def ema(self) -> EMA:
+    def ema(self) -> EMA[Denoiser]:
+        """The main average."""
         return next(iter(self.averages.values()))
-
-
-def file_of(run_dir: Path, kind: str, nimg: int) -> Path:
-    if kind == SNAPSHOT:
-        return run_dir / f'network-snapshot-{nimg // 1000:06d}.pkl'
-    return run_dir / f'training-state-{nimg // 1000:06d}.pt'
-
-
-def files_of(run_dir: Path, kind: str) -> list[Path]:
-    """The snapshots or states of a run, the oldest first."""
-    pattern = r'network-snapshot-(\d+)\.pkl' if kind == SNAPSHOT else r'training-state-(\d+)\.pt'
-    found = [(re.fullmatch(pattern, path.name), path)
-             for path in run_dir.iterdir()] if run_dir.is_dir() else []
-    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
 
 def save_snapshot(state: TrainState, config: TrainConfig, run_dir: Path) -> Path:
@@ -112,22 +97,21 @@ def save_snapshot(state: TrainState, config: TrainConfig, run_dir: Path) -> Path
 
 def load_snapshot(path: str | os.PathLike[str], device: torch.device | str = 'cpu',
                   weights: str = 'ema') -> tuple[Denoiser, dict[str, Any]]:
-    """A network of a snapshot or a training state, in evaluation mode, and the rest of what the
-    file holds.
+    """Return a network of a snapshot or a training state, in evaluation mode, and all contents.
 
     `weights` is 'ema', the main average; 'ema:NAME', any average; or 'raw', which training states
     have. Raises FileNotFoundError or ValueError, in one line that names the file.
     """
     contents = _upgraded(checkpoint.load(path, SNAPSHOT, STATE), path)
-    net = build_network(configs.decode(contents['config']['network'], NetworkConfig, f'{path}: '
-                                                                                     f'network'))
+    stored = contents['config']['network']
+    net = build_network(configs.decode(stored, NetworkConfig, f'{path}: network'))
     checkpoint.load_into(net, choose_weights(contents, weights, path), str(path))
     return net.eval().requires_grad_(False).to(device), contents
 
 
 def choose_weights(contents: dict[str, Any], weights: str,
                    path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """The state dict called `weights`; ValueError that says what there is."""
+    """Return the state dict called `weights`; raises a ValueError that says what there is."""
     if contents['kind'] == STATE:
         names = list(contents['averages'])
         there = {'raw': contents['net'], 'ema': contents['averages'][names[0]],
@@ -143,8 +127,10 @@ def choose_weights(contents: dict[str, Any], weights: str,
 
 def save_state(state: TrainState, config: TrainConfig, run_dir: Path, fingerprint: str = '',
                stats: list[dict[str, torch.Tensor]] | None = None) -> Path:
-    """Write training-state-<kimg>.pt; `fingerprint` is that of the data set, `stats` those of all
-    ranks."""
+    """Write training-state-<kimg>.pt, everything that is needed to continue.
+
+    `fingerprint` is that of the data set; `stats` are those of all ranks, by default of this one.
+    """
     path = file_of(run_dir, STATE, state.nimg)
     checkpoint.save({
         'kind': STATE,
@@ -167,31 +153,29 @@ def save_state(state: TrainState, config: TrainConfig, run_dir: Path, fingerprin
 
 
 def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The contents of a training state; ValueError in one line for one that cannot be used."""
+    """Return the contents of a training state; raises ValueError in one line if it is unusable."""
     return _upgraded(checkpoint.load(path, STATE), path)
 
 
 def restore_state(state: TrainState, contents: dict[str, Any], origin: str) -> None:
-    """Continue from the contents of a training state; ValueError in one line where they do not
-    fit."""
-    # of a file that does not say how long it is
-    if list(contents['averages']) == [None] and len(state.averages) == 1:
-        contents = {**contents, 'averages': dict(zip(state.averages, contents['averages'].values(),
-                                                     strict=True))}
-    if list(contents['averages']) != list(state.averages):
-        there, wanted = ', '.join(map(str, contents['averages'])), ', '.join(state.averages)
+    """Continue from the contents of a training state; raises ValueError where they do not fit."""
+    averages = contents['averages']
+    if list(averages) == [None] and len(state.averages) == 1:
+        # a file that does not say how long its average is
+        averages = dict(zip(state.averages, averages.values(), strict=True))
+    if list(averages) != list(state.averages):
+        there, wanted = ', '.join(map(str, averages)), ', '.join(state.averages)
         raise ValueError(f'{origin} has the averages {there}, not {wanted}')
     checkpoint.load_into(state.net, contents['net'], origin)
     for name, average in state.averages.items():
-        checkpoint.load_into(average.net, contents['averages'][name], origin)
+        checkpoint.load_into(average.net, averages[name], origin)
     state.optimizer.load_state_dict(contents['optimizer'])
     if contents['stats']:
         state.stats.restore(contents['stats'])
     if contents['loss_scale'] is not None:
         state.loss_scale.scale, state.loss_scale.calm = contents['loss_scale']
-    state.nimg, state.seconds, state.ema_rampup = contents['nimg'], contents['seconds'], contents[
-        'ema_rampup']
-    state.lr_factor, state.bad_steps = contents['lr_factor'], contents['bad_steps']
+    for name in ('nimg', 'seconds', 'ema_rampup', 'lr_factor', 'bad_steps'):
+        setattr(state, name, contents[name])
 
 
 def latest_state(run_dir: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
@@ -208,25 +192,32 @@ def latest_state(run_dir: Path, say: Callable[[str], None]) -> tuple[Path, dict[
 # What may differ between a run and its continuation: how long, how often, and how it is shared out.
 MAY_CHANGE = {'total_nimg', 'tick_nimg', 'snapshot_nimg', 'state_nimg', 'batch_gpu', 'data.workers',
               'data.cache', 'data.path', 'keep_states', 'keep_snapshots'}
+NETWORK_MAY_CHANGE = {'network.model.dropout', 'network.model.label_dropout', 'network.sigma_min',
+                      'network.sigma_max'}
 
 
 def differences(stored: dict[str, Any], config: TrainConfig) -> list[str]:
-    """Each setting of a stored run that `config` has otherwise, as 'name: stored, now other'."""
-    old, new = _flat(stored), _flat(configs.encode(config))
-    return [f'{name}: {old.get(name, "absent")}, now {new.get(name, "absent")}'
-            for name in sorted(old.keys() | new.keys())
-            if name not in MAY_CHANGE and old.get(name, '') != new.get(name, '')]
+    """Return each setting of a stored run that `config` has otherwise: 'name: stored, now other'.
+
+    Settings that may change within a run (MAY_CHANGE) are not compared.
+    """
+    return _changes(_flat(stored), _flat(configs.encode(config)), MAY_CHANGE)
 
 
 def network_differences(network: NetworkConfig, config: TrainConfig) -> list[str]:
-    """The same for a file that tells the network alone; its dropout, precision and noise levels may
-    be chosen anew."""
-    old, new = (_flat(configs.encode(replace(net, precision='fp32')))
+    """Like `differences`, for a file that stores only the network.
+
+    Its dropout, precision and noise levels may be chosen anew.
+    """
+    old, new = (_flat(configs.encode(replace(net, precision='fp32')), 'network')
                 for net in (network, config.network))
-    return [f'network.{name}: {old.get(name, "absent")}, now {new.get(name, "absent")}'
+    return _changes(old, new, NETWORK_MAY_CHANGE)
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any], may_change: set[str]) -> list[str]:
+    return [f'{name}: {old.get(name, "absent")}, now {new.get(name, "absent")}'
             for name in sorted(old.keys() | new.keys())
-            if name not in ('model.dropout', 'model.label_dropout', 'sigma_min', 'sigma_max')
-            and old.get(name, '') != new.get(name, '')]
+            if name not in may_change and old.get(name, '') != new.get(name, '')]
 
 
 def _flat(data: Any, prefix: str = '') -> dict[str, Any]:  # noqa: ANN401
@@ -237,59 +228,6 @@ def _flat(data: Any, prefix: str = '') -> dict[str, Any]:  # noqa: ANN401
                  for key, item in data.items())
         return {name: value for part in parts for name, value in part.items()}
     return {prefix: data}
-
-
-def prune_states(run_dir: Path, keep: int | None) -> None:
-    """Delete all but the newest `keep` training states (None: keep all)."""
-    if keep is not None:
-        for path in files_of(run_dir, STATE)[:-keep]:
-            path.unlink()
-
-
-def thin_snapshots(run_dir: Path, keep: int | None) -> None:
-    """Delete snapshots until at most `keep` are left, evenly spread over the run; first, last and
-    best stay."""
-    paths = files_of(run_dir, SNAPSHOT)
-    times = [int(path.stem.rsplit('-', 1)[1]) for path in paths]
-    best = (read_best(run_dir) or {}).get('snapshot')
-    while keep is not None and len(paths) > keep:
-        # The one whose neighbours are closest to each other is missed least.
-        gaps = {i: times[i + 1] - times[i - 1] for i in range(1, len(times) - 1)
-                if paths[i].name != best}
-        if not gaps:
-            break
-        victim = min(gaps, key=lambda i: gaps[i])
-        paths.pop(victim).unlink()
-        times.pop(victim)
-
-
-def read_best(run_dir: Path) -> dict[str, Any] | None:
-    """What best.json says of the best snapshot of a run; None where there is none."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        return json.loads((run_dir / 'best.json').read_text())
-    return None
-
-
-def write_best(run_dir: Path, best: dict[str, Any] | None) -> None:
-    """Make best.json of `best`, and network-best.pkl a link to its 'snapshot'; None: neither is
-    left."""
-    link = run_dir / BEST
-    if best is None:
-        (run_dir / 'best.json').unlink(missing_ok=True)
-        link.unlink(missing_ok=True)
-        return
-    with atomic_write(run_dir / 'best.json') as file:
-        file.write((json.dumps(best, indent=2) + '\n').encode())
-    temporary = run_dir / f'.{BEST}.tmp'
-    temporary.unlink(missing_ok=True)
-    try:
-        temporary.symlink_to(best['snapshot'])   # relative: the folder may move
-    # a system without links, or where they are not for everybody
-    except (OSError, NotImplementedError):
-        with open(run_dir / best['snapshot'], 'rb') as source, atomic_write(link) as file:
-            shutil.copyfileobj(source, file)
-    else:
-        temporary.replace(link)
 
 
 def transfer_weights(state: TrainState, source: Denoiser,
@@ -305,7 +243,7 @@ def transfer_weights(state: TrainState, source: Denoiser,
             == own[place][1].shape]
     weights = [place for place in fits if not place.endswith(('resample_filter', 'freqs'))]
     if not weights:
-        raise ValueError(f'--transfer={origin}: no tensor of that network fits this one')
+        raise ValueError(f'transfer={origin}: no tensor of that network fits this one')
     copied = {own[place][0]: given[place][1] for place in fits}
     for net in (state.net, *(average.net for average in state.averages.values())):
         net.load_state_dict(copied, strict=False)
@@ -314,8 +252,7 @@ def transfer_weights(state: TrainState, source: Denoiser,
 
 
 def _by_level(net: Denoiser) -> dict[str, tuple[str, torch.Tensor]]:
-    """{place: (name, tensor)}, where the place has 'level1' for '16x16' in a network of 32
-    pixels."""
+    """Return {place: (name, tensor)}; the place has level1 for 16x16 in a network of 32 pixels."""
     def place(match: re.Match[str]) -> str:
         return f'.level{(net.img_resolution // int(match[1])).bit_length() - 1}_'
 
@@ -324,8 +261,7 @@ def _by_level(net: Denoiser) -> dict[str, tuple[str, torch.Tensor]]:
 
 
 def _upgraded(contents: dict[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
-    """`contents` in today's format; ValueError for a format of the future, and for what lacks
-    something."""
+    """Return `contents` in today's format; raises ValueError where they are later or incomplete."""
     number = contents.get('format')
     while number in UPGRADES:
         contents = {**UPGRADES[number](contents), 'format': number + 1}
@@ -339,6 +275,6 @@ def _upgraded(contents: dict[str, Any], path: str | os.PathLike[str]) -> dict[st
     return {**contents, 'config': configs.upgraded(contents['config'])}
 
 
-# What turns the contents of a file of format n into those of format n + 1. There has been one
-# format only.
+# Functions that turn the contents of a file of format n into those of format n + 1. There has been
+# one format only.
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}

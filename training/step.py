@@ -11,7 +11,7 @@ from torch import Tensor
 from limpid.pixels import from_uint8
 from torch_utils import distributed
 from torch_utils.random import generator_at, seed_of
-from training.augment import AugmentPipe
+from training.augment import Augmentation, AugmentPipe
 from training.config import TrainConfig, learning_rate
 from training.ema import HalfLife
 from training.state import TrainState
@@ -20,21 +20,21 @@ from training.state import TrainState
 WEIGHTS, NOISE_LEVEL, NOISE, AUGMENT, LABEL_DROPOUT, DROPOUT = range(6)
 
 
-
-
 @dataclass(frozen=True)
 class Randomness:
-    """All that is random about a step, for the whole batch, dropout apart."""
+    """All that is random about a step, for the whole batch, apart from dropout."""
     u: Tensor                # [batch] float64 on the CPU: the noise level's quantile
     noise: Tensor            # [batch, C, H, W] on the device
     keep_labels: Tensor      # [batch, 1] on the CPU: 0 where the label is dropped
-    augmentation: Any        # of the whole batch, or None
+    augmentation: Augmentation | None   # of the whole batch
 
 
 def draw(config: TrainConfig, pipe: AugmentPipe | None, nimg: int, image_shape: list[int],
          device: torch.device) -> Randomness:
-    """The randomness of the step at `nimg`: a function of (seed, nimg), not of the number of
-    ranks."""
+    """Return the randomness of the step at `nimg`.
+
+    It is a function of (seed, nimg), whatever the number of ranks.
+    """
     batch = config.batch_size
 
     def generator(purpose: int, where: torch.device | str = 'cpu') -> torch.Generator:
@@ -48,8 +48,7 @@ def draw(config: TrainConfig, pipe: AugmentPipe | None, nimg: int, image_shape: 
 
 
 class StepFunction:
-    """One training step on this rank's share of a batch (math of the optimiser: Adam, Section
-    5)."""
+    """One training step with Adam on this rank's share of a batch (Section 5)."""
 
     def __init__(self, config: TrainConfig, state: TrainState, device: torch.device) -> None:
         self.config, self.state, self.device = config, state, device
@@ -61,12 +60,15 @@ class StepFunction:
             known = inspect.signature(ddp).parameters   # torch 2.13 has another name for it
             sync = ('forward_sync_buffers' if 'forward_sync_buffers' in known
                     else 'broadcast_buffers')
+            options: dict[str, Any] = {sync: False}
             self.net = ddp(state.net, device_ids=[device] if device.type == 'cuda' else None,
-                           **{sync: False})
+                           **options)
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
-        """images uint8 [b, C, H, W] and labels [b, label_dim]: this rank's share of the batch at
-        nimg."""
+        """Take a step on this rank's share of the batch at nimg.
+
+        images uint8 [b, C, H, W], labels [b, label_dim]
+        """
         state, config = self.state, self.config
         share = len(images)
         mine = slice(self.rank * share, (self.rank + 1) * share)
@@ -84,8 +86,10 @@ class StepFunction:
 
     def _accumulate(self, images: Tensor, labels: Tensor, randomness: Randomness,
                     mine: slice, part: slice, number: int) -> None:
-        """Add the gradient of one micro-batch: rows `part` of the share, which is rows `mine` of
-        the batch."""
+        """Add the gradient of one micro-batch.
+
+        It is rows `part` of the share, which is rows `mine` of the batch.
+        """
         config = self.config
         rows = slice(mine.start + part.start, mine.start + part.stop)
         y = from_uint8(images[part].to(self.device, non_blocking=True))
@@ -100,13 +104,15 @@ class StepFunction:
                            kept if config.network.label_dim else None, **conditions)
         self.state.stats.add('Loss/loss', loss)
         # DDP averages over ranks, so that the sum of gradients is that of the mean over the batch.
-        (loss.sum() * (self.state.loss_scale.scale * self.world_size
-                       / config.batch_size)).backward()
+        factor = self.state.loss_scale.scale * self.world_size / config.batch_size
+        torch.autograd.backward(loss.sum() * factor)
 
     @torch.no_grad()
     def _update(self) -> None:
-        """Adam on the gradients, which are the same on every rank, and so is what is decided from
-        them."""
+        """Step with Adam on the gradients.
+
+        They are the same on every rank, and so is everything that is decided from them.
+        """
         state, config = self.state, self.config
         gradients = [p.grad for p in state.net.parameters() if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))

@@ -8,22 +8,25 @@ follows from (seed, nimg, rank, micro-batch).
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from checkpoints.open import open_network
-from evaluation.while_training import WhileTraining
+from limpid.denoiser import Denoiser
 from torch_utils import distributed
 from torch_utils.random import seed_of
 from torch_utils.stats import Collector
+from training.clock import Clock
 from training.config import TrainConfig, due
 from training.dataset import ImageFolderDataset, batches
 from training.ema import EMA
+from training.judging import Evaluation, judge
 from training.networks import build_network
 from training.reporter import Reporter
+from training.saver import Saver
 from training.state import (
     LossScale,
     TrainState,
@@ -36,40 +39,6 @@ from training.state import (
 from training.step import WEIGHTS, StepFunction
 
 
-def prepare(config: TrainConfig, device: torch.device,
-            resume: tuple[str, dict[str, Any]] | None = None, transfer: str | None = None,
-            fingerprint: str = '') -> tuple[TrainState, str]:
-    """The state to start from, and a line that says what it is; writes nothing.
-
-    `resume` is a training state to continue from, its name and contents; `transfer` a snapshot to
-    take weights from. Raises FileNotFoundError or ValueError in one line for what cannot be used,
-    and for a state of a run with other settings or other data (`fingerprint`).
-    """
-    state = build(config, device)
-    state.fingerprint = fingerprint
-    if resume is not None:
-        path, contents = resume
-        told = contents['config'] is not None
-        changed = differences(contents['config'],
-                              config) if told else network_differences(contents['network'], config)
-        if fingerprint and contents['fingerprint'] not in ('', fingerprint):
-            changed.append('the images of the data set are others')
-        if changed:
-            raise ValueError(f'{path} belongs to a run with other settings, so it cannot be '
-                             f'continued with these (--resume=never starts anew): '
-                             f'{"; ".join(changed)}')
-        restore_state(state, contents, path)
-        return state, f'continuing from {path} at {state.nimg / 1000:.1f} kimg'
-    if transfer is not None:
-        copied, fresh = transfer_weights(state, open_network(transfer), transfer)
-        names = ', '.join(fresh) if len(
-            fresh) <= 8 else f'{", ".join(fresh[:8])} and {len(fresh) - 8} more'
-        state.transferred = {'from': transfer, 'copied': copied, 'fresh': fresh}
-        return (state, f'{len(copied)} of {len(copied) + len(fresh)} tensors from {transfer}; '
-                       f'fresh: {names or "none"}')
-    return state, 'random'
-
-
 class Interrupted(Exception):  # noqa: N818 (a state of affairs, not an error)
     """The run was asked to stop before its end, and has saved everything."""
 
@@ -78,86 +47,164 @@ class NonFiniteError(RuntimeError):
     """Too many steps in a row had gradients that are not finite."""
 
 
+class OtherSettingsError(ValueError):
+    """A training state is of a run with other settings or other data: `changed` lists them."""
+
+    def __init__(self, origin: str, changed: list[str]) -> None:
+        super().__init__(f'{origin} belongs to a run with other settings, so it cannot be '
+                         f'continued with these: {"; ".join(changed)}')
+        self.origin, self.changed = origin, changed
+
+
+def prepare(config: TrainConfig, device: torch.device,
+            resume: tuple[str, dict[str, Any]] | None = None,
+            transfer: tuple[str, Denoiser] | None = None,
+            fingerprint: str = '') -> tuple[TrainState, str]:
+    """Return the state to start from, and a line that says what it is; writes nothing.
+
+    resume       the name and the contents of a training state to continue from
+    transfer     the name of a network to take weights from, and the network
+    fingerprint  that of the data set
+
+    Raises OtherSettingsError for a state of a run with other settings or other data, and ValueError
+    in one line for anything else that cannot be used.
+    """
+    state = build(config, device)
+    state.fingerprint = fingerprint
+    if resume is not None:
+        origin, contents = resume
+        check_same_run(origin, contents, config, fingerprint)
+        restore_state(state, contents, origin)
+        return state, f'continuing from {origin} at {state.nimg / 1000:.1f} kimg'
+    if transfer is not None:
+        origin, source = transfer
+        copied, fresh = transfer_weights(state, source, origin)
+        state.transferred = {'from': origin, 'copied': copied, 'fresh': fresh}
+        names = ', '.join(fresh[:8])
+        if len(fresh) > 8:
+            names += f' and {len(fresh) - 8} more'
+        return state, (f'{len(copied)} of {len(copied) + len(fresh)} tensors from {origin}; '
+                       f'fresh: {names or "none"}')
+    return state, 'random'
+
+
+def check_same_run(origin: str, contents: dict[str, Any], config: TrainConfig,
+                   fingerprint: str) -> None:
+    """Raise OtherSettingsError where a training state is none of a run with this `config`."""
+    if contents['config'] is not None:
+        changed = differences(contents['config'], config)
+    else:   # a published file, which tells of the network alone
+        changed = network_differences(contents['network'], config)
+    if fingerprint and contents['fingerprint'] not in ('', fingerprint):
+        changed.append('the images of the data set are others')
+    if changed:
+        raise OtherSettingsError(origin, changed)
+
+
 def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device: torch.device,
                   should_stop: Callable[[], bool] = lambda: False, deadline: float = math.inf,
-                  evaluation: WhileTraining | None = None) -> None:
+                  evaluation: Evaluation | None = None,
+                  dataset: ImageFolderDataset | None = None) -> None:
     """Train until config.total_nimg images were shown; every rank calls this.
 
     `run_dir` receives the snapshots, states, pictures and statistics (rank 0 writes them). After
     each step `should_stop` is asked; as soon as it says yes on any rank, or little time is left
     until the `deadline` (of time.monotonic), everything is saved and Interrupted raised. Raises
-    NonFiniteError when the gradients stay non-finite.
+    NonFiniteError when the gradients stay non-finite. `dataset` is config.data, where it is open
+    already.
 
     With an `evaluation`, a snapshot is written and judged at each of its intervals and at the end.
-    This comes last: where the state was saved before, a process that continues the run takes an
-    evaluation up that did not end, and `should_stop` and the deadline cut one short.
+    This comes last: where the state was saved before, a process that continues the run takes up an
+    evaluation that did not end. `should_stop` and the deadline cut an evaluation short, too.
     """
     _set_precision_flags(config)
-    dataset = config.data.open()
+    dataset = config.data.open() if dataset is None else dataset
+    images_and_labels = stream_of(dataset, config, state, device)
     step = StepFunction(config, state, device)
-    reporter = Reporter(config, state, run_dir, device, state.fingerprint or dataset.fingerprint())
-    reporter.reals(dataset)
+    clock = Clock(state.seconds)
+    saver = Saver(config, state, run_dir, device, dataset, clock)
     votes = distributed.Votes()
 
     def stopping() -> bool:
-        return should_stop() or reporter.ready_by() > deadline
+        return should_stop() or clock.ready_by() > deadline
 
-    saved = state.nimg or -1   # what the run before saved is there already
-    rolled_back = True
-    while rolled_back:
-        rolled_back = False
-        for images, labels in stream_of(dataset, config, state.nimg, device):
-            done = state.nimg >= config.total_nimg
-            reported = state.nimg != saved and (done or due(state.nimg, config.batch_size,
-                                                            config.tick_nimg))
-            if reported:
-                reporter.tick(done)
-            judged = evaluation is None or not evaluation.is_due(state, config, run_dir)
-            if not judged or (reported and (done or due(state.nimg, config.batch_size,
-                                                        config.snapshot_nimg))):
-                reporter.snapshot(dataset)
-            # Never amid a streak of bad steps: a roll-back needs the state before it.
-            calm = state.nimg > 0 and state.bad_steps == 0
-            if reported and (done or (calm and due(state.nimg, config.batch_size,
-                                                   config.state_nimg))):
-                reporter.training_state()
-                saved = state.nimg
-            if evaluation is not None and not judged:
-                judged = reporter.evaluate(evaluation, stopping)
-            if done and judged:
+    with Reporter(config, state, run_dir, device, clock) as reporter:
+        saver.real_images()
+        while True:
+            now = due_now(config, state, saver.saved)
+            if now.report:
+                reporter.tick(now.end)
+            judging = evaluation is not None and evaluation.is_due(state, config, run_dir)
+            if now.snapshot or judging:
+                saver.snapshot()
+            if now.state:
+                saver.training_state()
+            stopped = (evaluation is not None and judging
+                       and not judge(evaluation, state, run_dir, reporter, clock, stopping))
+            if now.end and not stopped:
                 break
-            if not judged or votes.any(stopping()):
-                if state.nimg not in (0, saved):
-                    reporter.training_state()
-                reporter.close()
+            if stopped or votes.any(stopping()):
+                saver.last_state()
                 raise Interrupted(f'stopped at {state.nimg / 1000:.1f} kimg; the same command '
                                   f'continues from there')
-            step(images, labels)
+            step(*next(images_and_labels))
             reporter.progress()
             if state.bad_steps >= config.nan.limit:
                 roll_back(config, state, run_dir)
-                saved, rolled_back = state.nimg, True
+                saver.rewind()
                 reporter.rewind()
-                break
-    reporter.close()
     distributed.barrier()
 
 
-def stream_of(dataset: ImageFolderDataset, config: TrainConfig, nimg: int,
+@dataclass(frozen=True)
+class Due:
+    """What there is to do at an image counter, before the next step."""
+    end: bool        # no step is left
+    report: bool     # print and store statistics
+    snapshot: bool   # write a snapshot
+    state: bool      # write a training state
+
+
+def due_now(config: TrainConfig, state: TrainState, saved: int) -> Due:
+    """Return what is due at state.nimg; nothing where a training state of it is `saved` already.
+
+    Everything happens at ticks and at the end, which are reported.
+    """
+    end = state.nimg >= config.total_nimg
+
+    def reached(interval: int) -> bool:
+        return end or due(state.nimg, config.batch_size, interval)
+
+    report = state.nimg != saved and reached(config.tick_nimg)
+    # Never amid a streak of bad steps: a roll-back needs the state before it.
+    calm = end or (state.nimg > 0 and state.bad_steps == 0)
+    return Due(end, report, snapshot=report and reached(config.snapshot_nimg),
+               state=report and calm and reached(config.state_nimg))
+
+
+def stream_of(dataset: ImageFolderDataset, config: TrainConfig, state: TrainState,
               device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's share of every batch from the image counter `nimg` on."""
-    return batches(dataset, config.seed, nimg, config.batch_size, distributed.get_rank(),
-                   distributed.get_world_size(), config.data.workers,
-                   pin_memory=device.type == 'cuda')
+    """Yield this rank's share of the batch at state.nimg, which may also go back."""
+    while True:
+        nimg = state.nimg
+        for images, labels in batches(dataset, config.seed, nimg, config.batch_size,
+                                      distributed.get_rank(), distributed.get_world_size(),
+                                      config.data.workers, pin_memory=device.type == 'cuda'):
+            yield images, labels
+            nimg += config.batch_size
+            if state.nimg != nimg:
+                break
 
 
 def roll_back(config: TrainConfig, state: TrainState, run_dir: Path) -> None:
-    """Back to the last training state with half the learning rate, where that is wanted and
-    possible."""
-    trouble = f'{state.bad_steps} steps in a row up to {state.nimg / 1000:.1f} kimg had gradients that are not finite'
+    """Go back to the last training state with half the learning rate.
+
+    Raises NonFiniteError where that is not wanted (config.nan.then is 'stop') or not possible.
+    """
+    trouble = (f'{state.bad_steps} steps in a row up to {state.nimg / 1000:.1f} kimg had gradients '
+               f'that are not finite')
     if config.nan.then == 'stop':
-        raise NonFiniteError(f'{trouble}; the last training state is untouched. '
-                             f'--nan-then=rollback would go back to it with half the learning rate')
+        raise NonFiniteError(f'{trouble}; the last training state is untouched')
     found = latest_state(run_dir, distributed.print0)
     if found is None:
         raise NonFiniteError(f'{trouble}, and there is no training state to go back to')
@@ -175,13 +222,15 @@ def _set_precision_flags(config: TrainConfig) -> None:
 
 
 def build(config: TrainConfig, device: torch.device) -> TrainState:
-    """The state of a run at nimg = 0: the same weights on every rank."""
+    """Return the state of a run at nimg = 0, with the same weights on every rank."""
     torch.manual_seed(seed_of(config.seed, WEIGHTS))
     net = build_network(config.network).train().requires_grad_(True).to(device)
+    beta1, beta2 = config.optimizer.betas
     optimizer = torch.optim.Adam(net.parameters(), lr=config.optimizer.lr,
-                                 betas=config.optimizer.betas, eps=config.optimizer.eps)
-    loss_scale = LossScale(config.loss_scaling) if config.loss_scaling is not None else LossScale(
-        2.0**16, dynamic=True)
+                                 betas=(beta1, beta2), eps=config.optimizer.eps)
+    loss_scale = LossScale(2.0**16, dynamic=True)
+    if config.loss_scaling is not None:
+        loss_scale = LossScale(config.loss_scaling)
     return TrainState(net=net, averages={average.name: EMA(net) for average in config.averages},
                       optimizer=optimizer, stats=Collector(device), loss_scale=loss_scale)
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 import dataset_tool
 import fid
 import train
-from evaluation.while_training import EvalConfig, WhileTraining, choose_best, without_a_trace
+from evaluation.while_training import EvalConfig, WhileTraining, without_a_trace
 from metrics.definitions import METRICS
 from metrics.judge import Judge
 from metrics.one_pass import measure
@@ -33,18 +33,17 @@ from tests.training.test_training_loop import (  # noqa: F401, F811
 )
 from torch_utils import checkpoint
 from training.ema import HalfLife
-from training.state import (
+from training.run_folder import (
     BEST,
     SNAPSHOT,
     STATE,
+    choose_best,
     files_of,
-    latest_state,
-    load_snapshot,
-    load_state,
     read_best,
     thin_snapshots,
     write_best,
 )
+from training.state import latest_state, load_snapshot, load_state
 from training.stats_file import add_numbers, read_statistics
 from training.training_loop import Interrupted, build, prepare, training_loop
 
@@ -117,7 +116,7 @@ def files_in(folder):
 def whole(digits, ref, tmp_path_factory):  # noqa: F811
     """A run that was judged after each thousand images."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('training.reporter.GRID', 2)
+        patch.setattr('training.pictures.GRID', 2)
         config = tiny(digits)
         return trained(config, tmp_path_factory.mktemp('whole') / 'run', evaluation_of(ref, config))
 
@@ -483,7 +482,6 @@ import training.training_loop as loop
 from torch_utils import distributed
 torch.set_num_threads(1)
 metrics.one_pass.CHUNK = metrics.statistics.CHUNK = 16   # so that both ranks have some
-loop.GRID = 2
 inner, batches, asked = loop.training_loop, GeneratedImages.batches, []
 def counted(self, parts, device):
     asked.append(1)

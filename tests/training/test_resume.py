@@ -39,18 +39,15 @@ from training.ema import (
     reconstruction_weights,
     width_of,
 )
+from training.run_folder import SNAPSHOT, STATE, files_of, thin_snapshots
 from training.state import (
-    SNAPSHOT,
-    STATE,
     LossScale,
     differences,
-    files_of,
     latest_state,
     load_snapshot,
     load_state,
     save_snapshot,
     save_state,
-    thin_snapshots,
 )
 from training.training_loop import Interrupted, NonFiniteError, build, prepare, training_loop
 
@@ -174,7 +171,7 @@ def poisoned(self, images, labels, *rest):
     else:
         accumulate(self, images, labels, *rest)
 StepFunction._accumulate = poisoned
-training.reporter.GRID = 2
+training.pictures.GRID = 2
 train.main()
 '''
 
@@ -291,10 +288,9 @@ MID_TICK_WORKER = '''
 import sys
 import train
 import training.training_loop as loop
-loop.GRID = 2
 inner = loop.training_loop
-def stopping(config, state, run_dir, device, should_stop, deadline, evaluation):
-    return inner(config, state, run_dir, device, lambda: state.nimg == 48, deadline, evaluation)
+def stopping(config, state, run_dir, device, should_stop, *rest):
+    return inner(config, state, run_dir, device, lambda: state.nimg == 48, *rest)
 train.training_loop = stopping
 train.main()
 '''
@@ -392,7 +388,7 @@ import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 import train
 import training.training_loop
-training.reporter.GRID = 2
+training.pictures.GRID = 2
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 train.main()
 '''

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 import dataset_tool
 import train
+from checkpoints.open import open_network
 from limpid.denoiser import Denoiser
 from limpid.loss import (
     NOISE_DISTRIBUTIONS,
@@ -34,7 +35,8 @@ from training.config import OptimizerConfig, TrainConfig, due
 from training.dataset import DataConfig
 from training.ema import HalfLife
 from training.networks import NetworkConfig, build_network, complete_arguments
-from training.reporter import duration, generate_grid
+from training.pictures import generate_grid
+from training.reporter import duration
 from training.state import (
     TrainState,
     load_snapshot,
@@ -54,7 +56,7 @@ SMALL = {'model_channels': 16, 'channel_mult': [1, 2], 'num_blocks': 1, 'attn_re
 
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch):
-    monkeypatch.setattr('training.reporter.GRID', 2)
+    monkeypatch.setattr('training.pictures.GRID', 2)
 
 
 @pytest.fixture(scope='session')
@@ -284,7 +286,7 @@ def test_transfer_to_another_resolution_goes_by_level(digits, tmp_path):
     assert torch.equal(state.net.state_dict()['model.enc.4x4_down.conv0.weight'],
                        source.state_dict()['model.enc.8x8_down.conv0.weight'])
     published = ROOT / 'tests' / 'golden' / 'published-ddpmpp-edm.pkl'
-    _, line = prepare(config, CPU, transfer=str(published))
+    _, line = prepare(config, CPU, transfer=(str(published), open_network(str(published))))
     assert int(line.split()[0]) > 40 and f' tensors from {published}; fresh: ' in line
 
 

@@ -3,9 +3,9 @@
 import torch
 
 import train
-import training.reporter
+import training.pictures
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    training.reporter.GRID = 2
+    training.pictures.GRID = 2
     train.main()

@@ -1,0 +1,71 @@
+"""The pictures of a run: grids of training images, and of what the averaged network generates."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limpid.denoiser import Denoiser
+from limpid.pixels import to_uint8
+from limpid.sampling import plan
+from limpid.seeds import StackedGenerator
+from torch_utils import distributed
+from training.dataset import ImageFolderDataset
+
+GRID = 10   # columns of the pictures, and at most as many rows
+
+
+def grid_labels(dataset: ImageFolderDataset) -> tuple[Tensor, int]:
+    """Return the labels [N, label_dim] of a grid, and its number of columns.
+
+    A row is a class, where there are classes. For labels that are vectors, they are those of the
+    first images. N is at most 100, and less for large images.
+    """
+    columns = max(2, min(GRID, 1280 // dataset.resolution))
+    if dataset.label_dim == 0:
+        return torch.zeros([columns**2, 0]), columns
+    if dataset.has_onehot_labels:
+        classes = torch.arange(min(dataset.label_dim, columns)).repeat_interleave(columns)
+        return torch.nn.functional.one_hot(classes, dataset.label_dim).to(torch.float32), columns
+    rows = [dataset.get_label(i % len(dataset)) for i in range(columns**2)]
+    return torch.as_tensor(np.stack(rows)), columns
+
+
+def real_images(dataset: ImageFolderDataset, labels: Tensor) -> np.ndarray:
+    """Return the first training images with these labels, uint8 [N, C, H, W].
+
+    Where there are too few of a label, the rest is black.
+    """
+    images = np.zeros([len(labels), *dataset.image_shape], dtype=np.uint8)
+    wanted: dict[bytes, list[int]] = {}
+    for place, label in enumerate(labels.numpy()):
+        wanted.setdefault(label.tobytes(), []).append(place)
+    for index in range(len(dataset)):
+        places = wanted.get(dataset.get_label(index).astype(np.float32).tobytes())
+        if places:
+            images[places.pop(0)] = dataset[index][0]
+        if not any(wanted.values()):
+            break
+    return images
+
+
+def generate_grid(net: Denoiser, labels: Tensor, device: torch.device,
+                  batch: int = 64) -> np.ndarray:
+    """Return images of seeds 0, 1, … with these labels, uint8 [N, C, H, W].
+
+    They are drawn by the default deterministic sampler. Each rank makes its share; collective.
+    """
+    drawing = plan(net)
+    shape = [net.img_channels, net.img_resolution, net.img_resolution]
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    mine = torch.arange(len(labels))[rank::world_size]
+    parts = []
+    for seeds in torch.split(mine, batch):
+        noise = StackedGenerator(seeds.tolist(), device).randn([len(seeds), *shape])
+        chosen = labels[seeds].to(device) if net.label_dim else None
+        parts.append(to_uint8(drawing(net, noise, chosen)).cpu().numpy())
+    gathered = distributed.gather_objects(np.concatenate(parts) if parts else None)
+    images = np.zeros([len(labels), *shape], dtype=np.uint8)
+    for other, theirs in enumerate(gathered):
+        if theirs is not None:
+            images[other::world_size] = theirs
+    return images

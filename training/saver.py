@@ -1,0 +1,67 @@
+"""Saving: the snapshots, states and pictures of a run."""
+
+from pathlib import Path
+
+import torch
+
+from torch_utils import distributed
+from torch_utils.grids import save_grid
+from training.clock import Clock
+from training.config import TrainConfig
+from training.dataset import ImageFolderDataset
+from training.pictures import generate_grid, grid_labels, real_images
+from training.run_folder import prune_states, thin_snapshots
+from training.state import TrainState, save_snapshot, save_state
+
+
+class Saver:
+    """Writes the files of a run; every rank calls it, and rank 0 writes.
+
+    saved   the image counter of the last training state; 0 is never saved
+    """
+
+    def __init__(self, config: TrainConfig, state: TrainState, run_dir: Path,
+                 device: torch.device, dataset: ImageFolderDataset, clock: Clock) -> None:
+        self.config, self.state, self.run_dir, self.device = config, state, run_dir, device
+        self.dataset, self.clock = dataset, clock
+        self.fingerprint = state.fingerprint or dataset.fingerprint()
+        self.is_first = distributed.get_rank() == 0
+        self.saved = state.nimg or -1   # what the run before saved is there already
+
+    def real_images(self) -> None:
+        """Write a picture of training images, one row a class, unless it is there."""
+        path = self.run_dir / 'reals.png'
+        if self.is_first and not path.exists():
+            labels, columns = grid_labels(self.dataset)
+            save_grid(real_images(self.dataset, labels), path, columns)
+
+    def snapshot(self) -> None:
+        """Write the averaged network and a picture of what it generates; collective."""
+        with self.clock.pausing_training(is_save=True):
+            if self.is_first:
+                save_snapshot(self.state, self.config, self.run_dir)
+                thin_snapshots(self.run_dir, self.config.keep_snapshots)
+            labels, columns = grid_labels(self.dataset)
+            images = generate_grid(self.state.ema.net, labels, self.device)
+            if self.is_first:
+                name = f'fakes{self.state.nimg // 1000:06d}.png'
+                save_grid(images, self.run_dir / name, columns)
+
+    def training_state(self) -> None:
+        """Write all that is needed to continue; collective."""
+        stats = distributed.gather_objects(self.state.stats.state_dict())
+        self.state.seconds = self.clock.seconds()
+        with self.clock.pausing_training(is_save=True):
+            if self.is_first:
+                save_state(self.state, self.config, self.run_dir, self.fingerprint, stats)
+                prune_states(self.run_dir, self.config.keep_states)
+        self.saved = self.state.nimg
+
+    def last_state(self) -> None:
+        """Write the training state of now, unless it is there; collective."""
+        if self.state.nimg not in (0, self.saved):
+            self.training_state()
+
+    def rewind(self) -> None:
+        """Note that the run went back to a state that is there."""
+        self.saved = self.state.nimg
