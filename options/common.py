@@ -11,6 +11,8 @@ SPOKEN = {
     GUIDED_BELOW: 'With --guidance-interval=0,HI the guide is asked up to HI only',
     'the range of the network and of the steps': 'the range of the network and of --sigma_min and '
                                                  '--sigma_max',
+    'give null_class': 'give --null-class',
+    'in the file of embeddings': 'in the file of --embeddings',
 }
 
 

@@ -71,9 +71,9 @@ def _notes(net: Network, given: Mapping[str, Any], guide: Network | None) -> lis
                 'without its class: what it answers without one, and guidance with it, means '
                 'nothing']
     if guide is None and told.lacks_null:
-        return ['this network is told by an embedding of zeros, which its training never saw, '
-                'that there is no class, and guidance leads away from the answer to that: '
-                f'give {told.lacks_null}']
+        return [with_flags('this network is told by an embedding of zeros, which its training '
+                           'never saw, that there is no class, and guidance leads away from the '
+                           f'answer to that: give {told.lacks_null}')]
     return []
 
 

@@ -87,6 +87,9 @@ def test_denoised_images_follow_from_the_raw_output(tmp_path, images, prediction
         assert (net(x, sigma) - expected).abs().max() < 5e-6 * scale
         assert (net(x, sigma.reshape(-1, 1, 1, 1)) - net(x, sigma)).abs().max() == 0
     assert (net(x[:1], sigma[0]) - net(x, sigma)[:1]).abs().max() < 2e-6 * scale
+    c, sigma = net.precond, sigma.reshape(-1, 1, 1, 1)   # Eq. 7 with these cells is the same
+    F = unet((c.c_in(sigma) * x).float(), c.c_noise(sigma.flatten())).sample.double()
+    assert (c.c_skip(sigma) * x + c.c_out(sigma) * F - expected).abs().max() < 5e-6 * scale
 
 
 @pytest.mark.parametrize(('prediction', 'sign'), [('v_prediction', -1), ('sample', 1)])
@@ -491,6 +494,9 @@ def test_precision(tmp_path, images):
          rescale_betas_zero_snr=True)
     net, half = open_network(tmp_path), open_network(tmp_path).to(torch.bfloat16)
     assert half.dtype == torch.bfloat16
+    half.dtype = torch.float32   # as the commands set it
+    assert {p.dtype for p in half.parameters()} == {torch.float32}
+    half.dtype = torch.bfloat16
     # the levels stay what they were
     assert torch.equal(half.timestep(half.schedule.sigma.float()), torch.arange(1000))
     labels = torch.eye(2)
