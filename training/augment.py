@@ -48,7 +48,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Parameters drawn for n images, on the CPU; `augmentation[slice]` is those of some of them."""
+    """The parameters drawn for n images, on the CPU; `augmentation[slice]` has those of a slice."""
     labels: Tensor                       # [n, 9] float32
     G_inv: Tensor | None                 # [n, 3, 3], output -> input, in pixels from the centre
     margin: tuple[int, int, int, int]    # mirrored pixels at the left, top, right, bottom
@@ -58,7 +58,7 @@ class Augmentation:
         return dataclasses.replace(self, labels=self.labels[rows], G_inv=G_inv)
 
     def apply(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Floating-point images [n, C, H, W] -> images likewise, labels [n, 9], on their device.
+        """Return images [n, C, H, W], floating point, transformed, and their labels [n, 9].
 
         Never waits for the device. Raises ValueError for integer images and for another n.
         """
@@ -79,7 +79,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class AugmentPipe:
-    """Each transformation is applied to an image with probability p times its multiplier.
+    """Transformations, each applied to an image with probability p times its multiplier.
 
         x-flip, y-flip     a0, a1 ~ U{0, 1}
         scale              by 2^(scale_std a2),  a2 ~ N(0, 1)
@@ -132,12 +132,12 @@ class AugmentPipe:
         return cls(**dataclasses.asdict(config))
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images [B, C, H, W] -> images, labels [B, 9], with draws from torch's CPU generator."""
+        """Transform images [B, C, H, W] by draws from torch's CPU generator; also return labels."""
         return self.draw(len(images), images.shape[1:]).apply(images)
 
     def draw(self, n: int, image_shape: Sequence[int],
              generator: torch.Generator | None = None) -> Augmentation:
-        """Parameters for n images of `image_shape`, whose last two numbers are height and width.
+        """Draw parameters for n images of `image_shape`, which ends in height and width.
 
         `generator` is one on the CPU; None is torch's own. For each transformation first the
         values are drawn, then whether they are kept.
@@ -191,7 +191,7 @@ class AugmentPipe:
 
 
 def _matrix(*elements: Tensor | float) -> Tensor:
-    """Nine elements, row by row, numbers or [n] -> [3, 3] or [n, 3, 3]."""
+    """Return the matrix [3, 3], or matrices [n, 3, 3], of nine elements given row by row."""
     columns = [torch.as_tensor(x, dtype=torch.float32) for x in elements]
     n = max((x.shape for x in columns), key=len)
     return torch.stack([x.expand(n) for x in columns], dim=-1).reshape(*n, 3, 3)
@@ -210,7 +210,7 @@ def _translate(x: Tensor | float, y: Tensor | float) -> Tensor:
 
 
 def _margin(G_inv: Tensor, height: int, width: int) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom: how far any corner, less the interpolation's reach, comes from.
+    """Return left, top, right, bottom: how far beyond the image a corner comes from.
 
     A side is at most mirrored once, that is by its length less one; what lies beyond is black (0).
     """
@@ -225,7 +225,7 @@ def _margin(G_inv: Tensor, height: int, width: int) -> tuple[int, int, int, int]
 
 
 def _resample(images: Tensor, G_inv: Tensor, margin: tuple[int, int, int, int]) -> Tensor:
-    """images [B, C, H, W] transformed by G_inv [B, 3, 3], through twice the resolution.
+    """Return images [B, C, H, W] transformed by G_inv [B, 3, 3], through twice the resolution.
 
     Mirroring and filtering are linear in each axis, hence products with small matrices, which are
     made here on the CPU: no margin is ever stored, and float32 means float32 on any device.
@@ -254,13 +254,13 @@ def _resample(images: Tensor, G_inv: Tensor, margin: tuple[int, int, int, int]) 
 
 
 def _mirror_and_upsample(size: int, before: int, after: int) -> Tensor:
-    """The matrix [size, 2 (before + size + after)] from a row of pixels to the fine grid."""
+    """Return the matrix [size, 2 (before + size + after)] from a row of pixels to the fine grid."""
     mirrored = F.pad(torch.eye(size), (before, after), mode='reflect')
     taps = torch.tensor(SYM6)[None, None]
     return F.conv_transpose1d(mirrored[:, None], taps, stride=2, padding=5)[:, 0]
 
 
 def _downsample(size: int) -> Tensor:
-    """The matrix [2 (size + RIM), size] from the fine grid to pixels, the rim left out."""
+    """Return the matrix [2 (size + RIM), size] from the fine grid to pixels, without the rim."""
     fine = torch.eye(2 * (size + RIM))
     return F.conv1d(fine[:, None], torch.tensor(SYM6)[None, None], stride=2)[:, 0]

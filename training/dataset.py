@@ -7,10 +7,10 @@ import json
 import os
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import PIL.Image
@@ -73,7 +73,7 @@ class ImageFiles:
         self._zip = None
 
     def read(self, name: str) -> bytes:
-        """The bytes of one file. Raises ValueError, naming it, where they cannot be had."""
+        """Return the bytes of one file; raises ValueError, naming it, where they cannot be had."""
         try:
             if self.is_zip:
                 return self._archive().read(name)
@@ -82,11 +82,11 @@ class ImageFiles:
             raise ValueError(f'{self.path}: {name} cannot be read: {error}') from error
 
     def image(self, name: str) -> PIL.Image.Image:
-        """One decoded image of any mode. Raises ValueError, naming a file that is damaged."""
+        """Return one decoded image of any mode; raises ValueError, naming a damaged file."""
         return self.decode(name, self.read(name))
 
     def decode(self, name: str, data: bytes) -> PIL.Image.Image:
-        """The image that `data`, the bytes of the file `name`, encode."""
+        """Return the image that `data`, the bytes of the file `name`, encode."""
         try:
             image = PIL.Image.open(io.BytesIO(data), formats=sorted(set(IMAGE_FORMATS.values())))
             image.load()
@@ -97,7 +97,10 @@ class ImageFiles:
         return image
 
     def labels(self) -> dict[str, Any] | None:
-        """Name -> label from dataset.json, {"labels": [[name, label], ...]}; None: no labels."""
+        """Return {name: label} from dataset.json, {"labels": [[name, label], ...]}.
+
+        The result is None where there are no labels.
+        """
         where = f'{self.path}: dataset.json'
         if not self._has_json():
             return None
@@ -119,7 +122,7 @@ class ImageFiles:
         return Path(self.path, 'dataset.json').is_file()
 
     def fingerprint(self) -> str:
-        """sha256 over dataset.json and the sorted names, with sizes and (in a zip) CRC-32s.
+        """Return the sha256 of dataset.json and of the sorted names, sizes and, in a zip, CRC-32s.
 
         It reads no image. A change that keeps the size of a file is seen in a zip, not in a folder.
         """
@@ -138,17 +141,20 @@ class ImageFiles:
 
 
 def _is_image(name: str) -> bool:
-    """By extension; `._photo.png` is what macOS puts beside `photo.png` in a zip, not an image."""
+    """Return whether this is an image, by its extension.
+
+    `._photo.png`, which macOS puts beside `photo.png` in a zip, is none.
+    """
     file = name.rpartition('/')[2]
     return os.path.splitext(file)[1].lower() in IMAGE_FORMATS and not file.startswith('._')
 
 
-def _is_pair(pair: Any) -> bool:   # noqa: ANN401 (anything that JSON can hold)
+def _is_pair(pair: object) -> bool:
     return isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
 
 
 def label_array(labels: dict[str, Any], names: list[str], where: str) -> np.ndarray:
-    """The labels of `names`: int64 [N] of classes from 0, or float32 [N, L] of vectors.
+    """Return the labels of `names`: int64 [N] of classes from 0, or float32 [N, L] of vectors.
 
     Raises ValueError, naming the image and `where` it was looked up, for a label that is missing,
     is neither an integer nor a list of finite numbers, or is of another kind than the first.
@@ -167,11 +173,11 @@ def label_array(labels: dict[str, Any], names: list[str], where: str) -> np.ndar
     return np.array(values, dtype=np.int64 if _is_class(values[0]) else np.float32)
 
 
-def _is_class(label: Any) -> bool:   # noqa: ANN401
+def _is_class(label: object) -> TypeGuard[int]:
     return type(label) is int and 0 <= label < 2**31
 
 
-def _is_vector(label: Any) -> bool:   # noqa: ANN401
+def _is_vector(label: object) -> TypeGuard[list[float]]:
     return isinstance(label, list) and len(label) > 0 and all(
         type(value) in (int, float) and abs(value) <= np.finfo(np.float32).max for value in label)
 
@@ -186,14 +192,14 @@ def _describe(label: int | list[float]) -> str:
 
 @dataclass(frozen=True)
 class Details:
-    """Where an item comes from: the number of its file, whether mirrored, the label as stored."""
+    """The origin of an item: the number of its file, whether mirrored, the label as stored."""
     raw_idx: int
     xflip: bool
     raw_label: np.ndarray | None   # [] int64 or [label_dim] float32
 
 
 class ImageFolderDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
-    """Item i is (uint8 image [C, H, W], float32 label [label_dim]) of a zip or folder of images.
+    """A zip or folder of images; item i is (uint8 image [C, H, W], float32 label [label_dim]).
 
     Images are 8-bit greyscale (C = 1) or RGB (C = 3), all of the shape of the first. Labels come
     from dataset.json: a class becomes a one-hot vector with label_dim = highest class of the whole
@@ -276,7 +282,10 @@ class ImageFolderDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]
         return idx % len(self)
 
     def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Items int [B] -> images uint8 [B, C, H, W], labels float32 [B, label_dim]: new arrays."""
+        """Return images uint8 [B, C, H, W] and labels float32 [B, label_dim] of items int [B].
+
+        Both are new arrays.
+        """
         kept, flipped = indices % len(self._kept), indices >= len(self._kept)
         images = self._cached(kept) if self.cache else self._decoded(kept)
         if flipped.any():
@@ -306,18 +315,18 @@ class ImageFolderDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]
         return vectors
 
     def get_label(self, idx: int) -> np.ndarray:
-        """The float32 label [label_dim] of item `idx`, without decoding its image."""
+        """Return the float32 label [label_dim] of item `idx`, without decoding its image."""
         return self._label_vectors(self._kept[[self._checked(idx) % len(self._kept)]])[0]
 
     def get_details(self, idx: int) -> Details:
-        """Where item `idx` comes from."""
+        """Return where item `idx` comes from."""
         idx = self._checked(idx)
         raw_idx = int(self._kept[idx % len(self._kept)])
         raw_label = None if self._labels is None else self._labels[raw_idx].copy()
         return Details(raw_idx, idx >= len(self._kept), raw_label)
 
     def fingerprint(self) -> str:
-        """Which files these are (ImageFiles.fingerprint), whatever the options of the set."""
+        """Return ImageFiles.fingerprint of the files, whatever the options of the set are."""
         return self.files.fingerprint()
 
     def close(self) -> None:
@@ -340,7 +349,7 @@ class ImageFolderDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]
 
     @property
     def resolution(self) -> int:
-        """The height and width of square images; ValueError for others."""
+        """Height and width of square images; raises ValueError for others."""
         if self.image_shape[1] != self.image_shape[2]:
             raise ValueError(f'{self.path}: {self.files.names[0]} is {_size(self.image_shape)}, '
                              'which is not square')
@@ -364,18 +373,18 @@ def _keep(count: int, max_size: int | None, random_seed: int) -> np.ndarray:
 
 
 def _is_16_bit(data: bytes) -> bool:
-    """Whether this is a 16-bit PNG: Pillow shows one with colours as if it were 8-bit RGB."""
+    """Return whether this is a 16-bit PNG; Pillow shows one with colours as if it were 8-bit."""
     return data.startswith(b'\x89PNG') and data[24] == 16
 
 
-def _size(shape: Any) -> str:   # noqa: ANN401 (a list or a tuple)
+def _size(shape: Sequence[int]) -> str:
     channels, height, width = shape
     return f'{width}x{height} pixels with {channels} channel{"s" if channels > 1 else ""}'
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What to train on, and how it is read.
+    """The data set to train on, and how it is read.
 
     `cache` keeps decoded images in memory (one copy per rank); `workers` is the number of processes
     that read and decode ahead where there is no cache (0: none, the training process reads).
@@ -389,14 +398,14 @@ class DataConfig:
     workers: int = 1
 
     def open(self) -> ImageFolderDataset:
-        """The data set itself; usable in a `with` statement, which closes it."""
+        """Open the data set; a `with` statement closes it."""
         return ImageFolderDataset(
             self.path, use_labels=self.use_labels, xflip=self.xflip, max_size=self.max_size,
             random_seed=self.random_seed, cache=self.cache)
 
 
 def order_index(seed: int, size: int, nimg: int | range) -> np.ndarray:
-    """Which items of a set of `size` come at positions `nimg` of the endless stream: int64 [n].
+    """Return the items of a set of `size` at positions `nimg` of the endless stream: int64 [n].
 
     Pass p = nimg // size visits every item once, in a permutation of its own that depends on
     (seed, p) alone. An integer stands for one position.
@@ -441,7 +450,9 @@ def batches(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless (images uint8 [b, C, H, W], labels float32 [b, label_dim]) from counter `nimg` on.
+    """Yield (images uint8 [b, C, H, W], labels float32 [b, label_dim]) from counter `nimg` on.
+
+    The stream is endless.
 
     Each global batch is the next `batch_size` positions of `order_index`; rank r of w gets the
     positions nimg + r b ... nimg + (r+1) b - 1, b = batch_size / w. What comes depends on neither

@@ -78,7 +78,7 @@ class EMA(Generic[N]):
 
 
 def width_of(power: float) -> float:
-    """sigma_rel = √(γ + 1) / ((γ + 2) √(γ + 3)), the relative width of the profile τ^γ"""
+    """Return sigma_rel = √(γ + 1) / ((γ + 2) √(γ + 3)), the relative width of the profile τ^γ."""
     return math.sqrt(power + 1) / ((power + 2) * math.sqrt(power + 3))
 
 
@@ -96,7 +96,7 @@ def power_of(sigma_rel: float) -> float:
 
 
 def inner_product(t_a: float, power_a: float, t_b: float, power_b: float) -> float:
-    """∫ p_a(τ) p_b(τ) dτ of the profiles p(τ) = (γ + 1) τ^γ / t^(γ+1) on [0, t]"""
+    """Return ∫ p_a(τ) p_b(τ) dτ of the profiles p(τ) = (γ + 1) τ^γ / t^(γ+1) on [0, t]."""
     t = min(t_a, t_b)
     ratio = (t / t_a) ** (power_a + 1) * (t / t_b) ** (power_b + 1)
     return (power_a + 1) * (power_b + 1) * ratio / ((power_a + power_b + 1) * t)
@@ -106,7 +106,7 @@ def reconstruction_weights(stored: Sequence[tuple[float, float]], nimg: float,
                            sigma_rel: float) -> np.ndarray:
     """Return the weights of stored averages in the average of width `sigma_rel` at `nimg`.
 
-    `stored` holds (nimg, sigma_rel) of each. They solve a problem of least squares. The weights minimise the L2 distance between the
+    `stored` holds (nimg, sigma_rel) of each. The weights minimise the L2 distance between the
     profiles and are scaled to sum to 1, as the weights of every average do. (EDM2, Section 3.)
     """
     profiles = [(t, power_of(width)) for t, width in stored]

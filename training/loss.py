@@ -90,8 +90,7 @@ class EDMLoss:
 def _on_fresh_noise(loss: DenoisingLoss | HybridLoss, u: Tensor, net: Callable[..., Any],
                     images: Tensor, labels: Tensor | None,
                     augment_pipe: AugmentPipe | None) -> Tensor:
-    """images [B, C, H, W] in [-1, 1] -> the loss, elementwise, with noise from torch's own
-    generator."""
+    """Return the loss of images [B, C, H, W] in [-1, 1], elementwise, with torch's own noise."""
     y, conditions = images, {}
     if augment_pipe is not None:
         y, conditions['augment_labels'] = augment_pipe(images)

@@ -24,8 +24,10 @@ from limpid.schedules import VPSchedule
 
 
 def initial(shape: Sequence[int], mode: str, fan_in: int, fan_out: int) -> Tensor:
-    """Random values of unit scale, uniform or normal, of variance 2/(fan_in + fan_out) or
-    1/fan_in."""
+    """Return random values of variance 2/(fan_in + fan_out), for xavier modes, or 1/fan_in.
+
+    They are uniform or normal, as the mode says.
+    """
     if mode not in INIT_MODES:
         raise ValueError(f'init_mode={mode!r} is unknown{did_you_mean(mode, INIT_MODES)}')
     family, distribution = mode.split('_')
@@ -54,11 +56,10 @@ class Linear(nn.Module):
 
 
 class Conv2d(nn.Module):
-    """A convolution that can double (up) or halve (down) the resolution with a filter f ⊗ f /
-    (Σf)².
+    """A convolution that can double (up) or halve (down) the resolution.
 
-    kernel=0 only resamples. fused_resample lets the convolution take over the padding of the
-    resampling.
+    The filter of the resampling is f ⊗ f/(Σf)², f = resample_filter; kernel=0 only resamples.
+    fused_resample lets the convolution take over the padding of the resampling.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, bias: bool = True,
@@ -130,8 +131,10 @@ class GroupNorm(nn.Module):
 
 
 class PositionalEmbedding(nn.Module):
-    """[cos(x f), sin(x f)],  f_i = max_positions^(−i/(h − endpoint)),  i = 0 … h−1,  h =
-    num_channels/2"""
+    """[cos(x f), sin(x f)],  f_i = max_positions^(−i/(h − endpoint)),  i = 0 … h−1
+
+    h = num_channels/2
+    """
 
     def __init__(self, num_channels: int, max_positions: int = 10000,
                  endpoint: bool = False) -> None:
@@ -171,8 +174,7 @@ def attention(qkv: Tensor, num_heads: int) -> Tensor:
 
 
 class UNetBlock(nn.Module):
-    """The residual block of all backbones: two convolutions, steered by the embedding, then
-    attention.
+    """The residual block of all backbones: two convolutions, steered by `emb`, and attention.
 
     x [B, in_channels, H, W], emb [B or 1, emb_channels] -> [B, out_channels, H′, W′], where H′ is
     2H with up and H/2 with down. With fewer channels than channels_per_head there is no attention.
@@ -229,8 +231,10 @@ class UNetBlock(nn.Module):
 
 
 class EncoderLevel(NamedTuple):
-    """The modules of one resolution by their keys in `enc`, in the order of use; None: not
-    there."""
+    """The modules of one resolution, by their keys in `enc`, in the order of use.
+
+    None stands for a module that is not there.
+    """
     blocks: list[str]
     conv: str | None = None
     down: str | None = None
@@ -240,7 +244,7 @@ class EncoderLevel(NamedTuple):
 
 
 class DecoderLevel(NamedTuple):
-    """The modules of one resolution by their keys in `dec`; `first` is in0 and in1, or up."""
+    """The modules of one resolution, by their keys in `dec`; `first` is in0 and in1, or up."""
     first: list[str]
     blocks: list[str]
     aux_up: str | None = None
@@ -250,8 +254,10 @@ class DecoderLevel(NamedTuple):
 
 @dataclass(frozen=True)
 class UNetPlan:
-    """What the two halves of a U-Net share. `widths`: channels per level, from the highest
-    resolution down."""
+    """The settings that both halves of a U-Net share.
+
+    widths  channels per level, from the highest resolution down
+    """
     img_resolution: int
     widths: list[int]
     num_blocks: int
@@ -268,7 +274,7 @@ class UNetPlan:
 def make_encoder(plan: UNetPlan, in_channels: int, first_channels: int,
                  encoder_type: str = 'standard') -> tuple[nn.ModuleDict, list[EncoderLevel],
                                                           list[int]]:
-    """The way down: its modules, what they are for, and the channels of the skips they leave."""
+    """Make the way down: its modules, their purposes, and the channels of the skips they leave."""
     enc, levels, skips = nn.ModuleDict(), [], []
     init = plan.block['init']
     c, aux_channels = first_channels, in_channels
@@ -302,7 +308,7 @@ def make_encoder(plan: UNetPlan, in_channels: int, first_channels: int,
 
 def make_decoder(plan: UNetPlan, skips: list[int], attending: Sequence[int], out_channels: int = 0,
                  decoder_type: str | None = None) -> tuple[nn.ModuleDict, list[DecoderLevel]]:
-    """The way up, in which blocks number `attending` of a level may attend; consumes `skips`.
+    """Make the way up, using up `skips`; the blocks numbered `attending` of a level may attend.
 
     With a decoder_type it also makes the image of out_channels: at the highest resolution, or
     ('skip') by a contribution from each.
@@ -337,7 +343,7 @@ def make_decoder(plan: UNetPlan, skips: list[int], attending: Sequence[int], out
 
 
 def encode(enc: nn.ModuleDict, levels: list[EncoderLevel], x: Tensor, emb: Tensor) -> list[Tensor]:
-    """Down the U: the image -> the skips, of which the last is the bottom."""
+    """Go down the U: return the skips of an image, of which the last is the bottom."""
     skips, aux = [], x
     for level in levels:
         if level.conv is not None:
@@ -358,8 +364,10 @@ def encode(enc: nn.ModuleDict, levels: list[EncoderLevel], x: Tensor, emb: Tenso
 
 def decode(dec: nn.ModuleDict, levels: list[DecoderLevel], skips: list[Tensor],
            emb: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Up the U: the skips, used up -> the last features, and the image where the levels contribute
-    to one."""
+    """Go up the U, using up the skips.
+
+    Returns the last features, and the image where the levels contribute to one.
+    """
     x, image = skips[-1], None
     for level in levels:
         for name in level.first:
@@ -435,7 +443,10 @@ class SongUNet(nn.Module):
 
     def embedding(self, batch_size: int, noise_labels: Tensor, class_labels: Tensor | None,
                   augment_labels: Tensor | None) -> Tensor:
-        """All that steers the blocks, [B or 1, model_channels · channel_mult_emb], in float32."""
+        """Return the embedding that steers all blocks, [B or 1, model_channels · channel_mult_emb].
+
+        It is in float32.
+        """
         emb = self.map_noise(noise_labels)
         emb = emb.roll(emb.shape[1] // 2, dims=1)   # sin first
         if self.map_label is not None:
@@ -494,7 +505,10 @@ class DhariwalUNet(nn.Module):
 
     def embedding(self, batch_size: int, noise_labels: Tensor, class_labels: Tensor | None,
                   augment_labels: Tensor | None) -> Tensor:
-        """All that steers the blocks, [B or 1, model_channels · channel_mult_emb], in float32."""
+        """Return the embedding that steers all blocks, [B or 1, model_channels · channel_mult_emb].
+
+        It is in float32.
+        """
         emb = self.map_noise(noise_labels)
         if self.map_augment is not None and augment_labels is not None:
             emb = emb + self.map_augment(augment_labels.to(emb.dtype))
@@ -522,7 +536,7 @@ def _add(modules: nn.ModuleDict, name: str, module: nn.Module) -> str:
 
 
 def _dropped(labels: Tensor | None, p: float, batch_size: int) -> Tensor:
-    """The label vectors, each of the batch zeroed with probability p."""
+    """Return the label vectors, each of the batch zeroed with probability p."""
     if labels is None:
         raise ValueError('a class-conditional backbone needs class_labels; a vector of zeros '
                          'stands for no class')
@@ -632,10 +646,10 @@ class NetworkConfig:
 
 
 def complete_arguments(model_type: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All arguments of a backbone beyond resolution, channels and labels: as given, else its
-    defaults.
+    """Return all arguments of a backbone beyond resolution, channels and labels.
 
-    Sequences come out as lists, as JSON has them. Raises ValueError for a name that the backbone
+    Those that are not given have the backbone's defaults. Sequences come out as lists, as JSON has
+    them. Raises ValueError for a name that the backbone
     does not take, with the nearest that it does.
     """
     if model_type not in MODELS:
@@ -654,7 +668,7 @@ def complete_arguments(model_type: str, given: Mapping[str, Any]) -> dict[str, A
 
 def make_backbone(model_type: str, img_resolution: int, in_channels: int, out_channels: int,
                   label_dim: int, arguments: Mapping[str, Any]) -> nn.Module:
-    """F by the name of its class; ValueError for unknown names."""
+    """Return a new backbone F by the name of its class; raises ValueError for unknown names."""
     arguments = complete_arguments(model_type, arguments)
     return MODELS[model_type](img_resolution, in_channels, out_channels, label_dim, **arguments)
 
@@ -673,8 +687,7 @@ class Published(NamedTuple):
     limits: Callable[[Any], Limits] | None = None
 
     def fits(self, precond: Preconditioner, limits: Limits) -> bool:
-        """Return whether the class has these limits; their last bit depends on who computed
-        them."""
+        """Return whether the class has these limits, up to rounding."""
         return self.limits is None or all(map(math.isclose, limits, self.limits(precond)))
 
 

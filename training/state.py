@@ -59,7 +59,7 @@ class LossScale:
 class TrainState:
     """Everything that changes during training."""
     net: Denoiser
-    averages: dict[str, EMA[Denoiser]]   # by name; the first is the one that snapshots are known for
+    averages: dict[str, EMA[Denoiser]]   # by name; the first is the one that snapshots have as ema
     optimizer: torch.optim.Optimizer
     stats: Collector
     loss_scale: LossScale = field(default_factory=LossScale)
@@ -121,7 +121,7 @@ def choose_weights(contents: dict[str, Any], weights: str,
                  **{f'ema:{name}': average for name, average in contents['averages'].items()}}
     if weights not in there:
         hint = '; raw weights are in training-state-*.pt' if weights == 'raw' else ''
-        raise ValueError(f'--weights={weights}: {path} has {", ".join(there)}{hint}')
+        raise ValueError(f'weights={weights}: {path} has {", ".join(there)}{hint}')
     return there[weights]
 
 

@@ -11,8 +11,9 @@ from dnnlib.files import atomic_write
 
 
 def forget_statistics(path: Path, nimg: int) -> None:
-    """Leave out of stats.jsonl what comes after `nimg`: ticks that a killed run reported but did
-    not save.
+    """Leave out of stats.jsonl what comes after `nimg`.
+
+    A run that was killed has reported ticks that it did not save.
 
     A run that starts anew in a folder leaves the statistics of the one before beside its own.
     """
@@ -25,7 +26,7 @@ def forget_statistics(path: Path, nimg: int) -> None:
 
 
 def read_statistics(path: Path) -> list[dict[str, Any]]:
-    """The lines of stats.jsonl, but for one that was being written when its process ended."""
+    """Return the lines of stats.jsonl, but not one whose process was killed while writing it."""
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -36,7 +37,7 @@ def read_statistics(path: Path) -> list[dict[str, Any]]:
 
 
 def nimg_of(line: dict[str, Any]) -> int:
-    """The image counter of a line of stats.jsonl."""
+    """Return the image counter of a line of stats.jsonl."""
     return round(line['Progress/kimg']['mean'] * 1000)
 
 
@@ -46,8 +47,10 @@ def _write_statistics(path: Path, lines: Sequence[dict[str, Any]]) -> None:
 
 
 def add_numbers(path: Path, nimg: int, numbers: dict[str, float], protocol: dict[str, Any]) -> None:
-    """Put the numbers of an evaluation into the line of `nimg` in stats.jsonl; what is not finite
-    has no value."""
+    """Put the numbers of an evaluation into the line of `nimg` in stats.jsonl.
+
+    A number that is not finite is stored without a value.
+    """
     entries = {f'Metrics/{name}': {'num': 1, 'mean': value, 'std': 0} if math.isfinite(value) else
                {'num': 0, 'mean': None, 'std': None} for name, value in numbers.items()}
     _write_statistics(path, [{**line, **entries, 'evaluation': protocol} if nimg_of(line) == nimg

@@ -164,8 +164,9 @@ from torch_utils import distributed
 accumulate = StepFunction._accumulate
 def poisoned(self, images, labels, *rest):
     if self.state.nimg in {steps} and distributed.get_rank() == 1:
-        self.state.net.model.map_layer0.weight.data.view(-1)[0] *= 1   # the weights stay; only the gradient is poisoned
-        hook = self.state.net.model.map_layer0.weight.register_hook(lambda grad: grad * float('nan'))
+        weight = self.state.net.model.map_layer0.weight
+        weight.data.view(-1)[0] *= 1   # the weights stay; only the gradient is poisoned
+        hook = weight.register_hook(lambda grad: grad * float('nan'))
         accumulate(self, images, labels, *rest)
         hook.remove()
     else:
@@ -273,11 +274,9 @@ def test_clipping_comes_after_the_repair_of_gradients(digits, bad):  # noqa: F81
     config = replace(config, nan=replace(config.nan, policy='zero'),
                      optimizer=replace(config.optimizer, clip=0.5))
     state = build(config, CPU)
-    state.net.model.map_layer0.weight.register_hook(lambda grad: grad
-                                                    + torch.zeros_like(grad).index_fill(0,
-                                                                                        torch.tensor(
-                                                                                            [0]),
-                                                                                        bad))
+    bad_row = torch.tensor([0])
+    state.net.model.map_layer0.weight.register_hook(
+        lambda grad: grad + torch.zeros_like(grad).index_fill(0, bad_row, bad))
     run_steps(config, 1, state)
     norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in state.net.parameters()
                                                  if p.grad is not None]))
@@ -336,8 +335,8 @@ def torn(path, how):
 
 
 @pytest.mark.parametrize('how', ['half', 'empty', 'bit'])
-def test_a_damaged_state_is_recognised_and_the_one_before_it_used(digits, tmp_path,
-                                                                  how):  # noqa: F811
+def test_a_damaged_state_is_recognised_and_the_one_before_it_used(
+        digits, tmp_path, how):  # noqa: F811
     config = small_config(digits)
     state = run_steps(config, 1)
     paths = []
@@ -464,9 +463,8 @@ def test_another_number_of_ranks_sees_the_same_images_and_noise(digits, tmp_path
     assert x['nimg'] == y['nimg'] == 384
     # Not weight by weight: the bias of k has no gradient but rounding, which Adam makes steps of.
     nets = [load_snapshot(files_of(tmp_path / name, SNAPSHOT)[-1])[0] for name in ['run', 'whole']]
-    noisy, sigma = torch.randn(8, 1, 8, 8,
-                               generator=torch.Generator().manual_seed(0)), torch.linspace(0.1, 3,
-                                                                                           8)
+    noisy = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    sigma = torch.linspace(0.1, 3, 8)
     torch.testing.assert_close(*(net(noisy, sigma, torch.eye(10)[:8]) for net in nets), rtol=0,
                                atol=2e-4)
     losses = [[json.loads(line)['Loss/loss']
@@ -501,9 +499,14 @@ def test_weights_by_name(undisturbed):
         for path in [snapshot, state]:
             assert_same(load_snapshot(path, weights=spec)[0].state_dict(), expected)
     assert_same(load_snapshot(state, weights='raw')[0].state_dict(), contents['net'])
-    with pytest.raises(ValueError, match=r'--weights=raw: .* has ema, ema:0.0001, ema:0.001, '
+    with pytest.raises(ValueError, match=r'^weights=raw: .* has ema, ema:0.0001, ema:0.001, '
                                          r'ema:power-0.1; raw weights are in training-state'):
         load_snapshot(snapshot, weights='raw')
+    import checkpoint as command
+    result = run(command.main, 'inspect', str(snapshot), '--weights=raw')
+    assert result.exit_code == 2
+    assert (f'--weights=raw: {snapshot} has ema, ema:0.0001, ema:0.001, ema:power-0.1; raw weights '
+            f'are in training-state') in result.output
 
 
 def test_power_function_average_has_the_profile_of_its_name():
@@ -609,8 +612,8 @@ def test_older_formats_are_upgraded_and_later_ones_refused(monkeypatch):
 
 
 @pytest.mark.parametrize('precision', ['fp32', 'fp16', 'bf16'])
-def test_snapshots_of_every_precision_load_with_bare_names(digits, tmp_path,
-                                                           precision):  # noqa: F811
+def test_snapshots_of_every_precision_load_with_bare_names(
+        digits, tmp_path, precision):  # noqa: F811
     """Also from a network that was compiled: its parameters keep their names and stay float32."""
     config = small_config(digits)
     config = replace(config, network=replace(config.network, precision=precision))

@@ -166,8 +166,8 @@ def test_randomness_is_a_function_of_seed_and_counter(digits):
     pipe = AugmentPipe.from_config(config.augment)
     a, b = (draw(config, pipe, 160, [1, 8, 8], CPU) for _ in range(2))
     torch.manual_seed(5)
-    c, d = draw(config, pipe, 176, [1, 8, 8], CPU), draw(replace(config, seed=4), pipe, 160,
-                                                         [1, 8, 8], CPU)
+    c = draw(config, pipe, 176, [1, 8, 8], CPU)
+    d = draw(replace(config, seed=4), pipe, 160, [1, 8, 8], CPU)
     for name in ['u', 'noise', 'keep_labels']:
         assert torch.equal(getattr(a, name), getattr(b, name))
         assert not torch.equal(getattr(a, name), getattr(c, name))
@@ -240,8 +240,8 @@ def test_the_hybrid_loss_trains_the_variance_channels(digits):
     state = run_steps(config, 2)
     fresh = build(config, CPU)
     name = 'model.dec.8x8_aux_conv.weight'
-    mean, variance = (state.net.state_dict()[name] - fresh.net.state_dict()[name]).abs().sum([1, 2,
-                                                                                              3])
+    change = state.net.state_dict()[name] - fresh.net.state_dict()[name]
+    mean, variance = change.abs().sum([1, 2, 3])
     assert float(mean) > 0 and float(variance) > 0
 
 
@@ -310,9 +310,9 @@ def test_strides_stay_those_of_fresh_parameters(digits):
     config = small_config(digits)
     state = run_steps(config, 2)
     generate_grid(state.ema.net, torch.eye(10)[:2], CPU)
-    assert [p.stride() for p in state.net.parameters()] == [p.stride()
-                                                            for p in build(config,
-                                                                           CPU).net.parameters()]
+    fresh = build(config, CPU)
+    assert ([p.stride() for p in state.net.parameters()]
+            == [p.stride() for p in fresh.net.parameters()])
     assert all(p.is_contiguous() for p in state.net.parameters())
 
 
@@ -320,8 +320,8 @@ def test_a_range_of_noise_levels_comes_from_the_noise_distribution(digits):
     for name in ['vp', 've', 'edm', 'iddpm']:
         noise = NOISE_DISTRIBUTIONS[name]()
         net = build(small_config(digits, EDM(), noise), CPU).net
-        assert isinstance(net, Denoiser) and (net.sigma_min,
-                                              net.sigma_max) == pytest.approx(sigma_range(noise))
+        assert isinstance(net, Denoiser)
+        assert (net.sigma_min, net.sigma_max) == pytest.approx(sigma_range(noise))
 
 
 def free_port():
