@@ -431,8 +431,7 @@ def ref(path: str, dest: str, metrics: str, features: int, detector: str, precis
           method('--allow-mismatch', is_flag=True,
                  help='Compare even if the two were made differently')])
 def dist(first: str, second: str, allow_mismatch: bool) -> None:
-    """Print the Fréchet distance of two files of statistics; no images and no detector are needed.
-    """
+    """Print the Fréchet distance of two files of statistics, without images or detectors."""
     print('\n'.join(compare_files(first, second, allow_mismatch)))
 
 

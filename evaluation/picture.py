@@ -1,4 +1,4 @@
-"""The picture of a sweep: a number against evaluations or settings, a curve for each combination."""
+"""The picture of a sweep: a number against evaluations or settings, in curves."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence

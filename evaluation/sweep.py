@@ -164,7 +164,11 @@ class Sweep:
 
     def _scores(self, images: GeneratedImages, state: Path) -> dict[str, float]:
         judge, reference = self.judge, self.judge.reference()   # the reference is on rank 0 only
-        self._say(distributed.on_rank_0(lambda: [] if reference is None else judge.notes(images, reference)))
+
+        def notes() -> list[str]:
+            return [] if reference is None else judge.notes(images, reference)
+
+        self._say(distributed.on_rank_0(notes))
         try:
             measured = judge.measure(images, state, title=state.name)
         except ValueError as error:

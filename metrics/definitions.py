@@ -1,9 +1,8 @@
-"""The metrics by name: what each needs of the generated images and of the reference, and how it is
-computed.
+"""The metrics by name: what each needs to know of images and reference, and how it is computed.
 
-    wanted, taps = needs(['fid', 'kid'], main='pool_3')
-    scores(['fid', 'kid'], measured, reference, 'pool_3', extractors)   # {'fid': 1.97, 'kid': 1e-4,
-    'kid_std': 2e-4}
+    wanted = needs(['fid', 'kid'], main='pool_3')
+    scores(['fid', 'kid'], measured, reference, 'pool_3', extractors)
+    # {'fid': 1.97, 'kid': 1e-4, 'kid_std': 2e-4}
 
 The definitions are those of the papers whose tables people compare with: FID, sFID, Inception
 Score, precision and recall as in the evaluation suite of Dhariwal & Nichol 2021 (ADM), FD-DINOv2 as
@@ -43,9 +42,9 @@ class Reference:
 
 @dataclass(frozen=True)
 class Metric:
-    """`compute(generated, reference, extractor)` -> the numbers called `names`.
+    """A metric: `compute(generated, reference, extractor)` returns the numbers called `names`.
 
-    generated and reference are Statistics or features (a tensor [N, d]), as `needs` and `against`
+    Generated and reference are Statistics or features (a tensor [N, d]), as `needs` and `against`
     say; a metric without `against` looks at the generated images alone.
     """
     names: tuple[str, ...]
@@ -53,7 +52,7 @@ class Metric:
     needs: str
     against: str | None
     compute: Callable[[Any, Any, Any], Sequence[float]]
-    least: int = 2   # so many generated images it takes, and so many features of real ones
+    least: int = 2   # minimum number of generated images, and of features of real ones
 
 
 def _frechet(generated: Statistics, reference: Statistics, _: object) -> list[float]:
@@ -86,7 +85,7 @@ METRICS = {
 
 
 def tap_of(metric: str, main: str) -> str:
-    """The tap a metric looks at. ValueError where the detector has none of the kind."""
+    """Return the tap a metric looks at; ValueError where the detector has none of the kind."""
     tap = METRICS[metric].tap
     if tap == MAIN:
         return main
@@ -97,8 +96,10 @@ def tap_of(metric: str, main: str) -> str:
 
 
 def names_of(metric: str, main: str) -> list[str]:
-    """What a metric's numbers are called; those of the demo detector's features say so, and FID
-    becomes FD."""
+    """Return what a metric's numbers are called.
+
+    Those of the demo detector's features begin with demo_, and FID becomes FD.
+    """
     names = METRICS[metric].names
     if METRICS[metric].tap != MAIN or main != 'demo':
         return list(names)
@@ -106,17 +107,17 @@ def names_of(metric: str, main: str) -> list[str]:
 
 
 def higher_is_better(name: str) -> bool:
-    """Of the number of this name."""
+    """Tell whether a larger value of the number `name` is better."""
     return name.removeprefix('demo_') in ('is', 'precision', 'recall', 'density', 'coverage')
 
 
 def needs(metrics: Sequence[str], main: str) -> Wanted:
-    """What the pass over the generated images has to find."""
+    """Return what the pass over the generated images has to find."""
     return _wanted((METRICS[name].needs, tap_of(name, main)) for name in metrics)
 
 
 def needs_of_reference(metrics: Sequence[str], main: str) -> Wanted:
-    """What has to be known of the real images."""
+    """Return what has to be known of the real images."""
     return _wanted((METRICS[name].against, tap_of(name, main)) for name in metrics)
 
 
@@ -129,9 +130,10 @@ def _wanted(needed: Iterable[tuple[str | None, str]]) -> Wanted:
 def scores(metrics: Sequence[str], generated: Measured, reference: Reference, main: str,
            extractors: Mapping[str, FeatureExtractor],
            device: torch.device | str = 'cpu') -> dict[str, float]:
-    """The numbers of all metrics, by name, in the order asked for.
+    """Compute the numbers of all metrics, by name, in the order asked for.
 
-    `extractors` by tap. Features are compared on `device`. Raises ValueError for too few images.
+    `extractors` are by tap. Features are compared on `device`. Raises ValueError for too few
+    images.
     """
     def tensor(features: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.asarray(features)).to(device)
@@ -139,14 +141,14 @@ def scores(metrics: Sequence[str], generated: Measured, reference: Reference, ma
     found: dict[str, float] = {}
     for name in metrics:
         metric, tap = METRICS[name], tap_of(name, main)
-        ours: Any = generated.statistics(tap) if metric.needs == MOMENTS else tensor(
-            generated.features[tap])
+        ours: Any = (generated.statistics(tap) if metric.needs == MOMENTS
+                     else tensor(generated.features[tap]))
         theirs: Any = None
         if metric.against is not None:
-            theirs = reference.moments[tap] if metric.against == MOMENTS else tensor(
-                reference.features[tap])
-        found.update(zip(names_of(name, main),
-                         map(float, metric.compute(ours, theirs, extractors[tap])), strict=True))
+            theirs = (reference.moments[tap] if metric.against == MOMENTS
+                      else tensor(reference.features[tap]))
+        numbers = map(float, metric.compute(ours, theirs, extractors[tap]))
+        found.update(zip(names_of(name, main), numbers, strict=True))
     return found
 
 
@@ -165,46 +167,25 @@ def check_metrics(metrics: Sequence[str]) -> list[str]:
 def check(reference: Reference, metrics: Sequence[str], main: str,
           extractors: Mapping[str, FeatureExtractor], images: str, image_shape: Sequence[int],
           count: int, precision: str, allow_mismatch: bool = False) -> list[str]:
-    """What makes the numbers doubtful, in lines; ValueError for what makes them meaningless.
+    """Tell what makes the numbers doubtful, in lines; ValueError for what makes them meaningless.
 
-    `images` is how the user named what is judged. With `allow_mismatch`, a mismatch of origin is a
-    line.
+    `images` is how the user named what is judged, `count` images of `image_shape`. With
+    `allow_mismatch`, a mismatch of origin is a line instead of an error.
     """
-    notes = list(reference.notes)
     where = f'ref={reference.source}'
     for name in metrics:   # before a long pass rather than after it
         if count < METRICS[name].least:
             raise ValueError(f'metrics={name} takes {METRICS[name].least} images or more, not '
                              f'{count}')
-    wanted = needs_of_reference(metrics, main)
-    for tap in sorted(wanted.features - set(reference.features)):
-        asked = next(m for m in metrics if METRICS[m].against == FEATURES
-                     and tap_of(m, main) == tap)
-        raise ValueError(f'{where} holds no features of its images, which {asked} compares with: '
-                         f'make it anew with fid.py ref --metrics={",".join(metrics)}')
-    for name in metrics:
-        features = reference.features.get(tap_of(name, main),
-                                          ()) if METRICS[name].against == FEATURES else None
-        if features is not None and len(features) < METRICS[name].least:
-            raise ValueError(f'{where} holds the features of {len(features)} images, and {name} '
-                             f'takes {METRICS[name].least} or more')
+    _check_features(reference, metrics, main, where)
+    notes = list(reference.notes)
     if reference.image_shape not in (None, list(image_shape)):
         held = list(reference.image_shape or ())
         mismatch = f'holds images of shape {held}, but these have shape {list(image_shape)}'
-        if not allow_mismatch:
-            raise ValueError(f'{where} {mismatch}; make it anew with fid.py ref, or say '
-                             f'allow_mismatch=True')
-        notes.append(f'{where} {mismatch}')
-    for tap in sorted(wanted.moments - set(reference.moments)):
-        asked = next(m for m in metrics if METRICS[m].against == MOMENTS and tap_of(m, main) == tap)
-        known = ', '.join(TAPS[t].number for t in reference.moments)
-        raise ValueError(f'{where} has no statistics of {TAPS[tap].detector_id}, which {asked} '
-                         f'compares with here'
-                         + (f', only those for {known}' if known else '') + '; make it anew with '
-                                                                            'fid.py ref '
-                         f'--metrics={",".join(metrics)}' + (' --detector=demo' if main == 'demo'
-                                                             else ''))
-    for tap in sorted(wanted.moments | wanted.features):
+        notes += _doubt(where, [mismatch], allow_mismatch)
+    _check_moments(reference, metrics, main, where)
+    wanted = needs_of_reference(metrics, main)
+    for tap in wanted.taps:
         stats = reference.moments.get(tap)
         if stats is None:
             continue
@@ -212,25 +193,66 @@ def check(reference: Reference, metrics: Sequence[str], main: str,
             raise ValueError(f'{where}: the covariance of {tap} is not symmetric, so it is none; '
                              f'make it anew')
         mismatches = _mismatches(stats, tap, extractors[tap].digest, image_shape, precision)
-        if mismatches and not allow_mismatch:
-            raise ValueError(f'{where} {"; ".join(mismatches)}; make it anew with fid.py ref, or '
-                             f'say allow_mismatch=True')
-        notes += [f'{where} {mismatch}' for mismatch in mismatches]
+        notes += _doubt(where, mismatches, allow_mismatch)
         if stats.detector_id is None and not reference.notes:
             notes.append(f'{reference.source} does not say which detector it was made with; only '
                          f'its size fits')
-        if stats.count is not None and stats.count <= TAPS[tap].dim and tap in wanted.moments:
-            notes.append(f'{reference.source} is of {stats.count} images, which say little about '
-                         f'{TAPS[tap].dim} features')
-        if count <= TAPS[tap].dim and tap in wanted.moments:
-            notes.append(f'{count} images say little about {TAPS[tap].dim} features: '
-                         f'{TAPS[tap].number} comes out far too high')
+        if tap in wanted.moments:
+            notes += _few(stats.count, count, tap, reference.source)
     return list(dict.fromkeys(notes))
+
+
+def _doubt(where: str, mismatches: Sequence[str], allow_mismatch: bool) -> list[str]:
+    """Return mismatches as notes where they are allowed, else raise ValueError."""
+    if mismatches and not allow_mismatch:
+        raise ValueError(f'{where} {"; ".join(mismatches)}; make it anew with fid.py ref, or say '
+                         f'allow_mismatch=True')
+    return [f'{where} {mismatch}' for mismatch in mismatches]
+
+
+def _check_features(reference: Reference, metrics: Sequence[str], main: str, where: str) -> None:
+    """Raise ValueError where a metric compares with features that are missing, or too few."""
+    compared = [name for name in metrics if METRICS[name].against == FEATURES]
+    missing = {tap_of(name, main) for name in compared} - set(reference.features)
+    for tap in sorted(missing):
+        asked = next(name for name in compared if tap_of(name, main) == tap)
+        raise ValueError(f'{where} holds no features of its images, which {asked} compares with: '
+                         f'make it anew with fid.py ref --metrics={",".join(metrics)}')
+    for name in compared:
+        held = len(reference.features[tap_of(name, main)])
+        if held < METRICS[name].least:
+            raise ValueError(f'{where} holds the features of {held} images, and {name} takes '
+                             f'{METRICS[name].least} or more')
+
+
+def _check_moments(reference: Reference, metrics: Sequence[str], main: str, where: str) -> None:
+    """Raise ValueError where a metric compares with statistics that are missing."""
+    missing = needs_of_reference(metrics, main).moments - set(reference.moments)
+    for tap in sorted(missing):
+        asked = next(name for name in metrics
+                     if METRICS[name].against == MOMENTS and tap_of(name, main) == tap)
+        known = ', '.join(TAPS[held].number for held in reference.moments)
+        only = f', only those for {known}' if known else ''
+        detector = ' --detector=demo' if main == 'demo' else ''
+        raise ValueError(f'{where} has no statistics of {TAPS[tap].detector_id}, which {asked} '
+                         f'compares with here{only}; make it anew with fid.py ref '
+                         f'--metrics={",".join(metrics)}{detector}')
+
+
+def _few(real: int | None, generated: int, tap: str, source: str) -> list[str]:
+    """Tell where there are no more images than features, so that distances are unreliable."""
+    notes, dim = [], TAPS[tap].dim
+    if real is not None and real <= dim:
+        notes.append(f'{source} is of {real} images, which say little about {dim} features')
+    if generated <= dim:
+        notes.append(f'{generated} images say little about {dim} features: {TAPS[tap].number} '
+                     f'comes out far too high')
+    return notes
 
 
 def _mismatches(stats: Statistics, tap: str, digest: str, image_shape: Sequence[int],
                 precision: str) -> list[str]:
-    """How the reference was made otherwise than the images are judged, where it says how."""
+    """Tell how the reference was made differently than the images are judged, as far as it says."""
     found = []
     if stats.detector_id not in (None, TAPS[tap].detector_id):
         found.append(f'was made with detector {stats.detector_id}, not {TAPS[tap].detector_id}')

@@ -35,7 +35,10 @@ PUBLISHED = files.Published(
 
 def weight_shapes(width: int = 1024, depth: int = 24, patch: int = 14,
                   grid: int = 37) -> dict[str, list[int]]:
-    """The names in the published file, and their shapes. `mask_token` was for training only."""
+    """Return the names in the published file, and their shapes.
+
+    `mask_token` was for training only.
+    """
     shapes = {
         'cls_token': [1, 1, width], 'pos_embed': [1, 1 + grid**2, width], 'mask_token': [1, width],
         'patch_embed.proj.weight': [width, 3, patch, patch], 'patch_embed.proj.bias': [width],
@@ -80,7 +83,7 @@ class DINOv2:
         return self._norm(x[:, 0], 'norm')
 
     def _patches(self, x: Tensor) -> Tensor:
-        """[B, 3, SIZE, SIZE] -> [B, 1 + patches, width], the class token first."""
+        """Embed [B, 3, SIZE, SIZE] -> [B, 1 + patches, width], the class token first."""
         weight = self.weights['patch_embed.proj.weight']
         x = F.conv2d(x, weight, self.weights['patch_embed.proj.bias'], stride=weight.shape[-1])
         return torch.cat([self.weights['cls_token'].expand(len(x), -1, -1), x.flatten(2).mT], dim=1)
@@ -129,13 +132,15 @@ def resized_positions(positions: Tensor, patches: int) -> Tensor:
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The weights in the published file; nothing in it is executed.
+    """Read the weights in the published file; nothing in it is executed.
 
     Raises FileNotFoundError, or ValueError in one line that names the file and what is wrong with
     it.
     """
-    found = load_tensors(path)[0] if is_safetensors(path) else torch_files.read_file(path,
-                                                                                     torch_files.TENSORS, WHAT)
+    if is_safetensors(path):
+        found, _ = load_tensors(path)
+    else:
+        found = torch_files.read_file(path, torch_files.TENSORS, WHAT)
     try:
         return files.checked(found if isinstance(found, dict) else {}, weight_shapes())
     except ValueError as error:
@@ -143,14 +148,15 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def locate(source: str | os.PathLike[str] | None = None) -> Path:
-    """The file of weights: `source` if given, else $LIMPID_DINOV2, else a download of ours or of
-    torch.hub's.
+    """Find the file of weights: `source` if given, else $LIMPID_DINOV2, else a download.
 
-    Where there is none it is downloaded. Errors as in metrics.weights.locate.
+    Downloads are ours or torch.hub's; where there is none the file is downloaded. Errors are those
+    of metrics.weights.locate.
     """
     return files.source_of('FD-DINOv2', 'ViT-L/14', PUBLISHED, downloads(), source, 'LIMPID_DINOV2')
 
 
 def downloads() -> Iterator[tuple[Path, str | None]]:
+    """Yield where downloads may be, best first, with their checksums."""
     yield cached_path(PUBLISHED.url), PUBLISHED.sha256
     yield Path(torch.hub.get_dir()) / 'checkpoints' / 'dinov2_vitl14_pretrain.pth', PUBLISHED.sha256

@@ -11,7 +11,7 @@ from metrics.statistics import one_thread
 
 def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray,
                      mu2: np.ndarray, sigma2: np.ndarray) -> float:
-    """‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁ Σ₂)^½, the Fréchet distance of two Gaussians.
+    """Compute ‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁ Σ₂)^½, the Fréchet distance of two Gaussians.
 
     mu [d], sigma [d, d]. With Σ₁ = A Aᵀ, the eigenvalues of Σ₁ Σ₂ are those of Aᵀ Σ₂ A: no number
     ever becomes complex. Where a covariance is singular, they are the squared singular values of Aᵀ
@@ -33,7 +33,7 @@ def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray,
 
 def frechet_distances(mu: np.ndarray, sigma: np.ndarray,
                       others: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[float]:
-    """The Fréchet distance of one Gaussian to each of many, faster: `sigma` is decomposed once.
+    """Compute the Fréchet distance of one Gaussian to each of many; `sigma` is decomposed once.
 
     With Σ = A Aᵀ, tr (Σ Σ₂)^½ is the sum of the roots of the eigenvalues of Aᵀ Σ₂ A. Where Σ₂ is
     singular, rounding adds up to about 1e-7 of the trace: it is for statistics of many distances.
@@ -52,7 +52,7 @@ def frechet_distances(mu: np.ndarray, sigma: np.ndarray,
 
 
 def is_symmetric(sigma: np.ndarray) -> bool:
-    """But for rounding in float32."""
+    """Tell whether sigma equals its transpose up to rounding in float32."""
     return bool(np.abs(sigma - sigma.T).max(initial=0) <= 1e-5 * np.abs(sigma).max(initial=0))
 
 
@@ -71,20 +71,22 @@ def _checked(**arrays: np.ndarray) -> list[Tensor]:
 
 
 def _has_full_rank(S: Tensor) -> bool:
-    """Whether Cholesky's decomposition finds no direction without variance; costs little beside
-    eigenvalues."""
+    """Tell whether Cholesky's decomposition finds no direction without variance.
+
+    This costs little beside eigenvalues.
+    """
     L, failed = torch.linalg.cholesky_ex(S)
     return not bool(failed) and bool(L.diagonal().square().min()
                                      > _rounding(S.diagonal().max(), len(S)))
 
 
 def _rounding(largest: Tensor, d: int) -> Tensor:
-    """What a [d, d] covariance's largest eigenvalue leaves of the small ones' digits."""
+    """Return the rounding error of a [d, d] covariance's eigenvalues beside the largest one."""
     return largest * d * torch.finfo(largest.dtype).eps
 
 
 def _root(S: Tensor) -> Tensor:
-    """A [d, rank] with A Aᵀ = S, for a covariance S.
+    """Return A [d, rank] with A Aᵀ = S, for a covariance S.
 
     Eigenvalues within the rounding of the largest are zeros: their roots would be noise.
     """

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ SAVE_SECONDS = 30   # between two saves of a pass that can be continued
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which taps (keys of metrics.features.TAPS) are summed up, and of which the features are kept.
+    """Which taps, keys of metrics.features.TAPS, a pass sums up, and which features it keeps.
 
     keep   positions [K], rising, whose features are kept; None: all
     """
@@ -58,7 +58,7 @@ class Measured:
     digests: dict[str, str] = field(default_factory=dict)           # of the detectors, by tap
 
     def statistics(self, tap: str) -> Statistics:
-        """μ and Σ of a tap, with their origin."""
+        """Return μ and Σ of a tap, with their origin."""
         moments = self.moments[tap]
         return Statistics(moments.mean(), moments.cov(), self.count,
                           detector_id=TAPS[tap].detector_id, detector_digest=self.digests[tap],
@@ -191,7 +191,7 @@ def _features(images: Images, mine: list[range], extractors: Sequence[FeatureExt
 
 
 def _sums(features: Tensor | None, dim: int, device: torch.device) -> Tensor:
-    """Of one chunk's features [n, d], or of none."""
+    """Return Σ (1, f)(1, f)ᵀ of one chunk's features [n, d], or zeros for none."""
     part = Moments.zero(dim, device)
     if features is not None:
         part.add(features)
@@ -199,14 +199,14 @@ def _sums(features: Tensor | None, dim: int, device: torch.device) -> Tensor:
 
 
 def _padded(features: Tensor | None, dim: int, device: torch.device) -> Tensor:
-    """[CHUNK, d] float32: all ranks send tensors of one shape."""
+    """Pad features to float32 [CHUNK, d]: all ranks send tensors of one shape."""
     if features is None:
         return torch.zeros([CHUNK, dim], device=device)
     return torch.nn.functional.pad(features.to(torch.float32), (0, 0, 0, CHUNK - len(features)))
 
 
 def _rows(padded: Tensor, chunk: range, keep: np.ndarray | None) -> np.ndarray:
-    """Those of a chunk's features that are kept."""
+    """Return those of a chunk's features that are kept."""
     features = padded[:len(chunk)].cpu().numpy()
     if keep is None:
         return features
@@ -214,24 +214,21 @@ def _rows(padded: Tensor, chunk: range, keep: np.ndarray | None) -> np.ndarray:
     return features[keep[first:last] - chunk.start]
 
 
-def _bar(total: int, done: int, title: str) -> Any:  # noqa: ANN401 (a tqdm)
-    """Progress and time left: a bar for who watches, else a line a minute for a log; rank 0
-    only."""
-    watched = is_terminal()
-    return tqdm.tqdm(total=total, initial=done, unit='img', desc=title or None,
-                     disable=distributed.get_rank() > 0, leave=False, mininterval=0.1 if watched
-                     else 60, delay=0 if watched else 60)
+def _bar(total: int, done: int, title: str) -> 'tqdm.tqdm[NoReturn]':
+    """Show progress and time left on rank 0: a bar on a terminal, else a line a minute."""
+    seconds = (0.1, 0) if is_terminal() else (60, 60)
+    return tqdm.tqdm(total=total, initial=done, unit='img', desc=title or None, leave=False,
+                     disable=distributed.get_rank() > 0, mininterval=seconds[0], delay=seconds[1])
 
 
 class _Progress:
-    """A pass's folder: progress.npz, the sums after so many chunks, and a file of features for each
-    chunk."""
+    """The folder of a pass: progress.npz has the sums so far, and each chunk a file of features."""
 
     def __init__(self, folder: Path, identity: dict[str, Any], counts: list[int],
                  keep: np.ndarray | None) -> None:
         """`counts`: images of each chunk; `keep` as in Wanted."""
-        self.folder, self.identity, self.counts = folder, json.dumps(identity,
-                                                                     sort_keys=True), counts
+        self.folder, self.counts = folder, counts
+        self.identity = json.dumps(identity, sort_keys=True)
         ends = np.cumsum([0, *counts])
         # features of each chunk
         self.rows = counts if keep is None else np.diff(np.searchsorted(keep, ends)).tolist()
@@ -241,8 +238,8 @@ class _Progress:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            raise ValueError(
-                f'state={self.folder} is a file, or lies in one; name a folder') from None
+            raise ValueError(f'state={self.folder} is a file, or lies in one; name a folder'
+                             ) from None
         self._lock = contextlib.ExitStack()
         self._lock.enter_context(held(self.folder / '.lock'))
         return self
@@ -251,7 +248,7 @@ class _Progress:
         self._lock.close()
 
     def load(self, total: dict[str, Moments], kept: dict[str, list[np.ndarray]]) -> int:
-        """How many chunks are done; their sums and features are put into `total` and `kept`."""
+        """Put what is there into `total` and `kept`; return how many chunks are done."""
         path = self.folder / 'progress.npz'
         if not path.exists():
             return 0
@@ -280,7 +277,7 @@ class _Progress:
 
     def _check(self, done: int, total: dict[str, Moments], sums: dict[str, np.ndarray],
                found: dict[str, list[np.ndarray]]) -> None:
-        """ValueError for numbers that this pass cannot have written."""
+        """Raise ValueError for numbers that this pass cannot have written."""
         if not 0 < done <= len(self.rows):
             raise ValueError(f'{done} of {len(self.rows)} chunks are done')
         for tap, moments in total.items():
@@ -310,7 +307,7 @@ class _Progress:
 
 
 def _difference(a: str, b: str) -> str:
-    """Which parts of two identities differ."""
+    """Tell which parts of two identities differ."""
     try:
         theirs, ours = json.loads(a), json.loads(b)
         return ', '.join(key for key in ours if theirs.get(key) != ours[key])

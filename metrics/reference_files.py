@@ -7,27 +7,17 @@ What a file holds is filed under the tap that the features come from, a key of
 metrics.features.TAPS. Files that do not name their detector are told by the number of features:
 2048 are pool_3, 2023 spatial, 1024 dinov2, 224 demo.
 
-| origin           | file   | content
-| | ---------------- | ------ |
-------------------------------------------------------------------------- |
-| limpid           | npz    | see write_reference
-|
-| EDM              | npz    | mu, sigma
-|
-| EDM2             | pickle | num_images, fid: {mu, sigma}, fd_dinov2: {mu, sigma}
-|
-| ADM              | npz    | mu, sigma, mu_s, sigma_s, and arr_0: 10,000 images for precision,
-recall  |
-| mu and sigma     | npz    | these: of TTUR, clean-fid, pytorch-fid, which do not all resize alike
-|
-| torch-fidelity   | .pt    | mu (in float32), sigma; or a tensor of features
-|
-| Score-SDE        | npz    | pool_3: features
-|
-| clean-fid        | npz    | feats: features
-|
-| dgm-eval         | npz    | reps: features, and pickled objects, which are left alone
-|
+| origin         | file   | content                                                              |
+| -------------- | ------ | -------------------------------------------------------------------- |
+| limpid         | npz    | see write_reference                                                  |
+| EDM            | npz    | mu, sigma                                                            |
+| EDM2           | pickle | num_images, fid: {mu, sigma}, fd_dinov2: {mu, sigma}                 |
+| ADM            | npz    | mu, sigma, mu_s, sigma_s; arr_0: 10,000 images for precision, recall |
+| mu and sigma   | npz    | of TTUR, clean-fid, pytorch-fid, which do not all resize alike       |
+| torch-fidelity | .pt    | mu (in float32), sigma; or a tensor of features                      |
+| Score-SDE      | npz    | pool_3: features                                                     |
+| clean-fid      | npz    | feats: features                                                      |
+| dgm-eval       | npz    | reps: features, and pickled objects, which are left alone            |
 """
 
 import math
@@ -39,7 +29,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -51,6 +41,8 @@ from metrics.features import TAPS
 from metrics.statistics import Moments, Statistics, chunks
 from torch_utils import torch_files
 from torch_utils.safe_pickle import ForbiddenError, Record, record, shown
+
+T = TypeVar('T')
 
 WHAT = 'file of statistics'
 FORMAT = 1   # of our npz files; mu and sigma mean the same in every version
@@ -97,8 +89,7 @@ class ReferenceFile:
 
 
 def read_reference(source: str | os.PathLike[str]) -> ReferenceFile:
-    """The reference statistics of a file, or of an http(s) address, whose file is kept in the
-    cache.
+    """Read the reference statistics of a file, or of an http(s) address, kept in the cache.
 
     Only what is asked for is decompressed. Raises ValueError in one line that names the file, for
     one that is missing, damaged, or holds nothing known, and for arrays that are not finite or do
@@ -116,7 +107,7 @@ def read_reference(source: str | os.PathLike[str]) -> ReferenceFile:
 # npz
 
 def _is_npz(path: Path) -> bool:
-    """Whether it is a zip, and not the kind that torch.save writes."""
+    """Tell whether it is a zip, and not the kind that torch.save writes."""
     if not torch_files.is_zip(path):
         return False
     with torch_files.damage_named(path, WHAT), zipfile.ZipFile(path) as archive:
@@ -145,8 +136,7 @@ def _read_npz(path: Path, source: str) -> ReferenceFile:
 
 
 def _who(source: str, moments: Mapping[str, Statistics]) -> tuple[str, list[str]]:
-    """Who made a file that has nothing but mu and sigma, as far as its name tells, and what to say
-    of it."""
+    """Tell from its name who made a file of mu and sigma alone, and what is doubtful."""
     if source.startswith(EDM_URL):
         return 'EDM', []
     mode = CLEAN_FID.search(Path(source).name)
@@ -155,7 +145,8 @@ def _who(source: str, moments: Mapping[str, Statistics]) -> tuple[str, list[str]
                 f'or TTUR made it, or clean-fid in its mode legacy_tensorflow, but not if '
                 f'pytorch-fid did, or clean-fid in another mode')
         return 'mu and sigma', [note] if 'pool_3' in moments else []
-    note = f"{source} is named like clean-fid's mode {mode[1]}, which resizes differently: distances to it are not FIDs"
+    note = (f"{source} is named like clean-fid's mode {mode[1]}, which resizes differently: "
+            f'distances to it are not FIDs')
     return 'clean-fid', [] if mode[1] == 'legacy_tensorflow' else [note]
 
 
@@ -173,28 +164,29 @@ def _read_ours(path: Path, names: set[str]) -> ReferenceFile:
 
 
 def _key(tap: str | None, name: str) -> str:
-    """What a field of a tap's statistics is called in an npz; tap=None: the main one's."""
+    """Name a field of a tap's statistics as in an npz; None: of the main tap."""
     if tap == 'spatial' and name in ('mu', 'sigma'):
         return f'{name}_s'
     return {None: '', 'dinov2': 'fd_dinov2.'}.get(tap, f'{tap}.') + name
 
 
 def _statistics(path: Path, names: set[str], tap: str | None = None) -> Statistics:
-    """A tap's statistics, with all that a file of ours tells of them."""
+    """Read a tap's statistics, with all that a file of ours tells of them."""
     mu, sigma = _key(tap, 'mu'), _key(tap, 'sigma')
     for name in (mu, sigma):
         if name not in names:
             raise ValueError(f'{path} has no {name}, only {shown(", ".join(sorted(names)))}: make '
                              f'one with fid.py ref')
     kinds = {'count': int, 'image_shape': list}
-    told = {name: _told(path, _key(tap, name), kinds.get(name, str))
-            for name in (f.name for f in fields(Statistics))
-            if 'format' in names and name not in ('mu', 'sigma') and _key(tap, name) in names}
+    told: dict[str, Any] = {}
+    for name in (field.name for field in fields(Statistics)):
+        if 'format' in names and name not in ('mu', 'sigma') and _key(tap, name) in names:
+            told[name] = _told(path, _key(tap, name), kinds.get(name, str))
     return _checked(_array(path, mu), _array(path, sigma), f'{path}: ', (mu, sigma), **told)
 
 
-def _told(path: Path, name: str, kind: type) -> Any:  # noqa: ANN401
-    """A number, a text, or a list of numbers."""
+def _told(path: Path, name: str, kind: type[T]) -> T:
+    """Read a number, a text, or a list of numbers."""
     value = _array(path, name)
     told = value.tolist() if value.dtype.kind in 'iuU' else None
     if not isinstance(told, kind):
@@ -208,7 +200,7 @@ def _features(path: Path, name: str) -> np.ndarray:
 
 
 def _array(path: Path, name: str) -> np.ndarray:
-    """One array of the npz; the others are not looked at."""
+    """Read one array of the npz; the others are not looked at."""
     with torch_files.damage_named(path, WHAT), np.load(path, allow_pickle=False) as file:
         array = file[name]
         if not isinstance(array, np.ndarray):
@@ -248,8 +240,8 @@ def _pickled_moments(found: dict[Any, Any], where: str, count: int | None) -> St
     return _checked(mu, sigma, f'{where}: ', count=count)
 
 
-def _rebuilt(value: Any) -> np.ndarray:  # noqa: ANN401
-    """What stands for an array in the value of a pickle -> the array."""
+def _rebuilt(value: object) -> np.ndarray:
+    """Return the array that something in a pickle stands for."""
     match value:
         case Tensor():
             return value.double().numpy()
@@ -261,29 +253,29 @@ def _rebuilt(value: Any) -> np.ndarray:  # noqa: ANN401
 
 
 def _from_buffer(data: bytes, dtype: Record, shape: tuple[int, ...], order: str) -> np.ndarray:
-    """numpy's pickled array: dtype(name, ...), with the byte order in its state, and the numbers in
-    a row."""
+    """Rebuild numpy's pickled array; the byte order is in the state of its dtype."""
     match dtype:
         case Record(cls='numpy.dtype', args=('f4' | 'f8' as kind, *_), state=(_, '<', *_)):
             pass
         case _:
             raise ValueError('one of its arrays is not of little-endian float32 or float64')
-    if not isinstance(shape, tuple) or len(shape) > 2 or any(type(n) is not int
-                                                             or not 0 <= n < 2**31 for n in shape):
+    if (not isinstance(shape, tuple) or len(shape) > 2
+            or any(type(n) is not int or not 0 <= n < 2**31 for n in shape)):
         raise ValueError('one of its arrays has an impossible shape')
     if not isinstance(data, bytes) or len(data) != math.prod(shape) * int(kind[1]):
         raise ValueError(f'one of its arrays has not the bytes that its shape {list(shape)} needs')
     return np.frombuffer(data, dtype=f'<{kind}').reshape(shape, order='F' if order == 'F' else 'C')
 
 
-def _only_named(*_: Any) -> Any:  # noqa: ANN401
+def _only_named(*_: object) -> NoReturn:
     raise ForbiddenError('it calls the type of an array')
 
 
 # What the arrays of any file must be.
 
 def _checked(mu: np.ndarray, sigma: np.ndarray, where: str,
-             names: tuple[str, str] = ('mu', 'sigma'), **told: Any) -> Statistics:  # noqa: ANN401
+             names: tuple[str, str] = ('mu', 'sigma'),
+             **told: Any) -> Statistics:  # noqa: ANN401 (the further fields of Statistics)
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         raise ValueError(f'{where}{names[0]} has shape {list(mu.shape)} and {names[1]} '
                          f'{list(sigma.shape)}, not [d] and [d, d]')
@@ -305,7 +297,7 @@ def _checked_features(features: np.ndarray, where: str) -> np.ndarray:
 
 
 def _of_features(features: np.ndarray, where: str, has_images: bool, origin: str) -> ReferenceFile:
-    """Their moments, added up as fid.py does it."""
+    """Add up the moments of features as fid.py does."""
     if len(features) < 2:
         raise ValueError(f'{where} has the features of {len(features)} images: 2 are the least')
     total = Moments.zero(features.shape[1])
@@ -314,13 +306,16 @@ def _of_features(features: np.ndarray, where: str, has_images: bool, origin: str
         part.add(torch.tensor(features[chunk.start:chunk.stop]))
         total.merge(part)
     moments = _tapped(Statistics(total.mean(), total.cov(), total.count), where)
-    notes = [f'{where} does not say which network and resize it is of; with DINOv2 dgm-eval rounds '
-             f'resized images to uint8, and distances are not those of EDM2'] if origin == 'dgm-eval' else []
+    notes = []
+    if origin == 'dgm-eval':
+        notes.append(f'{where} does not say which network and resize it is of; with DINOv2 '
+                     f'dgm-eval rounds resized images to uint8, and distances are not those of '
+                     f'EDM2')
     return ReferenceFile(moments, dict.fromkeys(moments, features), has_images, origin, notes)
 
 
 def _tapped(statistics: Statistics, where: str) -> dict[str, Statistics]:
-    """Under the tap that they are of: by what they say, or else by their size."""
+    """File statistics under their tap, by what they say, or else by their size."""
     said, dim = statistics.detector_id, len(statistics.mu)
     for name, tap in TAPS.items():
         if said == tap.detector_id or (said is None and dim == tap.dim):

@@ -1,9 +1,7 @@
-"""Batches of images as one array, as ADM's evaluator takes them: read piece by piece, written piece
-by piece.
+"""Batches of images as one array, as ADM's evaluator takes them, read and written in pieces.
 
     batch = SampleBatch('samples_50000x64x64x3.npz')
-    batch.images(range(1000, 1064))            # uint8 [64, C, H, W]; the rest of the file is not
-    loaded
+    batch.images(range(1000, 1064))   # uint8 [64, C, H, W]; the rest of the file is not loaded
 
 An npz holds `arr_0`, uint8 [N, H, W, C], and perhaps `arr_1`, classes [N]. 50,000 images of 256 x
 256 pixels take 10 GB, which np.load would read into memory at once. A .npy file of such an array
@@ -45,10 +43,11 @@ class _Array(NamedTuple):
 
 
 class SampleBatch:
-    """Images uint8 [N, H, W, 1 or 3] or [N, H, W] in an npz (`arr_0`) or npy file, which may be
-    larger than the memory.
+    """Images in an npz (`arr_0`) or npy file, which may be larger than the memory.
 
-    `path` may be an http(s) address, whose file is then kept in the cache.
+    They are uint8 [N, H, W, 1 or 3] or [N, H, W]. `path` may be an http(s) address, whose file is
+    then kept in the cache.
+
     `len()` is N, `image_shape` is [C, H, W]. Opening reads a few hundred bytes. Where the array is
     not compressed, any image is found at once; where it is, the file is decompressed from where the
     last call ended, and from its start where that is later: ask in increasing order. The file is
@@ -76,8 +75,10 @@ class SampleBatch:
         return self._count
 
     def images(self, positions: Sequence[int]) -> Tensor:
-        """uint8 [len(positions), C, H, W], newly made: a range, or any positions, best in
-        increasing order."""
+        """Read images as a new tensor, uint8 [len(positions), C, H, W].
+
+        Positions are a range, or any others, best in increasing order.
+        """
         channels, height, width = self.image_shape
         pixels = np.empty([len(positions), height, width, channels], dtype=np.uint8)
         for start, run in _runs(positions):
@@ -88,7 +89,7 @@ class SampleBatch:
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
     def labels(self) -> np.ndarray | None:
-        """The classes, int64 [N], or None where there are none. They are read at each call."""
+        """Read the classes, int64 [N]; None where there are none."""
         if self._array.member is None:
             return None
         with torch_files.damage_named(self.path, WHAT), zipfile.ZipFile(self.path) as archive:
@@ -102,8 +103,10 @@ class SampleBatch:
             return labels.astype(np.int64)
 
     def fingerprint(self) -> str:
-        """sha256 over name, shape, and the CRC-32 of the images, which a zip has; a .npy is read
-        for it."""
+        """Return the sha256 of name, shape, and the CRC-32 of the images.
+
+        A zip has that; a .npy file is read for it.
+        """
         member, shape = self._array.member, list(self._array.shape)
         crc = 0 if member is None else member.CRC
         if member is None:
@@ -128,7 +131,7 @@ class SampleBatch:
         self.close()
 
     def _find(self, name: str) -> _Array:
-        """The array of that name in the npz, or the one of the npy."""
+        """Find the array of that name in the npz, or the one of the npy."""
         with torch_files.damage_named(self.path, WHAT), open(self.path, 'rb') as file:
             start = file.read(len(NPY_START))
             if start == NPY_START:
@@ -146,7 +149,7 @@ class SampleBatch:
                     return _array(array, member, member.file_size)
 
     def _check(self) -> None:
-        """ValueError unless the array is one of images."""
+        """Raise ValueError unless the array is one of images."""
         found, shape = _described(self._array), list(self._array.shape)
         if self._array.dtype.hasobject:
             raise ValueError(f'{self.path}: {IMAGES} holds pickled objects, not uint8 [N, H, W, 3]')
@@ -164,7 +167,7 @@ class SampleBatch:
                              f"np.ascontiguousarray(x)")
 
     def _read(self, position: int, pixels: np.ndarray) -> None:
-        """Consecutive images from `position` on, into their place."""
+        """Read consecutive images from `position` on into `pixels`."""
         with torch_files.damage_named(self.path, WHAT):
             stream = self._opened()
             stream.seek(self._array.header + position * pixels[0].nbytes)
@@ -177,12 +180,12 @@ class SampleBatch:
                 done += count
 
     def _opened(self) -> IO[bytes]:
-        """A file whose position 0 is the start of the array's header."""
+        """Return a file whose position 0 is the start of the array's header."""
         if self._stream is None or self._process != os.getpid():
             member = self._array.member
             if member is None:
-                self._stream = open(self.path, 'rb',
-                                    buffering=0)   # noqa: SIM115 (close() is for that)
+                # close() is for that
+                self._stream = open(self.path, 'rb', buffering=0)   # noqa: SIM115
             elif member.compress_type == zipfile.ZIP_STORED:
                 self._stream = _Stored(self.path, member)
             else:   # it seeks by decompressing
@@ -206,24 +209,29 @@ class _Stored(io.FileIO):
         self.start = member.header_offset + 30 + sum(struct.unpack('<HH', local[26:30]))
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        return super().seek(self.start
-                            + offset) - self.start if whence == 0 else super().seek(offset, whence)
+        if whence != 0:
+            return super().seek(offset, whence)
+        return super().seek(self.start + offset) - self.start
 
 
 def _array(file: IO[bytes], member: zipfile.ZipInfo | None, size: int) -> _Array:
-    """The header of an npy file of `size` bytes, at its start. ValueError where the numbers do not
-    fit behind it."""
+    """Read the header of an npy file of `size` bytes.
+
+    Raises ValueError where the numbers do not fit behind it.
+    """
     file.seek(0)
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f'its array has the npy version {version}')
-    read = np.lib.format.read_array_header_1_0 if version == (1,
-                                                              0) else np.lib.format.read_array_header_2_0
-    shape, fortran_order, dtype = read(file)
+    if version == (1, 0):
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    else:
+        shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(file)
     found = _Array(member, shape, dtype, file.tell(), fortran_order)
-    if not dtype.hasobject and size - found.header != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f'its array, {_described(found)}, should have '
-                         f'{math.prod(shape) * dtype.itemsize} bytes, but has {size - found.header}')
+    wanted, held = math.prod(shape) * dtype.itemsize, size - found.header
+    if not dtype.hasobject and held != wanted:
+        raise ValueError(f'its array, {_described(found)}, should have {wanted} bytes, but has '
+                         f'{held}')
     return found
 
 
@@ -232,7 +240,7 @@ def _described(array: _Array) -> str:
 
 
 def _runs(positions: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """(start, length) of the parts of `positions` that count up by one."""
+    """Yield (start, length) of the parts of `positions` that count up by one."""
     start = 0
     for end in range(1, len(positions) + 1):
         if end == len(positions) or positions[end] != positions[end - 1] + 1:
@@ -242,12 +250,11 @@ def _runs(positions: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 def write_sample_batch(path: str | os.PathLike[str], images: Iterable[Tensor], shape: Sequence[int],
                        labels: np.ndarray | None = None) -> None:
-    """Write images as an npz that ADM's evaluator reads, all of it or nothing; equal images give
-    equal bytes.
+    """Write images as an npz that ADM's evaluator reads, all of it or nothing.
 
     `images` yields uint8 [B, C, H, W], in all `shape` = [N, C, H, W], which the file has to say
-    before them; only one of them is in memory. `labels` are classes [N]. Raises ValueError for what
-    does not fit.
+    before them; only one of them is in memory. `labels` are classes [N]. Equal images give equal
+    bytes. Raises ValueError for what does not fit.
     """
     count, channels, height, width = shape
     if labels is not None and (labels.shape != (count,) or labels.dtype.kind not in 'iu'):

@@ -1,9 +1,7 @@
-"""Published files of the Inception network's weights: found, told apart, and read; nothing in them
-runs.
+"""Published files of the Inception network's weights: found, told apart and read, but not run.
 
-    weights = load_weights(locate(None))       # canonical names -> float32 tensors, see
-    inception.py
-    digest(weights)                            # the same for every format of the same weights
+    weights = load_weights(locate(None))   # canonical names -> float32 tensors, see inception.py
+    digest(weights)                        # the same for every format of the same weights
 
 The network of 2015-12-05 has been published four times: as TensorFlow's graph, as a dictionary with
 torchvision's names (pytorch-fid and torch-fidelity share one file), as TorchScript, and as a pickle
@@ -47,11 +45,11 @@ class Published(NamedTuple):
 
 # The first is the one to download: under the Apache licence, with a known checksum, and plain data.
 PUBLISHED = (
-    Published(
-        'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth',
+    Published('https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/'
+              'pt_inception-2015-12-05-6726825d.pth',
               '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2', 95_628_359),
-    Published(
-        'https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt',
+    Published('https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/'
+              'inception-2015-12-05.pt',
               'f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4', 95_607_719),
     Published('http://download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz', None,
               88_931_400),
@@ -93,21 +91,21 @@ LEAVES = {   # here: in TensorFlow's graph, in NVIDIA's objects (which have no g
 
 
 def tensorflow_names() -> dict[str, str]:
-    """Names here -> names in TensorFlow's graph."""
+    """Map names here to names in TensorFlow's graph."""
     names = {f'{name}.{leaf}': f'{path}/{tensorflow}' for name, path, _ in _convolutions()
              for leaf, (tensorflow, _) in LEAVES.items()}
     return {**names, 'fc.weight': 'softmax/weights', 'fc.bias': 'softmax/biases'}
 
 
 def nvidia_names() -> dict[str, str]:
-    """Names here -> names in NVIDIA's objects; gamma is not among them."""
+    """Map names here to names in NVIDIA's objects; gamma is not among them."""
     names = {f'{name}.{leaf}': f'{path}.{nvidia}' for name, _, path in _convolutions()
              for leaf, (_, nvidia) in LEAVES.items() if nvidia is not None}
     return {**names, 'fc.weight': 'output.weight', 'fc.bias': 'output.bias'}
 
 
 def _convolutions() -> Iterator[tuple[str, str, str]]:
-    """Every convolution's name here, in TensorFlow's graph, and in NVIDIA's objects."""
+    """Yield every convolution's name here, in TensorFlow's graph, and in NVIDIA's objects."""
     for i, conv in enumerate(conv for conv in STEM if isinstance(conv, Conv)):
         theirs = _numbered('conv', i)
         yield conv.name, theirs, f'layers.{theirs}'
@@ -123,8 +121,7 @@ def _numbered(name: str, i: int) -> str:
 
 
 def to_canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under any of the three sets of names -> under those of inception.weight_shapes, all
-    of them.
+    """Rename tensors from any of the three sets of names to those of inception.weight_shapes.
 
     Raises ValueError, without a file's name, for a missing, unknown or misshapen tensor, for one
     that is not float32, and for values that are not finite.
@@ -144,21 +141,25 @@ def to_canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _as_here(tensor: Tensor) -> Tensor:
-    """TensorFlow's layout, outputs last, -> PyTorch's, outputs first."""
-    return tensor.permute(3, 2, 0,
-                          1) if tensor.ndim == 4 else tensor.T if tensor.ndim == 2 else tensor
+    """Turn TensorFlow's layout, outputs last, into PyTorch's, outputs first."""
+    if tensor.ndim == 4:
+        return tensor.permute(3, 2, 0, 1)
+    return tensor.T if tensor.ndim == 2 else tensor
 
 
 def checked(named: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:
-    """Contiguous tensors in the order of `shapes`. ValueError for one that is missing, unknown or
-    wrong."""
+    """Return contiguous tensors in the order of `shapes`.
+
+    Raises ValueError for one that is missing, unknown or wrong.
+    """
     for name, shape in shapes.items():
         if name not in named:
             raise ValueError(f'the tensor {name} is missing')
         tensor = named[name]
         if list(tensor.shape) != shape:
-            hint = "; torchvision's Inception has 1000 classes and other weights" if name.startswith(
-                'fc.') else ''
+            hint = ''
+            if name.startswith('fc.'):
+                hint = "; torchvision's Inception has 1000 classes and other weights"
             raise ValueError(f'the tensor {name} has shape {list(tensor.shape)}, not {shape}{hint}')
         if tensor.dtype != torch.float32:
             raise ValueError(f'the tensor {name} is of {tensor.dtype}, not torch.float32')
@@ -180,7 +181,9 @@ def digest(weights: Mapping[str, Tensor]) -> str:
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The network's weights from a file of any published format, under canonical names, on the CPU.
+    """Read the network's weights from a file of any published format, on the CPU.
+
+    They are under canonical names.
 
     Raises FileNotFoundError, or ValueError in one line that names the file and what is wrong with
     it.
@@ -195,7 +198,7 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def sniff(path: str | os.PathLike[str]) -> str:
-    """The format of a file, by its first bytes: a key of FORMATS. Errors as in load_weights."""
+    """Tell the format of a file by its first bytes: a key of FORMATS. Errors as in load_weights."""
     path = Path(path)
     if path.is_dir():
         raise ValueError(f'{path} is a folder, not a {WHAT}')
@@ -225,18 +228,18 @@ def sniff(path: str | os.PathLike[str]) -> str:
 # Readers of the formats: path -> tensors under the names of the file.
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """torch.save of a dictionary, in the format of today or in that of before 2020."""
+    """Read a dictionary of torch.save, in the format of today or in that of before 2020."""
     return dict(_tensors_of(torch_files.read_file(path, torch_files.TENSORS, WHAT)))
 
 
 def read_object(path: Path) -> dict[str, Tensor]:
-    """A pickled torch module that carries its source text with it, which is not looked at."""
+    """Read a pickled torch module that carries its source text, which is not looked at."""
     return dict(_tensors_of(torch_files.read_file(path, {**torch_files.CHECKPOINTS, **MODULES},
                                                   WHAT)))
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
-    """The parameters and buffers of a TorchScript archive; its programs are not looked at."""
+    """Read the parameters and buffers of a TorchScript archive, and none of its programs."""
     with torch_files.damage_named(path, WHAT), zipfile.ZipFile(path) as archive:
         entries = {info.filename: info for info in archive.infolist()}
         tops = [name.removesuffix('/data.pkl') for name in entries if name.endswith('/data.pkl')]
@@ -246,12 +249,13 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
 
         def read(name: str) -> bytes:
             info = entries.get(f'{tops[0]}/{name}')
-            if info is None or info.compress_type != zipfile.ZIP_STORED or info.file_size > path.stat().st_size:
+            if (info is None or info.compress_type != zipfile.ZIP_STORED
+                    or info.file_size > path.stat().st_size):
                 raise ValueError(f'its entry {shown(name)} is missing, or not as torch.jit.save '
                                  f'writes it')
             return archive.read(info)
 
-        def load(identity: Any) -> torch_files.Storage:  # noqa: ANN401
+        def load(identity: object) -> torch_files.Storage:
             match identity:
                 case ('storage', Global('torch', kind, _), str(key), str(_),
                       int(count)) if kind in torch_files.STORAGES:
@@ -264,29 +268,34 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
             raise ValueError('it refers to something outside of itself that is no storage, or one '
                              'of another size')
 
-        return dict(_tensors_of(read_pickle(io.BytesIO(read('data.pkl')),
-                                            _Scripted(torch_files.TENSORS), load)))
+        return dict(_tensors_of(read_pickle(io.BytesIO(read('data.pkl')), _Scripted(), load)))
 
 
-class _Scripted(dict[tuple[str, str], Callable[..., Any]]):
-    """The names that TorchScript's pickles may refer to: the classes of the program become
-    records."""
+class _Scripted(Mapping[tuple[str, str], Callable[..., Any]]):
+    """The names that TorchScript's pickles may refer to; classes of the program become records."""
 
-    def get(self, key: tuple[str, str],
-            default: Any = None) -> Any:  # type: ignore[override]  # noqa: ANN401
+    def __getitem__(self, key: tuple[str, str]) -> Callable[..., Any]:
         module, name = key
         if module == '__torch__' or module.startswith('__torch__.'):
             return record(f'{module}.{name}')
         # build_intlist and others: a list, and what type it is of
         if module == 'torch.jit._pickle':
             return lambda value, *_: value
-        return super().get(key, default)
+        return torch_files.TENSORS[key]
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(torch_files.TENSORS)
+
+    def __len__(self) -> int:
+        return len(torch_files.TENSORS)
 
 
-def _tensors_of(value: Any) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401
-    """(dotted name, tensor) of a dictionary, or of an object and the objects in it, 10,000 at the
-    most."""
-    def walk(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401
+def _tensors_of(value: object) -> Iterator[tuple[str, Tensor]]:
+    """Yield (dotted name, tensor) of a dictionary, or of an object and the objects in it.
+
+    At most 10,000 are looked at.
+    """
+    def walk(value: object, name: str) -> Iterator[tuple[str, Tensor]]:
         if isinstance(value, Tensor):
             yield name[1:], value
         elif isinstance(value, Record) and isinstance(value.state, dict):
@@ -302,7 +311,7 @@ def _tensors_of(value: Any) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401
 
 
 def read_graphdef(path: Path) -> dict[str, Tensor]:
-    """The constants of a TensorFlow graph, without TensorFlow."""
+    """Read the constants of a TensorFlow graph, without TensorFlow."""
     with torch_files.damage_named(path, WHAT):
         return dict(_constants(path.read_bytes()))
 
@@ -320,7 +329,7 @@ def read_tgz(path: Path) -> dict[str, Tensor]:
 
 
 def _constants(graph: bytes) -> Iterator[tuple[str, Tensor]]:
-    """(name, value) of a graph's float32 constants, as far as the network has such names.
+    """Yield (name, value) of a graph's float32 constants, as far as the network has such names.
 
     GraphDef: node = 1. NodeDef: name = 1, op = 2, attr = 5, a map whose entries have key = 1, value
     = 2. AttrValue: tensor = 8. TensorProto: dtype = 1 (float32 is 1), shape = 2, content = 4, float
@@ -344,12 +353,12 @@ def _constants(graph: bytes) -> Iterator[tuple[str, Tensor]]:
 
 
 def _messages(message: memoryview, number: int) -> list[Any]:
-    """The values of a field, in order."""
+    """Return the values of a field, in order."""
     return [value for found, value in _fields(message) if found == number]
 
 
 def _fields(message: memoryview) -> list[tuple[int, Any]]:
-    """(number, value) of every field of a Protocol Buffers message: an integer, or bytes."""
+    """Return (number, value) of every field of a Protocol Buffers message; an integer, or bytes."""
     fields: list[tuple[int, Any]] = []
     at = 0
     while at < len(message):
@@ -371,7 +380,7 @@ def _fields(message: memoryview) -> list[tuple[int, Any]]:
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """An integer of seven bits a byte, lowest first, and where it ends."""
+    """Read an integer of seven bits a byte, lowest first; return it and where it ends."""
     value = 0
     for i in range(10):
         value |= (message[at + i] & 127) << (7 * i)
@@ -383,12 +392,11 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
 # Where files are.
 
 def locate(source: str | os.PathLike[str] | None = None) -> Path:
-    """The file of weights: `source` if given, else $LIMPID_DETECTOR, else a download of ours or of
-    other tools.
+    """Find the file of weights: `source` if given, else $LIMPID_DETECTOR, else a download.
 
-    Where there is none it is downloaded, unless $LIMPID_OFFLINE is set. Raises ValueError in one
-    line that says how to get one by hand where that fails, and where a download does not have its
-    checksum.
+    Downloads are ours or those of other tools. Where there is none it is downloaded, unless
+    $LIMPID_OFFLINE is set. Raises ValueError in one line that says how to get one by hand where
+    that fails, and where a download does not have its checksum.
     """
     return source_of('FID', 'Inception', PUBLISHED[0], downloads(), source, 'LIMPID_DETECTOR')
 
@@ -396,8 +404,11 @@ def locate(source: str | os.PathLike[str] | None = None) -> Path:
 def source_of(number: str, network: str, file: Published,
               downloads: Iterable[tuple[Path, str | None]], source: str | os.PathLike[str] | None,
               variable: str) -> Path:
-    """`source`, or what the environment's `variable` names, or the first of `downloads`, or `file`,
-    fetched."""
+    """Find a file of weights, or fetch it.
+
+    Returns `source`, else what the environment's `variable` names, else the first of `downloads`
+    that is there, else `file`, fetched. `number` and `network` are for messages.
+    """
     if source is not None:
         return Path(source)
     named = os.environ.get(variable)
@@ -430,8 +441,7 @@ def source_of(number: str, network: str, file: Published,
 
 
 def downloads() -> Iterator[tuple[Path, str | None]]:
-    """Where downloads may be, best first: our cache, then those of other tools. With their
-    checksums."""
+    """Yield where downloads may be, with their checksums: in our cache, then in other tools'."""
     state_dict, torchscript, _ = PUBLISHED
     for file in PUBLISHED:
         yield cached_path(file.url), file.sha256
@@ -441,16 +451,15 @@ def downloads() -> Iterator[tuple[Path, str | None]]:
     home = Path(os.environ.get('DNNLIB_CACHE_DIR') or Path.home() / '.cache' / 'dnnlib')
     for url, sha256 in ((torchscript.url, torchscript.sha256), (NGC_URL, None)):
         for folder in (home / 'downloads', home):
-            for path in sorted(
-                folder.glob(f'{hashlib.md5(url.encode(), usedforsecurity=False).hexdigest()}_*')):
+            key = hashlib.md5(url.encode(), usedforsecurity=False).hexdigest()
+            for path in sorted(folder.glob(f'{key}_*')):
                 yield path, sha256
     yield Path.home() / '.cache' / 'k-diffusion' / 'inception-2015-12-05.pt', torchscript.sha256
 
 
 # The pickled object's address, whose MD5 is its name in the caches of those who have downloaded it.
-NGC_URL = (
-    'https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan3/versions/1/files/metrics/'
-           'inception-2015-12-05.pkl')
+NGC_URL = ('https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan3/versions/1/files/'
+           'metrics/inception-2015-12-05.pkl')
 # of torch, which the pickled object consists of
 MODULES: dict[tuple[str, str], Callable[..., Any]] = {
     (f'torch.nn.modules.{module}', name): record(name) for module, name in (
