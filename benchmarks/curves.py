@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# One range for all, so that all of them head for the same images. Its lower end is close to VP's own
-# 0.0105, and the noise that the last step of VE leaves, half of it, is below one level of 8 bits.
+# One range for all, so that all of them head for the same images. Its lower end is close to VP's
+# own 0.0105, and the noise that the last step of VE leaves, half of it, is below one level of 8
+# bits.
 SIGMA_MIN, SIGMA_MAX = 0.01, 80.0
 RANGE = f'--sigma_min={SIGMA_MIN:g} --sigma_max={SIGMA_MAX:g}'
 EXACT = f'--solver=heun --steps=512 {RANGE}'

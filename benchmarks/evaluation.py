@@ -165,8 +165,8 @@ def stub_torchvision() -> None:
     if importlib.util.find_spec('torchvision') is not None:
         return
     names = ('', '.transforms', '.transforms.functional', '.datasets')
-    root, transforms, functional, datasets = modules = [types.ModuleType(f'torchvision{name}')
-                                                        for name in names]
+    modules: list[Any] = [types.ModuleType(f'torchvision{name}') for name in names]
+    root, transforms, functional, datasets = modules
     root.transforms, root.datasets, transforms.functional = transforms, datasets, functional
 
     def compose(steps: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:
@@ -390,9 +390,9 @@ def main(images: int, size: int, dim: int, against: str, threads: int | None, de
     others = [name for name in against.split(',') if name]
     require(others)
     chosen = distributed.init(device)
-    setting = {'images': images, 'size': size, 'dim': dim, 'device': chosen.type,
-               'threads': threads or torch.get_num_threads(),
-               'folder': f'{folder}/{images}-{size}-{dim}'}
+    setting: Job = {'images': images, 'size': size, 'dim': dim, 'device': chosen.type,
+                    'threads': threads or torch.get_num_threads(),
+                    'folder': f'{folder}/{images}-{size}-{dim}'}
     Path(setting['folder']).mkdir(parents=True, exist_ok=True)
     exact = in_a_process({**setting, 'kind': 'prepare', 'program': 'the preparation'})
     passes = measure_passes(setting, ['limpid', *others])

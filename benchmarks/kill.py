@@ -55,7 +55,7 @@ def saving(run_dir: Path) -> bool:
                                     for path in run_dir.iterdir())
 
 
-def comparable(run_dir: Path) -> tuple[str, list[object]]:
+def comparable(run_dir: Path) -> tuple[str, list[tuple[object, object]]]:
     """Return the checksum of the last state, without its time, and the losses of all ticks."""
     state = load_state(files_of(run_dir, STATE)[-1])
     state.pop('seconds')
@@ -107,7 +107,8 @@ def main(kills: int, seed: int, out: str) -> None:
     undisturbed = time.monotonic() - begin
 
     rng, killed = random.Random(seed), command(folder, 'killed', images)
-    amid, worst, passed_over = 0, 0, []
+    amid, worst = 0, 0
+    passed_over: list[str] = []
     for kill in tqdm.trange(kills):
         reached, hit = kill_once(killed, run_dir, rng.uniform(0, 0.5), amid_save=kill % 2 == 1)
         amid += hit

@@ -60,7 +60,7 @@ def cifar10(device: torch.device) -> Iterator[Line]:
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / 'cifar10.npz')
         pixels = cifar10_images(fetch(CIFAR10))
-        write_sample_batch(path, torch.from_numpy(pixels).split(1000), list(pixels.shape))
+        write_sample_batch(path, torch.split(torch.from_numpy(pixels), 1000), list(pixels.shape))
         result = Judge(EDM_CIFAR10, ['fid'], device=device)(open_images(path))
     assert isinstance(result, Result)
     fid = result.scores['fid']
@@ -70,7 +70,7 @@ def cifar10(device: torch.device) -> Iterator[Line]:
 def cifar10_images(path: str | Path) -> np.ndarray:
     """Read the training images, uint8 [50000, 3, 32, 32].
 
-    The archive has five files of records: a byte for the class, and 3072 for the pixels, by channel.
+    The archive has five files of records: a byte for the class, and 3072 for the pixels.
     """
     parts = []
     with tarfile.open(path, 'r:gz') as archive:

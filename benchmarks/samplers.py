@@ -74,7 +74,7 @@ class Bench:
     def moments(self, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and covariance of the features of uint8 images [N, C, H, W]."""
         total = Moments.zero(TAPS['demo'].dim)
-        for part in images.split(1024):
+        for part in torch.split(images, 1024):
             total.add(self.detector.features(part)['demo'])
         return total.mean(), total.cov()
 
@@ -189,8 +189,8 @@ def measure_all(bench: Bench, path: Path, budget: int, quick: bool) -> Results:
 
 
 @click.command(context_settings={'max_content_width': 110})
-@click.option('--data', help='Data set: a zip or a folder of images', metavar='PATH', default=DIGITS,
-              show_default=True)
+@click.option('--data', help='Data set: a zip or a folder of images', metavar='PATH',
+              default=DIGITS, show_default=True)
 @click.option('--images', 'count', help='Number of generated images for each point', metavar='INT',
               type=click.IntRange(min=2), default=500, show_default=True)
 @click.option('--max_nfe', help='Largest number of evaluations per image', metavar='INT',

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -49,6 +49,10 @@ from dnnlib.plots import pyplot
 from limpid.schedules import VPSchedule
 from limpid.steps import EDMSteps, Steps, VPSteps
 
+if TYPE_CHECKING:   # matplotlib is an extra
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+
 ZERO = 2e-3   # where the logarithmic axis of the error shows 0
 
 
@@ -78,8 +82,8 @@ def draw_picture(results: Results, dest: Path) -> None:
         figure.savefig(file, format='png', dpi=120, metadata={'Software': None})
 
 
-def draw_panel(ax: Any, title: str, shown: tuple[Curve, ...],   # noqa: ANN401 (matplotlib's)
-               results: Results, field: str) -> list[Any]:
+def draw_panel(ax: 'Axes', title: str, shown: tuple[Curve, ...],
+               results: Results, field: str) -> list['Artist']:
     """Draw a line for each curve, and return the lines."""
     lines = [draw_curve(ax, curve, results, field) for curve in shown]
     ax.set(title=title, xlabel='NFE: evaluations of the denoiser per image', xscale='log',
@@ -90,8 +94,8 @@ def draw_panel(ax: Any, title: str, shown: tuple[Curve, ...],   # noqa: ANN401 (
     return lines
 
 
-def draw_curve(ax: Any, curve: Curve, results: Results,   # noqa: ANN401 (matplotlib's)
-               field: str) -> Any:   # noqa: ANN401
+def draw_curve(ax: 'Axes', curve: Curve, results: Results,
+               field: str) -> 'Artist':
     """Draw `field` of one curve over the evaluations, and return the line."""
     known = sorted((point['nfe'], point[field]) for point in points(curve, results).values())
     width, size, order = (2.4, 6, 4) if curve is HEUN else (1.2, 4.5, 3)
@@ -100,7 +104,7 @@ def draw_curve(ax: Any, curve: Curve, results: Results,   # noqa: ANN401 (matplo
                    markersize=size, label=curve.name, zorder=order, clip_on=False)[0]
 
 
-def draw_floor(ax: Any, floor: Point) -> None:   # noqa: ANN401 (matplotlib's)
+def draw_floor(ax: 'Axes', floor: Point) -> None:
     """Draw a band for the distances of as many real images."""
     low, high = floor['mean'] - 2 * floor['std'], floor['mean'] + 2 * floor['std']
     ax.axhspan(low, high, color='0.85', linewidth=0)
@@ -161,7 +165,7 @@ class Facts:
         return f'{theirs / ours:.3g}' if ours > 0 else '∞'
 
     def order(self, curve: Curve) -> str:
-        """Return p of RMS difference ~ NFE^−p, from the first to the last of the budgets 8 to 32."""
+        """Return p of RMS difference ~ NFE^−p, from the first to the last budget in 8 to 32."""
         known = [(p['nfe'], p['rms']) for n, p in sorted(points(curve, self.results).items())
                  if 8 <= n <= 32 and p['rms']]
         if len(known) < 2:

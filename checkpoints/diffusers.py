@@ -11,6 +11,7 @@ which noise levels there are and what the network predicts; its sampler is ignor
 import functools
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from checkpoints.diffusers_unet import PREDICTIONS, TIMESTEPS, DiffusersDenoiser
+from checkpoints.diffusers_unet import PREDICTIONS, TIMESTEPS, DiffusersDenoiser, config_of
 from limpid.levels import CosineBetas, DiscreteSchedule, GivenBetas, LinearBetas, ScaledLinearBetas
 from torch_utils import checkpoint
 from torch_utils.safe_pickle import shown
@@ -30,7 +31,7 @@ STEM = 'diffusion_pytorch_model'   # of the files with weights
 LINEAR = {'linear': LinearBetas, 'scaled_linear': ScaledLinearBetas}   # by beta_schedule
 MAX_TIMESTEPS = 2**20
 
-# The names of the layers of attention in earlier versions of diffusers, and in many published files.
+# The names of layers of attention in earlier versions of diffusers, and in many published files.
 OLD_NAMES = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
 
 
@@ -68,7 +69,7 @@ def read_diffusers(folder: str | os.PathLike[str], weights: str | None = None,
     config = _json(config_file)
     schedule, prediction_type = read_schedule(_json(scheduler), scheduler)
     model = _build(config, config_file)
-    options = model.config   # with the defaults of diffusers for all that the file leaves out
+    options = config_of(model)   # with the defaults of diffusers for all that the file leaves out
     channels, resolution = _check_shape(options, config_file)
     if options.get('time_embedding_type') == 'learned' and timesteps == 'interpolated':
         raise ValueError(f'timesteps=interpolated: {config_file} has learned timesteps, which know '
@@ -169,7 +170,7 @@ def _json(path: Path) -> dict[str, Any]:
     return contents
 
 
-def _build(config: dict[str, Any], path: Path) -> Any:   # noqa: ANN401 (a class of diffusers)
+def _build(config: dict[str, Any], path: Path) -> nn.Module:
     """Return the U-Net on the device 'meta', so that it takes no memory yet."""
     name = config.get('_class_name')
     if name not in MODELS:
@@ -189,12 +190,13 @@ def _build(config: dict[str, Any], path: Path) -> Any:   # noqa: ANN401 (a class
             f'{path}: its arguments do not make a network: {shown(str(error), 300)}') from None
 
 
-def _check_shape(config: Any, path: Path) -> tuple[int, int]:   # noqa: ANN401 (diffusers' own)
+def _check_shape(config: Mapping[str, Any], path: Path) -> tuple[int, int]:
     """Return (channels, resolution) of the images.
 
     Raises ValueError for a network that is no plain denoiser of images.
     """
-    channels, outputs, size = config.in_channels, config.out_channels, config.sample_size
+    channels, outputs, size = (config[name] for name in ('in_channels', 'out_channels',
+                                                         'sample_size'))
     if outputs not in (channels, 2 * channels):
         raise ValueError(f'{path}: it takes {channels} channels and returns {outputs}; a network '
                          f'that takes more than the noisy image (inpainting, upscaling) is not '
@@ -267,14 +269,15 @@ class _Labels(NamedTuple):
 def _numbered(model: nn.Module, embeddings: str | os.PathLike[str] | None, null_class: int | None,
               path: Path) -> _Labels:
     """Return the labels of a UNet2DModel; the embedding of no label becomes the last one."""
-    config = _config(model)
+    config = config_of(model)
     if embeddings is not None:
         raise ValueError(f'embeddings={embeddings} would have no effect: {path} is a UNet2DModel, '
                          f'which has no cross-attention')
-    if config.class_embed_type is not None:
-        raise ValueError(f'{path}: class_embed_type is {shown(repr(config.class_embed_type), 60)}; '
-                         f'only classes that are numbered (null) are supported')
-    count = config.num_class_embeds or 0
+    kind = config['class_embed_type']
+    if kind is not None:
+        raise ValueError(f'{path}: class_embed_type is {shown(repr(kind), 60)}; only classes that '
+                         f'are numbered (null) are supported')
+    count = config['num_class_embeds'] or 0
     if null_class is not None and not 0 <= null_class < count:
         there = f'the classes 0 to {count - 1}' if count else 'no classes'
         raise ValueError(f'null_class={null_class}: {path} has {there}')
@@ -290,7 +293,7 @@ def _numbered(model: nn.Module, embeddings: str | os.PathLike[str] | None, null_
 
 
 def _embedded(path: str | os.PathLike[str] | None, null_class: int | None,
-              config: Any, config_file: Path) -> _Labels:   # noqa: ANN401 (diffusers' own)
+              config: Mapping[str, Any], config_file: Path) -> _Labels:
     """Return the labels of a UNet2DConditionModel: embeddings [N + 1, tokens, dim] float32.
 
     The last one stands for none.
@@ -318,8 +321,7 @@ def _embedded(path: str | os.PathLike[str] | None, null_class: int | None,
     return _Labels(len(embeddings), table, lacks_null)
 
 
-def _embedding_width(config: Any, null_class: int | None,   # noqa: ANN401 (diffusers' own)
-                     path: Path) -> int:
+def _embedding_width(config: Mapping[str, Any], null_class: int | None, path: Path) -> int:
     """Return the width of embeddings. Raises ValueError for a network that takes more than them."""
     if null_class is not None:
         raise ValueError(f'null_class={null_class} would have no effect: {path} is a '
@@ -327,16 +329,12 @@ def _embedding_width(config: Any, null_class: int | None,   # noqa: ANN401 (diff
     for key in ('class_embed_type', 'num_class_embeds'):
         if config[key] is not None:
             raise ValueError(f'{path}: {key} beside cross-attention is not supported')
-    if config.addition_embed_type not in (None, 'text') \
-            or config.encoder_hid_dim_type not in (None, 'text_proj'):
+    if config['addition_embed_type'] not in (None, 'text') \
+            or config['encoder_hid_dim_type'] not in (None, 'text_proj'):
         raise ValueError(f'{path}: a network that takes more than the embeddings of a text '
                          '(addition_embed_type, encoder_hid_dim_type) is not supported')
-    width: int = config.encoder_hid_dim or config.cross_attention_dim
+    width: int = config['encoder_hid_dim'] or config['cross_attention_dim']
     return width
-
-
-def _config(model: nn.Module) -> Any:   # noqa: ANN401 (diffusers' own)
-    return model.config
 
 
 def _arrays(path: Path) -> dict[str, Tensor]:

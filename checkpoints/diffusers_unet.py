@@ -11,8 +11,9 @@ with a = √ᾱ_t = 1/√(σ² + 1) and b = √(1 − ᾱ_t) = σ/√(σ² + 1).
 """
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -157,14 +158,10 @@ class DiffusersDenoiser(Denoiser):
     @property
     def traits(self) -> Traits:
         """The traits of a Denoiser, with the timesteps of the table and the last one included."""
-        outputs = self._config.out_channels
+        outputs = config_of(self.model)['out_channels']
         return replace(super().traits, native_steps=DiscreteSteps(self.schedule),
                        learned_variance=bool(outputs == 2 * self.img_channels),
                        lacks_null=self.lacks_null)
-
-    @property
-    def _config(self) -> Any:   # noqa: ANN401 (diffusers' own)
-        return self.model.config
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """Return the t that the network is told for noise levels, in the shape of sigma."""
@@ -205,6 +202,11 @@ class DiffusersDenoiser(Denoiser):
         if self.embeddings is None:
             return {'class_labels': index}
         return {'encoder_hidden_states': self.embeddings[index]}
+
+
+def config_of(model: nn.Module) -> Mapping[str, Any]:
+    """Return the configuration of a model of diffusers, by the names of its arguments."""
+    return cast(Mapping[str, Any], model.config)
 
 
 @functools.lru_cache(maxsize=16)

@@ -61,7 +61,7 @@ def _tensors_of(module: object, prefix: str, path: Path) -> Iterator[tuple[str, 
 
 
 def _edm_config(module: Record, tensors: dict[str, Tensor], path: Path) -> NetworkConfig:
-    """Return the configuration in the attributes of the network and the arguments of its backbone."""
+    """Return the configuration in the network's attributes and its backbone's arguments."""
     if module.cls not in EDM_PRECONDITIONERS:
         raise ValueError(f'{path}: its network is of the class {module.cls}, '
                          f'not one of {", ".join(EDM_PRECONDITIONERS)}')
@@ -70,9 +70,10 @@ def _edm_config(module: Record, tensors: dict[str, Tensor], path: Path) -> Netwo
     numbers = {name: value for name, value in state.items() if type(value) in (int, float)}
     try:
         precond, low, high = _edm_preconditioner(module.cls, numbers, tensors, path)
-        return NetworkConfig(model_type, precond, float(low), float(high), numbers['img_resolution'],
-                             numbers['img_channels'], numbers['label_dim'],
-                             'fp16' if state.get('use_fp16') is True else 'fp32', arguments)
+        size = numbers['img_resolution'], numbers['img_channels'], numbers['label_dim']
+        precision = 'fp16' if state.get('use_fp16') is True else 'fp32'
+        return NetworkConfig(model_type, precond, float(low), float(high), *size, precision,
+                             arguments)
     except KeyError as error:
         raise ValueError(f'{path}: the attribute {error.args[0]} of {module.cls} is missing or no '
                          f'number') from None

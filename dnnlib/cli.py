@@ -7,11 +7,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 import click
 
 F = TypeVar('F', bound=Callable[..., Any])
+P = ParamSpec('P')
+R = TypeVar('R')
 T = TypeVar('T')
 
 
@@ -49,13 +51,6 @@ class GroupedCommand(click.Command):
                     formatter.write(f'  {line}'.rstrip() + '\n')
 
 
-class _HeadedOption(click.Option):
-    def __init__(self, *args: Any, heading: str,   # noqa: ANN401 (click's own)
-                 **kwargs: Any) -> None:   # noqa: ANN401
-        super().__init__(*args, **kwargs)
-        self.heading = heading
-
-
 class KeyOf(click.Choice):  # type: ignore[type-arg]
     """A key of `table` or one of `more`; what is entered into the table later is taken, too."""
 
@@ -74,7 +69,10 @@ class KeyOf(click.Choice):  # type: ignore[type-arg]
 
 def heading(title: str) -> Callable[..., Callable[[F], F]]:
     """Return a `click.option` whose options a GroupedCommand lists under `title`."""
-    return functools.partial(click.option, cls=_HeadedOption, heading=title)
+    class HeadedOption(click.Option):
+        heading = title
+
+    return functools.partial(click.option, cls=HeadedOption)
 
 
 def with_each(options: Sequence[Callable[[F], F]], command: F) -> F:
@@ -177,7 +175,7 @@ def reject_unused(options: dict[str, Any], *objects: object) -> None:
             raise ValueError(f'--{name} would have no effect with {chosen}{taken}')
 
 
-def one_line_errors(function: F) -> F:
+def one_line_errors(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a command: errors that its user can mend become one line and an exit code.
 
     ValueError, FileNotFoundError and their kin are errors of usage, with exit code 2. Running out
@@ -185,7 +183,7 @@ def one_line_errors(function: F) -> F:
     stack trace instead.
     """
     @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:   # noqa: ANN401 (click's own)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
         except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError,
@@ -203,7 +201,7 @@ def one_line_errors(function: F) -> F:
             raise _fail(f'{_line(error)} (a smaller --batch or --batch-gpu needs less)',
                         code=1) from error
 
-    return cast(F, wrapper)
+    return wrapper
 
 
 def with_flags(message: str, names: Collection[str]) -> str:
@@ -225,11 +223,12 @@ def with_flags(message: str, names: Collection[str]) -> str:
     return message
 
 
-def naming_flags(names: Collection[str]) -> Callable[[F], F]:
+def naming_flags(
+        names: Collection[str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate a command: its ValueErrors name these parameters as its options."""
-    def decorate(function: F) -> F:
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (click's own)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
                 return function(*args, **kwargs)
             except ValueError as error:
@@ -237,7 +236,7 @@ def naming_flags(names: Collection[str]) -> Callable[[F], F]:
                 if with_flags(message, names) == message:
                     raise
                 raise ValueError(with_flags(message, names)) from error
-        return cast(F, wrapper)
+        return wrapper
     return decorate
 
 

@@ -1,9 +1,9 @@
 """matplotlib, set up to draw the same picture everywhere."""
 
-from typing import Any
+from types import ModuleType
 
 
-def pyplot() -> Any:  # noqa: ANN401 (a module)
+def pyplot() -> ModuleType:
     """Return matplotlib.pyplot with its own defaults: without windows and the user's settings.
 
     Raises ValueError where matplotlib is missing; the message names the extra to install.

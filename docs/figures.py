@@ -8,7 +8,7 @@ Every picture is a function of its options alone, to the byte for one version of
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -34,6 +34,10 @@ from limpid.solvers import ProbabilityFlow
 from limpid.steps import EDMSteps
 from torch_utils.random import generator_at
 
+if TYPE_CHECKING:   # matplotlib is an extra
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 DIGITS = 'datasets/digits-16x16.zip'
 f64 = torch.float64
 
@@ -57,7 +61,7 @@ def main() -> None:
 TWO_DIRACS = Mixture(torch.tensor([1.0, 1.0]), torch.tensor([-1.0, 1.0]), torch.tensor([0.0, 0.0]))
 
 # Title, σ(t), its name, s(t), and half the height of the picture for σ up to 25 and up to 1.
-FRAMES = [
+FRAMES: list[tuple[str, Schedule, str, Scaling, tuple[float, float]]] = [
     ('Variance preserving (VP)', VPSchedule(), 't', VPScaling(), (3.0, 2.4)),
     ('Variance exploding (VE)', VESchedule(), 't = σ²', NoScaling(), (65.0, 3.4)),
     ('DDIM and EDM', LinearSchedule(), 't = σ', NoScaling(), (65.0, 3.4)),
@@ -103,7 +107,7 @@ def trajectories(dest: str) -> None:
     save(figure, dest)
 
 
-def draw_paths(ax: Any, schedule: Schedule, scaling: Scaling,   # noqa: ANN401 (matplotlib's)
+def draw_paths(ax: 'Axes', schedule: Schedule, scaling: Scaling,
                sigmas: Tensor, paths: Tensor, height: float) -> None:
     """Draw the density of the two points, and paths [Q, S] of s = 1 at noise levels sigmas [S]."""
     times, scales = schedule.sigma_inv(sigmas), scaling.s(sigmas)
@@ -130,7 +134,7 @@ def density(schedule: Schedule, scaling: Scaling, t_max: float,
     return t, x, (log_p - log_p.amax(dim=0)).exp()
 
 
-def draw_gradients(ax: Any, schedule: Schedule, scaling: Scaling,   # noqa: ANN401 (matplotlib's)
+def draw_gradients(ax: 'Axes', schedule: Schedule, scaling: Scaling,
                    sigmas: Tensor, paths: Tensor) -> None:
     """Draw arrows of one length along −(1, dx/dt), from points of every third path.
 
@@ -138,8 +142,9 @@ def draw_gradients(ax: Any, schedule: Schedule, scaling: Scaling,   # noqa: ANN4
     """
     flow = ProbabilityFlow(Conditioned(TWO_DIRACS), schedule, scaling)
     width, height = ax.get_xlim()[1], 2 * ax.get_ylim()[1]
-    box = ax.get_position()
-    aspect = (box.height * ax.figure.get_figheight()) / (box.width * ax.figure.get_figwidth())
+    box, paper = ax.get_position(), ax.get_figure(root=True)
+    assert paper is not None
+    aspect = (box.height * paper.get_figheight()) / (box.width * paper.get_figwidth())
     times = schedule.sigma_inv(sigmas)
     # The angle on paper is given: an arrow that is to point along data would have a length that
     # varies.
@@ -187,7 +192,7 @@ def denoiser(data: str, count: int, seed: int, dest: str) -> None:
     save(figure, dest)
 
 
-def show_image(ax: Any, image: Tensor) -> None:   # noqa: ANN401 (matplotlib's)
+def show_image(ax: 'Axes', image: Tensor) -> None:
     """Show one image [C, H, W] in [-1, 1] (clipped), with square pixels and without ticks."""
     pixels = ((image.clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy()
     ax.imshow(pixels[..., 0] if pixels.shape[-1] == 1 else pixels, cmap='gray', vmin=0, vmax=1,
@@ -204,10 +209,10 @@ RHOS = (1.0, 2.0, 3.0, 5.0, 7.0)
 @data_option
 @click.option('--steps', 'num_steps', help='Number of noise levels N of the sampler', metavar='INT',
               type=click.IntRange(min=2), default=64, show_default=True)
-@click.option('--samples', help='Number of points x for each step; the paper has 200', metavar='INT',
-              type=click.IntRange(min=1), default=8, show_default=True)
-@click.option('--substeps', help='Number of Euler steps in the reference of one step', metavar='INT',
-              type=click.IntRange(min=1), default=200, show_default=True)
+@click.option('--samples', help='Number of points x for each step; the paper has 200',
+              metavar='INT', type=click.IntRange(min=1), default=8, show_default=True)
+@click.option('--substeps', help='Number of Euler steps in the reference of one step',
+              metavar='INT', type=click.IntRange(min=1), default=200, show_default=True)
 @seed_option
 @dest_option('truncation')
 @one_line_errors
@@ -282,7 +287,7 @@ def draw(net: IdealDenoiser, count: int, generator: torch.Generator) -> tuple[Te
     return y, torch.randn(y.shape, generator=generator, dtype=f64)
 
 
-def save(figure: Any, dest: str) -> None:   # noqa: ANN401 (matplotlib's)
+def save(figure: 'Figure', dest: str) -> None:
     """Write a figure as PNG."""
     with atomic_write(dest) as file:
         figure.savefig(file, format='png', dpi=120, metadata={'Software': None})

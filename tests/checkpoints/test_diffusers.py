@@ -192,10 +192,10 @@ def test_nearest_levels(tmp_path):
     assert torch.equal(net.round_sigma(sigmas * 1.0001)[:-1], sigmas[:-1])
     # only σ = ∞ has no signal
     assert net.timestep(torch.tensor([1e9, 3e38, math.inf])).tolist() == [998, 998, 999]
-    assert net.round_sigma(0.0) == 0 and net.round_sigma(torch.tensor(0.01,
-                                                                      dtype=torch.float32)).dtype == torch.float32
-    assert net.round_sigma(torch.tensor(0.5)).shape == () and net.round_sigma(torch.full([2, 1],
-                                                                                         0.5)).shape == (2, 1)
+    assert net.round_sigma(0.0) == 0
+    assert net.round_sigma(torch.tensor(0.01, dtype=torch.float32)).dtype == torch.float32
+    assert net.round_sigma(torch.tensor(0.5)).shape == ()
+    assert net.round_sigma(torch.full([2, 1], 0.5)).shape == (2, 1)
     steps = traits(net).native_steps.sigmas(4, net.sigma_min, net.sigma_max)
     assert torch.equal(steps, sigmas[[999, 749, 499, 249]])
 
@@ -294,11 +294,11 @@ def test_classes(tmp_path, images):
     assert (with_null(z, sigma, unit=True) - expected(1, 1)).abs().max() < 2e-6
     unet.class_embedding = nn.Embedding.from_pretrained(torch.zeros(4, 32))
     assert (net(z, sigma, unit=True) - expected(0, 0)).abs().max() < 2e-6   # no class adds nothing
-    assert one_line(net, z, sigma,
-                    torch.eye(3)[
-                        :2]) == 'class_labels has shape [2, 3]; this network takes one-hot vectors [batch, 4]'
-    assert one_line(open_network, tmp_path,
-                    null_class=4) == f"null_class=4: {tmp_path / 'unet' / 'config.json'} has the classes 0 to 3"
+    assert one_line(net, z, sigma, torch.eye(3)[:2]) == (
+        'class_labels has shape [2, 3]; this network takes one-hot vectors [batch, 4]')
+    config = tmp_path / 'unet' / 'config.json'
+    assert one_line(open_network, tmp_path, null_class=4) == (
+        f'null_class=4: {config} has the classes 0 to 3')
     assert one_line(open_network, tmp_path, embeddings='x.npy') == (
         f"embeddings=x.npy would have no effect: {tmp_path / 'unet' / 'config.json'} is a "
         f"UNet2DModel, which has no cross-attention")
@@ -405,20 +405,20 @@ def test_files_of_embeddings_that_do_not_fit(tmp_path):
     assert one_line(open_network, tmp_path) == (
         f'{config} is a UNet2DConditionModel, which needs embeddings: a file .npy, .npz or '
         f'.safetensors with numbers [N, tokens, 6]')
-    assert one_line(open_network, tmp_path,
-                    embeddings=path) == f"[Errno 2] there is no such file of embeddings: '{path}'"
+    assert one_line(open_network, tmp_path, embeddings=path) == (
+        f"[Errno 2] there is no such file of embeddings: '{path}'")
     np.savez(path, embeddings=np.zeros([2, 5, 7]))
-    assert one_line(open_network, tmp_path,
-                    embeddings=path) == f'{path}: embeddings must be [N, tokens, 6], not [2, 5, 7]'
+    assert one_line(open_network, tmp_path, embeddings=path) == (
+        f'{path}: embeddings must be [N, tokens, 6], not [2, 5, 7]')
     np.savez(path, prompts=np.zeros([2, 5, 6]))
-    assert one_line(open_network, tmp_path,
-                    embeddings=path) == f'{path}: embeddings must be [N, tokens, 6], not missing'
+    assert one_line(open_network, tmp_path, embeddings=path) == (
+        f'{path}: embeddings must be [N, tokens, 6], not missing')
     np.savez(path, embeddings=np.zeros([2, 5, 6]), negative=np.zeros([4, 6]))
-    assert one_line(open_network, tmp_path,
-                    embeddings=path) == f'{path}: negative must be [5, 6] like one of the embeddings, not [4, 6]'
+    assert one_line(open_network, tmp_path, embeddings=path) == (
+        f'{path}: negative must be [5, 6] like one of the embeddings, not [4, 6]')
     np.savez(path, embeddings=np.full([2, 5, 6], np.nan))
-    assert one_line(open_network, tmp_path,
-                    embeddings=path) == f'{path}: embeddings has numbers that are not finite'
+    assert one_line(open_network, tmp_path, embeddings=path) == (
+        f'{path}: embeddings has numbers that are not finite')
     np.savez(path, embeddings=np.array([Hostile()], dtype=object))
     assert one_line(open_network, tmp_path, embeddings=path).startswith(f'{path} is no file of '
                                                                         f'embeddings: ')
@@ -450,13 +450,15 @@ def test_every_form_of_weights(tmp_path, images):
     expected = open_network(tmp_path)(images, sigma)
     tensors, _ = load_tensors(single)
     single.unlink()
-    assert one_line(open_network,
-                    tmp_path) == f"[Errno 2] the weights of the model are missing: '{single}'"
+    assert one_line(open_network, tmp_path) == (
+        f"[Errno 2] the weights of the model are missing: '{single}'")
 
-    old = {name.replace('to_q', 'query').replace('to_k',
-                                                 'key').replace('to_v', 'value').replace('to_out.0',
-                                                                                         'proj_attn'): tensor
-           for name, tensor in tensors.items()}
+    new_names = {'to_q': 'query', 'to_k': 'key', 'to_v': 'value', 'to_out.0': 'proj_attn'}
+    old = {}
+    for name, tensor in tensors.items():
+        for new, before in new_names.items():
+            name = name.replace(new, before)
+        old[name] = tensor
     assert sum(name not in tensors for name in old) == 32
     torch.save(old, unet / f'{STEM}.bin')
     assert torch.equal(open_network(tmp_path)(images, sigma), expected)
@@ -470,8 +472,8 @@ def test_every_form_of_weights(tmp_path, images):
                                                 for name in chosen}}))
     assert torch.equal(open_network(tmp_path)(images, sigma), expected)
     index.write_text(json.dumps({'weight_map': {names[0]: '../elsewhere.safetensors'}}))
-    assert one_line(open_network,
-                    tmp_path) == f'{index} is damaged: its weight_map does not lead from names to files beside it'
+    assert one_line(open_network, tmp_path) == (
+        f'{index} is damaged: its weight_map does not lead from names to files beside it')
 
     half = unet / f'{STEM}.fp16.safetensors'
     save_tensors({name: tensor.to(torch.float16) for name, tensor in tensors.items()}, {}, half)
@@ -479,14 +481,14 @@ def test_every_form_of_weights(tmp_path, images):
     assert net.dtype == torch.float32
     assert 0 < (net(images, sigma) - expected).abs().max() < 1e-2
     save_tensors({name: tensors[name] for name in names[1:]}, {}, half)
-    assert one_line(open_network, tmp_path,
-                    weights='fp16') == f'{half}: the tensor {names[0]} is missing'
+    assert one_line(open_network, tmp_path, weights='fp16') == (
+        f'{half}: the tensor {names[0]} is missing')
     save_tensors({**tensors, 'more.weight': torch.zeros(1)}, {}, half)
-    assert one_line(open_network, tmp_path,
-                    weights='fp16') == f'{half}: the tensor more.weight is unknown to this network'
+    assert one_line(open_network, tmp_path, weights='fp16') == (
+        f'{half}: the tensor more.weight is unknown to this network')
     save_tensors({**tensors, 'conv_in.bias': torch.zeros(1)}, {}, half)
-    assert one_line(open_network, tmp_path,
-                    weights='fp16') == f'{half}: the tensor conv_in.bias has shape [1], not [8]'
+    assert one_line(open_network, tmp_path, weights='fp16') == (
+        f'{half}: the tensor conv_in.bias has shape [1], not [8]')
 
 
 def test_precision(tmp_path, images):
@@ -529,8 +531,8 @@ def test_nothing_is_executed_or_fetched(tmp_path, images, monkeypatch):
     edit(unet / 'config.json', auto_map={'AutoModel': 'unet.UNet'})
     open_network(tmp_path)
     edit(unet / 'config.json', _class_name='os')
-    assert one_line(open_network,
-                    tmp_path) == f"{unet / 'config.json'}: _class_name is 'os', not UNet2DModel or UNet2DConditionModel"
+    assert one_line(open_network, tmp_path) == (
+        f"{unet / 'config.json'}: _class_name is 'os', not UNet2DModel or UNet2DConditionModel")
     edit(unet / 'config.json', _class_name='UNet2DModel')
     (unet / f'{STEM}.safetensors').unlink()
     torch.save({'conv_in.weight': Hostile()}, unet / f'{STEM}.bin')
@@ -622,12 +624,12 @@ def test_folders_and_options_that_do_not_fit(tmp_path):
     index = tmp_path / 'model_index.json'
     index.write_text('{"_class_name": "DiTPipeline", "transformer": ["diffusers", '
                      '"DiTTransformer2DModel"], "vae": ["diffusers", "AutoencoderKL"]}')
-    assert one_line(open_network,
-                    tmp_path) == f'{index}: this pipeline has no unet; it has transformer, vae'
+    assert one_line(open_network, tmp_path) == (
+        f'{index}: this pipeline has no unet; it has transformer, vae')
     index.write_text('{')
     assert one_line(open_network, tmp_path).startswith(f'{index} is damaged: ')
-    assert one_line(read_diffusers, tmp_path,
-                    timesteps='linear') == "timesteps must be one of nearest, interpolated, not 'linear'"
+    assert one_line(read_diffusers, tmp_path, timesteps='linear') == (
+        "timesteps must be one of nearest, interpolated, not 'linear'")
     empty = tmp_path / 'empty'
     empty.mkdir()
     assert one_line(open_network, empty).startswith(f'{empty} is a folder without model_index.json '

@@ -26,7 +26,7 @@ from limpid.schedules import VPSchedule
 from limpid.seeds import StackedGenerator, latents_and_labels
 from options.sampler import resolve_sampler
 from tests.golden_weights import golden_tensor
-from tests.training.test_training_loop import digits, run_steps, small_config  # noqa: F401 (fixture)
+from tests.training.test_training_loop import digits, run_steps, small_config  # noqa: F401 (digits is a fixture)
 from training.networks import EDMPrecond, NetworkConfig, attention, build_network, iDDPMPrecond
 from training.training_loop import prepare
 

@@ -103,8 +103,8 @@ def small(path, **changes):
 
 
 def test_verify(tmp_path):
-    assert run('verify',
-               PUBLISHED).output == f'{PUBLISHED}: 149 tensors, all finite; the 149 of the network fit it\n'
+    assert run('verify', PUBLISHED).output == (
+        f'{PUBLISHED}: 149 tensors, all finite; the 149 of the network fit it\n')
     small(tmp_path / 'fine.pkl')
     result = run('verify', tmp_path / 'fine.pkl')
     assert result.exit_code == 0, result.output

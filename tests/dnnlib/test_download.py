@@ -54,8 +54,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.send_error(416)
                 return
             self.send_response(206)
-            self.send_header('Content-Range', f'bytes '
-                                              f'{start}-{len(server.content) - 1}/{len(server.content)}')
+            length = len(server.content)
+            self.send_header('Content-Range', f'bytes {start}-{length - 1}/{length}')
         else:
             self.send_response(200)
         body = server.content[start:]
@@ -161,8 +161,9 @@ def test_what_is_not_there_says_where_to_put_it(server, monkeypatch):
     path = cached_path(server.url())
     with pytest.raises(ValueError) as error:
         fetch(server.url())
-    assert str(
-        error.value) == f'{server.url()} cannot be fetched (HTTP Error 404: Not Found): download it elsewhere and save it as {path}'
+    assert str(error.value) == (
+        f'{server.url()} cannot be fetched (HTTP Error 404: Not Found): download it elsewhere and '
+        f'save it as {path}')
     assert server.requests == [None]
     offline = 'http://127.0.0.1:1/net.pkl'
     with pytest.raises(ValueError) as error:

@@ -71,9 +71,8 @@ def zipped(data_pkl, **entries):
 
 
 def storage(numel, kind=b'ctorch\nFloatStorage\n', view=b''):
-    return b'(' + text('storage') + kind + text('0') + text('cpu') + pickle.dumps(numel,
-                                                                                  2)[
-                                                                                      2:-1] + view + b'tQ'
+    number = pickle.dumps(numel, 2)[2:-1]   # without the protocol and the end
+    return b'(' + text('storage') + kind + text('0') + text('cpu') + number + view + b'tQ'
 
 
 def tensor_pickle(numel, offset=0, size=(1,), stride=(1,)):
@@ -183,8 +182,9 @@ DAMAGED = {
     'an unknown entry of the memo': b'\x80\x02h\x07.', 'a memo of nothing': b'\x80\x02q\x00.',
     'an unknown opcode': b'\x80\x02\xff.', 'an empty stack': b'\x80\x02s.',
     'no mark': b'\x80\x02t.', 'an open mark': b'\x80\x02(}.', 'two values': b'\x80\x02}}.',
-    'no value': b'\x80\x02.', 'no end': b'\x80\x02}', 'protocol 77': b'\x80\x4d}.', 'text that is '
-                                                                                    'none': b'\x80\x02X\x02\x00\x00\x00\xff\xfe.', 'a name without an end': b'\x80\x02c' + b'x' * 5000,
+    'no value': b'\x80\x02.', 'no end': b'\x80\x02}', 'protocol 77': b'\x80\x4d}.',
+    'text that is none': b'\x80\x02X\x02\x00\x00\x00\xff\xfe.',
+    'a name without an end': b'\x80\x02c' + b'x' * 5000,
     'an odd number of items': b'\x80\x02}(K\x01u.', 'a list as a key': b'\x80\x02}]K\x01s.',
     'a list in itself': b'\x80\x02]q\x00h\x00a.',
     'a dictionary in itself': b'\x80\x02}q\x00K\x01h\x00s.',
