@@ -1,9 +1,8 @@
-"""Memorisation: the nearest training images of generated ones, and whether they are nearer than is
-normal.
+"""Memorisation: the nearest training images of generated ones, and whether they are too near.
 
-    found = nearest(queries, training, extractor, count=51, device=device)   # {'pixels': ...,
-    'pool_3': ...}
-    distance_ratio(found['pixels'].distances)                                # below 1/3: copies
+    found = nearest(queries, training, extractor, count=51, device=device)
+    # {'pixels': ..., 'pool_3': ...}
+    distance_ratio(found['pixels'].distances)   # below 1/3: copies
 
 The training set is looked at once, chunk by chunk, and of each chunk only what is nearer than what
 was found before is kept: memory does not grow with it. Chunks are dealt out to the ranks in turn.
@@ -40,8 +39,10 @@ HEADER, GAP, FRAME = 20, 12, 2   # of the picture, in pixels
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The training images nearest to each of B queries, in rising order of distance; equal ones in
-    theirs."""
+    """The training images nearest to each of B queries, in rising order of distance.
+
+    Those at equal distances are in the order of the training set.
+    """
     distances: np.ndarray   # float64 [B, count]
     positions: np.ndarray   # int64 [B, count]
     mirrored: np.ndarray    # bool [B, count]: it is the mirrored training image that is so near
@@ -51,14 +52,14 @@ class Neighbours:
 
 
 def distance_ratio(distances: np.ndarray, among: int = AMONG) -> np.ndarray:
-    """r = d₁ / mean(d₂ ... d₁₊ₙ) of distances [B, 1 + n or more] in rising order: float64 [B], from
-    0 to 1.
+    """Return r = d₁ / mean(d₂ ... d₁₊ₙ) of distances [B, 1 + n or more] in rising order.
 
-    About 1 where no training image is special; 0 for an exact copy (d₁ = 0), however many there are
-    of it. r < 1/3 with n = 1 is the criterion of Yoon et al. 2023 (Diffusion Probabilistic Models
-    Generalize when They Fail to Memorize), which misses a copy of an image that the training set
-    has twice. The mean over n = 50 is that of Carlini et al. 2023 (Extracting Training Data from
-    Diffusion Models), which does not. Raises ValueError where there are no 1 + n distances.
+    The ratios are float64 [B], from 0 to 1. About 1 where no training image is special; 0 for an
+    exact copy (d₁ = 0), however many there are of it. r < 1/3 with n = 1 is the criterion of Yoon
+    et al. 2023 (Diffusion Probabilistic Models Generalize when They Fail to Memorize), which misses
+    a copy of an image that the training set has twice. The mean over n = 50 is that of Carlini et
+    al. 2023 (Extracting Training Data from Diffusion Models), which does not. Raises ValueError
+    where there are no 1 + n distances.
     """
     if distances.shape[1] < 1 + among:
         raise ValueError(f'a ratio to {among} others needs {1 + among} distances, not '
@@ -68,7 +69,7 @@ def distance_ratio(distances: np.ndarray, among: int = AMONG) -> np.ndarray:
 
 
 def pixel_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Σ (x − y)² of each of uint8 x [B, D] and y [M, D]: int64 [B, M], exact.
+    """Compute Σ (x − y)² of each of uint8 x [B, D] and y [M, D]: int64 [B, M], exact.
 
     ‖x‖² + ‖y‖² − 2 xᵀy cancels, but pixels are integers: 1024 products at a time, of numbers from
     −128 to 127, float32 adds up without rounding. TF32 and bfloat16 hold such numbers too.
@@ -82,8 +83,7 @@ def pixel_distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def feature_distances(x: Tensor, y: Tensor) -> Tensor:
-    """‖x − y‖ of each of x [B, d] and y [M, d]: float64 [B, M]. Of differences: of equal features
-    it is 0.
+    """Compute ‖x − y‖ of each of x [B, d] and y [M, d]: float64 [B, M], 0 for equal features.
 
     On the CPU where the device has no float64.
     """
@@ -95,9 +95,9 @@ def feature_distances(x: Tensor, y: Tensor) -> Tensor:
 def nearest(queries: Tensor, training: Images, extractor: FeatureExtractor, *, count: int,
             device: torch.device, xflip: bool = False,
             batch: int = 64) -> dict[str, Neighbours] | None:
-    """The `count` nearest training images of uint8 queries [B, C, H, W], in pixels and in features;
-    None but on rank 0.
+    """Find the `count` nearest training images of uint8 queries [B, C, H, W].
 
+    They are nearest in pixels and in features; the result is on rank 0, None on the others.
     'pixels': the root of the mean squared difference, 0 ... 255, exact; and under the name of the
     extractor's first tap the Euclidean distance of features. Equal pixels are at distance 0 in
     both. With `xflip` a training image is as near as the nearer of itself and its mirror image, and
@@ -143,7 +143,7 @@ def nearest(queries: Tensor, training: Images, extractor: FeatureExtractor, *, c
 
 def _chunks_of_images(training: Images, mine: Sequence[range], batch: int,
                       device: torch.device) -> Iterator[Tensor]:
-    """uint8 [len(chunk), C, H, W] for each chunk in turn."""
+    """Yield uint8 [len(chunk), C, H, W] for each chunk in turn."""
     parts = [chunk[start:start + batch] for chunk in mine for start in range(0, len(chunk), batch)]
     pixels = training.batches(parts, device)
     for chunk in mine:
@@ -159,7 +159,7 @@ def _features(images: Tensor, extractor: FeatureExtractor, tap: str, batch: int)
 
 def _query_features(queries: Tensor, extractor: FeatureExtractor, tap: str, device: torch.device,
                     batch: int) -> Tensor:
-    """Of all queries, on every rank; each looks at a share of them."""
+    """Compute the features of all queries, on every rank; each looks at a share of them."""
     mine = {}
     with distributed.errors_on_all():
         for chunk in chunks(len(queries), distributed.get_rank(), distributed.get_world_size()):
@@ -172,7 +172,7 @@ def _query_features(queries: Tensor, extractor: FeatureExtractor, tap: str, devi
 
 def _distances(x: Tensor, x_features: Tensor, y: Tensor,
                y_features: Tensor) -> tuple[Tensor, Tensor]:
-    """Between queries x and training images y: of pixels, squared, and of features."""
+    """Compute squared distances of pixels, and those of features, of queries x to images y."""
     squares = pixel_distances(x, y)
     distances = feature_distances(x_features, y_features)
     # The features of an image depend in their last bits on the batch that it is in.
@@ -180,8 +180,10 @@ def _distances(x: Tensor, x_features: Tensor, y: Tensor,
 
 
 class _Best:
-    """The `count` nearest so far of some queries, and their codes: 2 · position, and 1 more if
-    mirrored."""
+    """The `count` nearest so far of some queries, and their codes.
+
+    A code is 2 · position, and 1 more for a mirrored image.
+    """
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -189,8 +191,7 @@ class _Best:
         self.codes: Tensor | None = None
 
     def add(self, views: Sequence[Tensor], position: int) -> None:
-        """Distances [B, M] to the images from `position` on, after those before, and perhaps to
-        their mirror images."""
+        """Add distances [B, M] to the images from `position` on, and perhaps to mirrored ones."""
         distances = views[0]
         codes = 2 * torch.arange(position, position + distances.shape[1],
                                  device=distances.device).expand_as(distances)
@@ -205,8 +206,10 @@ class _Best:
 
 
 def _found(parts: Sequence[_Best]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Distances and codes of all queries [B, up to count] on this rank; None where it had no
-    chunk."""
+    """Return distances and codes of all queries [B, up to count] that this rank found.
+
+    None where it had no chunk.
+    """
     pairs = [(part.distances, part.codes) for part in parts if part.distances is not None
              and part.codes is not None]
     if not pairs:
@@ -217,7 +220,7 @@ def _found(parts: Sequence[_Best]) -> tuple[np.ndarray, np.ndarray] | None:
 
 def _merged(ranks: Sequence[tuple[np.ndarray, np.ndarray] | None],
             count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` nearest of what all ranks found."""
+    """Return the `count` nearest of what all ranks found."""
     distances, codes = (np.concatenate(column, axis=1)
                         for column in zip(*filter(None, ranks), strict=True))
     order = np.lexsort((codes, distances))[:, :count]
@@ -232,8 +235,7 @@ QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 
 
 def describe(found: Neighbours, among: int = AMONG, threshold: float = THRESHOLD) -> dict[str, Any]:
-    """What can be said of some queries: how many, how near, the quantiles of their ratios, and how
-    many are copies."""
+    """Summarise queries: their number, distances, quantiles of ratios, and how many are copies."""
     ratios, first = distance_ratio(found.distances, among), found.distances[:, 0]
     return {
         'images': len(ratios), 'lowest_distance': float(first.min()),
@@ -244,7 +246,7 @@ def describe(found: Neighbours, among: int = AMONG, threshold: float = THRESHOLD
 
 
 def table_of(told: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """What `describe` says of {set of images: {space: of it}}, a line each."""
+    """Write what `describe` says of {set of images: {space: of it}} as a table, a line each."""
     head = ['', 'images', 'lowest distance', 'median',
             *(f'ratio {100 * q:g} %' for q in QUANTILES), 'copies', 'identical']
     lines = [[f'{name}, {space}', f'{of["images"]}', f'{of["lowest_distance"]:.4g}',
@@ -263,8 +265,10 @@ CSV = ('set', 'image', 'space', 'ratio', 'rank', 'neighbour', 'position', 'mirro
 def csv_lines(name: str, images: Sequence[str], found: Mapping[str, Neighbours],
               name_of: Callable[[int], str], k: int,
               among: int = AMONG) -> Iterator[list[str | int]]:
-    """The columns CSV of the k nearest of each image of a set, in each space. `name_of` is of
-    training images."""
+    """Yield the columns CSV of the k nearest of each image of a set, in each space.
+
+    `name_of` names training images.
+    """
     for space, part in found.items():
         for i, ratio in enumerate(distance_ratio(part.distances, among)):
             for rank, position in enumerate(part.positions[i, :k].tolist()):
@@ -274,8 +278,7 @@ def csv_lines(name: str, images: Sequence[str], found: Mapping[str, Neighbours],
 
 def draw(images: np.ndarray, neighbours: Mapping[str, np.ndarray],
          copied: Mapping[str, np.ndarray]) -> np.ndarray:
-    """A picture uint8 [height, width, 3], a row for each image: itself, and its neighbours in each
-    space.
+    """Draw uint8 [height, width, 3], a row for each image: itself and its neighbours in each space.
 
     images uint8 [N, C, H, W]; neighbours [N, k, C, H, W], under the title of their columns; copied,
     bool [N] under the same title: in these rows the nearest has a red frame. Images under 48 pixels

@@ -179,7 +179,7 @@ def _statistics(path: Path, names: set[str], tap: str | None = None) -> Statisti
                              f'one with fid.py ref')
     kinds = {'count': int, 'image_shape': list}
     told: dict[str, Any] = {}
-    for name in (field.name for field in fields(Statistics)):
+    for name in (each.name for each in fields(Statistics)):
         if 'format' in names and name not in ('mu', 'sigma') and _key(tap, name) in names:
             told[name] = _told(path, _key(tap, name), kinds.get(name, str))
     return _checked(_array(path, mu), _array(path, sigma), f'{path}: ', (mu, sigma), **told)

@@ -21,7 +21,7 @@ FORMAT = 1     # of the npz files; mu and sigma mean the same in every version
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Linear algebra on the CPU in one order of summation, however many threads there are.
+    """Run linear algebra on the CPU in one order of summation, whatever the number of threads.
 
     torchrun gives every rank fewer threads than a single process has; results would show it.
     """
@@ -79,7 +79,7 @@ class Moments:
 
 
 def chunks(num_images: int, rank: int = 0, world_size: int = 1) -> list[range]:
-    """The positions 0 ... num_images - 1 in chunks; chunk c is that of rank c mod world_size."""
+    """Split 0 ... num_images - 1 into chunks; chunk c belongs to rank c mod world_size."""
     return [range(start, min(start + CHUNK, num_images))
             for start in range(rank * CHUNK, num_images, world_size * CHUNK)]
 
@@ -103,6 +103,6 @@ class Statistics:
 
 
 def library_versions() -> str:
-    """What a number may owe its last digits to: `torch 2.13.0, numpy 2.4.6, pillow 13.0.0`."""
+    """Tell what the last digits may depend on: `torch 2.13.0, numpy 2.4.6, pillow 13.0.0`."""
     names = ('torch', 'numpy', 'pillow')
     return ', '.join(f'{name} {importlib.metadata.version(name)}' for name in names)
