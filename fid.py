@@ -10,7 +10,7 @@ from typing import Any
 import click
 import torch
 
-from dnnlib.cli import FloatList, GroupedCommand, IntList, heading, naming_flags, one_line_errors
+from dnnlib.cli import FloatList, GroupedCommand, heading, naming_flags, one_line_errors
 from dnnlib.files import atomic_write
 from dnnlib.plots import pyplot
 from evaluation.blocks import summary
@@ -42,9 +42,10 @@ from metrics.judge import JPEG, MAX_FEATURES, PARAMETERS, Judge, Result
 from metrics.neighbours import AMONG, THRESHOLD, describe, table_of
 from metrics.one_pass import Measured, Wanted, measure
 from metrics.reference_files import write_reference
-from options import network as of_network
+from options.common import BATCH, DEVICE, RNG, workers
 from options.guidance import guidance_options
-from options.network import network_options, open_with_plan
+from options.network import CLASSES, CONDITIONS, network_options, open_with_plan
+from options.network import NAMES as NETWORK_NAMES
 from options.sampler import sampler_options
 from torch_utils import distributed
 from torch_utils.random import random_subset
@@ -52,7 +53,6 @@ from torch_utils.random import random_subset
 files = heading('Images and files')
 method = heading('Measurement')
 reports = heading('Reports and files written')
-speed = heading('Performance')
 
 WIDE = {'max_content_width': 110}
 DETECTOR_HELP = (
@@ -85,22 +85,8 @@ SAVE = reports('--save', metavar='NPZ|PKL',
                help='Write the statistics of these images to this file, as fid.py ref does')
 JSON = reports('--json', 'json_path', metavar='FILE',
                help='Write all numbers, and what they depend on, to this file')
-BATCH = speed('--batch', help='The largest batch on each device', type=click.IntRange(min=1),
-              metavar='INT', default=64, show_default=True)
-WORKERS = speed(
-    '--workers', type=click.IntRange(min=0), metavar='INT', default=1, show_default=True,
-    help='The number of processes that read images ahead, for each device; 0 for none')
-DEVICE = speed('--device', metavar='NAME', default='auto', show_default=True,
-               help='auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu')
+WORKERS = workers(1)
 SPEED = [BATCH, WORKERS, DEVICE]
-CLASS = files(
-    '--class', 'classes', type=IntList(),
-    help='Class labels, repeated over the seeds, such as 3 or 0-9  [default: drawn at random from '
-         'each seed]')
-RNG = speed(
-    '--rng', type=click.Choice(['cpu']),
-    help='Where random numbers are drawn. cpu gives the same images on every device  [default: on '
-         'the device]')
 
 
 def number(name: str, help: str, default: int | None, least: int,
@@ -124,7 +110,7 @@ CALC = [
            show_default=True),
     METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, STATE, SAVE, JSON, SPEED]
 GEN = [
-    network_options, CLASS, REF, NUM_GENERATED, FIRST_SEED,
+    network_options, CLASSES, REF, NUM_GENERATED, FIRST_SEED,
     number('--blocks', 'The number of blocks of seeds, one after the other. Papers report the '
                        'lowest number of 3', 1, 1),
     METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, STATE, SAVE, JSON, sampler_options,
@@ -184,7 +170,7 @@ SWEEP = [
     files('--ema-length', type=FloatList(),
           help='Instead of the snapshots of the run in --network: its power-function averages of '
                'these relative widths at its end'),
-    of_network.OPTIONS[2:], CLASS, REF,
+    *CONDITIONS, CLASSES, REF,
     files('--dest', metavar='DIR', required=True,
           help='The folder of sweep.csv, sweep.png and report.json; a second command adds to it'),
     NUM_GENERATED, FIRST_SEED,
@@ -192,7 +178,7 @@ SWEEP = [
                        'first number counts, as in papers, which take 3', 1, 1),
     METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, swept_options, BATCH, RNG, DEVICE]
 SEARCH = [
-    network_options, CLASS, REF,
+    network_options, CLASSES, REF,
     files('--dest', help='The folder of search.csv and search.json', metavar='DIR', required=True),
     [method(f'--grid-{name}', f'grid_{name}', type=FloatList(),
             help=f'The values of {name} to try, rising  [default: {text(values)}]')
@@ -538,7 +524,7 @@ def sweep(network_path: str, weights: str | None, ema_length: list[float] | None
     chosen = start(device)
     judge = Judge(open_reference(ref), names, device=chosen, detector=detector, batch=batch,
                   precision=precision, allow_mismatch=allow_mismatch)
-    opening = {name: options.pop(name) for name in of_network.NAMES}
+    opening = {name: options.pop(name) for name in NETWORK_NAMES}
     sweeping = Sweep(judge, device=chosen, classes=classes, rng=rng, batch=batch, opening=opening)
     protocol = Protocol(num, seed, blocks)
     if ema_length and weights:
@@ -590,7 +576,7 @@ def search(network_path: str, weights: str | None, classes: list[int] | None, re
     chosen = start(device)
     judge = Judge(open_reference(ref), names, device=chosen, detector=detector, batch=batch,
                   precision=precision, allow_mismatch=allow_mismatch)
-    opening = {name: options.pop(name) for name in of_network.NAMES}
+    opening = {name: options.pop(name) for name in NETWORK_NAMES}
     sweeping = Sweep(judge, device=chosen, classes=classes, rng=rng, batch=batch, opening=opening)
     network, metric = Network(network_path, weights), sweeping.metric
     same = sweeping.effect(network, options)

@@ -31,6 +31,7 @@ from metrics.detector_files import identify
 from metrics.judge import Judge, Result
 from metrics.sample_batch import write_sample_batch
 from metrics.weights import NGC_URL, PUBLISHED
+from options.common import DEVICE
 from torch_utils import distributed
 
 CIFAR10 = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
@@ -98,7 +99,7 @@ CHECKS: dict[str, Callable[[torch.device], Iterator[Line]]] = {'detectors': dete
 
 @click.command()
 @click.argument('checks', nargs=-1, type=click.Choice(list(CHECKS)))
-@click.option('--device', default='auto', help='Device to compute on: auto, cuda, mps or cpu')
+@DEVICE
 @one_line_errors
 def main(checks: tuple[str, ...], device: str) -> None:
     """Compare with published numbers: all of them, or those of the CHECKS.

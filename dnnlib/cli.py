@@ -6,7 +6,9 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
 import click
@@ -78,6 +80,14 @@ def heading(title: str) -> Callable[..., Callable[[F], F]]:
 def with_each(options: Sequence[Callable[[F], F]], command: F) -> F:
     """Give a click command these options, which `--help` lists in this order."""
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+def flags_of(options: Sequence[Callable[..., Any]]) -> dict[str, str]:
+    """Return the first spelling of each option, by the name of its parameter."""
+    def command() -> None:
+        """Carry the options."""
+    declared: list[click.Option] = vars(with_each(options, command))['__click_params__']
+    return {option.name or '': option.opts[0] for option in reversed(declared)}
 
 
 class IntList(click.ParamType):   # type: ignore[type-arg]
@@ -164,15 +174,19 @@ def _fields(obj: object) -> set[str]:
     return {field.name for field in dataclasses.fields(obj)}  # type: ignore[arg-type]
 
 
-def reject_unused(options: dict[str, Any], *objects: object) -> None:
+def unused(options: Mapping[str, object], used: Collection[str]) -> list[str]:
+    """Return the names of the options that were given (not None) and have no effect."""
+    return [name for name, value in options.items() if value is not None and name not in used]
+
+
+def reject_unused(options: Mapping[str, object], *objects: object) -> None:
     """Raise ValueError for a given option that is a field of none of the chosen dataclasses."""
     names = set().union(*(_fields(obj) for obj in objects))
-    for name, value in options.items():
-        if value is not None and name not in names:
-            chosen = ', '.join(type(obj).__name__ for obj in objects)
-            known = ', '.join(f'--{name}' for name in options if name in names)
-            taken = f', which take {known}' if known else ''
-            raise ValueError(f'--{name} would have no effect with {chosen}{taken}')
+    for name in unused(options, names):
+        chosen = ', '.join(type(obj).__name__ for obj in objects)
+        known = ', '.join(f'--{name}' for name in options if name in names)
+        taken = f', which take {known}' if known else ''
+        raise ValueError(f'--{name} would have no effect with {chosen}{taken}')
 
 
 def one_line_errors(function: Callable[P, R]) -> Callable[P, R]:
@@ -204,14 +218,17 @@ def one_line_errors(function: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
-def with_flags(message: str, names: Collection[str]) -> str:
+def with_flags(message: str, names: Collection[str] = (),
+               phrases: Mapping[str, str] = MappingProxyType({})) -> str:
     """Name parameters in `message` as options of the running command: ref=x becomes --ref=x.
 
     Messages of the libraries name the parameters of their functions; `names` are those to look
     for. Where the command has an option of that name, its user reads it: `ref=x.npz` becomes
     `--ref=x.npz`, and `allow_mismatch=True` becomes `--allow-mismatch`. Without a running command
-    the message stays as it is.
+    these stay as they are. `phrases` are replaced word by word, whatever the command.
     """
+    for phrase, spoken in phrases.items():
+        message = message.replace(phrase, spoken)
     context = click.get_current_context(silent=True)
     options = [] if context is None else context.command.params
     for name in names:
@@ -223,21 +240,20 @@ def with_flags(message: str, names: Collection[str]) -> str:
     return message
 
 
-def naming_flags(
-        names: Collection[str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate a command: its ValueErrors name these parameters as its options."""
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        @functools.wraps(function)
-        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-            try:
-                return function(*args, **kwargs)
-            except ValueError as error:
-                message = str(error)
-                if with_flags(message, names) == message:
-                    raise
-                raise ValueError(with_flags(message, names)) from error
-        return wrapper
-    return decorate
+@contextmanager
+def naming_flags(names: Collection[str] = (),
+                 phrases: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
+    """Let a ValueError name options, as `with_flags` does.
+
+    This is a context, and a decorator for a whole command.
+    """
+    try:
+        yield
+    except ValueError as error:
+        message = with_flags(str(error), names, phrases)
+        if message == str(error):
+            raise
+        raise ValueError(message) from error
 
 
 def _line(error: BaseException) -> str:

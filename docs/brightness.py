@@ -28,6 +28,7 @@ from dnnlib.files import atomic_write
 from dnnlib.markdown import table
 from dnnlib.plots import pyplot
 from limpid.levels import ScaledLinearBetas, timesteps
+from options.common import DEVICE
 from torch_utils import distributed
 from torch_utils.grids import GREY, save_png, tile
 from training.dataset import ImageFolderDataset
@@ -337,8 +338,7 @@ show it more. Its programs start from N(0, I) where this sampler starts from N(0
               default='out/brightness', show_default=True)
 @click.option('--dest', help='Picture to write; the numbers go to a .md file of the same name',
               metavar='PNG', default=os.fspath(Path(__file__).with_suffix('.png')))
-@click.option('--device', help='Device of the commands, as in train.py', metavar='NAME',
-              default='auto', show_default=True)
+@DEVICE
 @one_line_errors
 def main(folder: str, dest: str, device: str) -> None:
     """Train with a flawed and a corrected noise schedule, and compare the images' brightness."""

@@ -21,6 +21,10 @@ from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule
 from limpid.solvers import SOLVERS, SecondOrder, Solver
 from limpid.steps import DiscreteSteps, EDMSteps, Steps
 
+# what to do where a sampler cannot start at sigma = inf
+START_ELSEWHERE = ('use steps that start at a finite noise level, or a sampler that works in the '
+                   'unit variable (DDIM, Ancestral or Angle)')
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -99,8 +103,7 @@ def check_start(sampler: Sampler, sigma_max: float) -> None:
     """Raise ValueError where a sampler cannot start at the noise level sigma_max."""
     if math.isinf(sigma_max) and not from_infinity(sampler):
         raise ValueError(f'{name_of(sampler)} cannot start at sigma = inf, where x is infinite: '
-                         'use steps that start at a finite noise level, or a sampler that works '
-                         'in the unit variable (DDIM, Ancestral or Angle)')
+                         f'{START_ELSEWHERE}')
 
 
 def from_infinity(sampler: object) -> bool:

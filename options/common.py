@@ -1,37 +1,48 @@
-"""What the options of several commands have in common."""
+"""The options that several commands share, each declared once, and the words of their errors."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
+import click
+
+from dnnlib.cli import heading
 from limpid.guidance import GUIDED_BELOW
+from limpid.sampling import START_ELSEWHERE
+
+positive = click.FloatRange(min=0, min_open=True)
+not_negative = click.FloatRange(min=0)
+count = click.IntRange(min=1)
+
+speed = heading('Performance')
+
+DEVICE = speed(
+    '--device', metavar='NAME', default='auto', show_default=True,
+    help='The device to compute on: cpu, cuda, cuda:1 (the second GPU), mps, or auto, which is '
+         'CUDA where there is one, else MPS, else the CPU')
+BATCH = speed(
+    '--batch', type=count, metavar='INT', default=64, show_default=True,
+    help='The largest number of images in a batch, on each device')
+RNG = speed(
+    '--rng', type=click.Choice(['cpu']),
+    help='Where random numbers are drawn; cpu gives the same images on every device  [default: on '
+         'the device]')
+
+
+def workers(default: int) -> Callable[..., Any]:
+    """Return the option --workers, for commands that read images."""
+    return speed(
+        '--workers', type=click.IntRange(min=0), metavar='INT', default=default, show_default=True,
+        help='The number of processes that read images ahead, for each device; 0 for none')
+
 
 # What the library calls by the names of its arguments, and the options that set them.
-SPOKEN = {
+PHRASES = {
     GUIDED_BELOW: 'With --guidance-interval=0,HI the guide is asked up to HI only',
     'the range of the network and of the steps': 'the range of the network and of --sigma_min and '
                                                  '--sigma_max',
     'give null_class': 'give --null-class',
     'in the file of embeddings': 'in the file of --embeddings',
+    START_ELSEWHERE:
+        'use time steps that start at a finite noise level, such as with --sigma_max=80, or, in '
+        'generate.py and fid.py, --sampler=ddim, ancestral or angle',
 }
-
-
-def unused(options: Mapping[str, Any], used: set[str]) -> list[str]:
-    """Return the names of the options that were given (not None) and have no effect, sorted."""
-    return sorted(name for name, value in options.items() if value is not None and name not in used)
-
-
-def with_flags(message: str) -> str:
-    """Put the options in place of what the library calls them."""
-    for phrase, spoken in SPOKEN.items():
-        message = message.replace(phrase, spoken)
-    return message
-
-
-@contextmanager
-def naming_flags() -> Iterator[None]:
-    """Let a ValueError of the library name options."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(with_flags(str(error))) from error

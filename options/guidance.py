@@ -1,39 +1,41 @@
 """The command-line options of guidance, and the guided network that they make."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
-from dnnlib.cli import FloatList, heading, with_each
+from dnnlib.cli import F, FloatList, flags_of, heading, with_each, with_flags
 from limpid.denoiser import Network, traits
 from limpid.guidance import GUIDED_BELOW, SPACES, Guidance, guided
-from options.common import with_flags
+from options.common import PHRASES
 
 guiding = heading('Guidance')
 
 OPTIONS = [
     guiding('--guidance', type=float, metavar='FLOAT',
-            help='Weight w of guidance, which leads away from the answer without the class, or '
-                 'from that of --guide-network. 1 is no guidance; any other weight takes two '
-                 'evaluations for one  [default: 1]'),
+            help='The weight w of guidance, which leads images away from what the network answers '
+                 'without a class, or from what --guide-network answers. 1 is no guidance; any '
+                 'other weight needs two evaluations instead of one  [default: 1]'),
     guiding('--guidance-rescale', type=click.FloatRange(0, 1), metavar='FLOAT',
-            help='How far, from 0 to 1, the standard deviation of each image goes back to that '
-                 'without guidance; 0.7 goes with w = 7.5  [default: 0]'),
+            help='How far, from 0 to 1, the standard deviation of each image is brought back to '
+                 'what it is without guidance. The paper uses 0.7 with w = 7.5  [default: 0]'),
     guiding('--guidance-space', type=click.Choice(SPACES),
-            help='Space of the rescaling: v, the denoised image or the noise  [default: v]'),
+            help='Where the rescaling is done: in the prediction of v, in the denoised image (x0) '
+                 'or in the noise (eps)  [default: v]'),
     guiding('--guidance-interval', type=FloatList(), metavar='LO,HI',
-            help='Guide at noise levels from LO to HI only  [default: 0,inf]'),
+            help='The lowest and the highest noise level with guidance  [default: 0,inf]'),
     guiding('--guide-network', metavar='PATH',
-            help='Network to lead away from, such as a smaller one or an early snapshot  '
-                 '[default: --network without the class]'),
+            help='A network to lead away from, such as a smaller one or an early snapshot  '
+                 '[default: --network itself, without the class]'),
 ]
 FIELDS = {'guidance': 'weight', 'guidance_rescale': 'rescale', 'guidance_space': 'space',
           'guidance_interval': 'interval'}
-NAMES = (*FIELDS, 'guide_network')
+FLAGS = flags_of(OPTIONS)
+NAMES = tuple(FLAGS)
 
 
-def guidance_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def guidance_options(command: F) -> F:
     """Give a click command the options of guidance."""
     return with_each(OPTIONS, command)
 
@@ -44,17 +46,19 @@ def guided_network(net: Network, options: Mapping[str, Any],
 
     Raises ValueError in one line for options without effect.
     """
-    given = {name: options[name] for name in NAMES if options.get(name) is not None}
+    given: dict[str, Any] = {name: options[name] for name in NAMES
+                             if options.get(name) is not None}
     for name in given:
         if 'guidance' not in given:
-            raise ValueError(f'{flag(name)} would have no effect without --guidance')
+            raise ValueError(f'{FLAGS[name]} would have no effect without --guidance')
     if 'guidance_space' in given and not given.get('guidance_rescale'):
         raise ValueError('--guidance-space would have no effect without --guidance-rescale')
     interval = given.get('guidance_interval')
     if interval is not None and len(interval) != 2:
         raise ValueError(f'--guidance-interval needs two noise levels, LO,HI, not {len(interval)}')
-    fields = {FIELDS[name]: tuple(value) if name == 'guidance_interval' else value
-              for name, value in given.items() if name in FIELDS}
+    fields = {FIELDS[name]: value for name, value in given.items() if name in FIELDS}
+    if interval is not None:
+        fields['interval'] = tuple(interval)
     if traits(net).label_dim == 0 and given.get('guidance', 1) != 1 and guide is None:
         raise ValueError('guidance needs a class-conditional network, trained with '
                          '--label-dropout, or a --guide-network; this network is unconditional')
@@ -63,7 +67,7 @@ def guided_network(net: Network, options: Mapping[str, Any],
 
 def _notes(net: Network, given: Mapping[str, Any], guide: Network | None) -> list[str]:
     if given.get('guidance', 1) == 1:   # sweeps pass through it: no error
-        return [f'{flag(name)} has no effect with --guidance=1' for name in given
+        return [f'{FLAGS[name]} has no effect with --guidance=1' for name in given
                 if name != 'guidance']
     told = traits(net)
     if guide is None and told.label_dropout == 0:
@@ -77,11 +81,6 @@ def _notes(net: Network, given: Mapping[str, Any], guide: Network | None) -> lis
     return []
 
 
-def flag(name: str) -> str:
-    """Return an option as it is typed."""
-    return '--' + name.replace('_', '-')
-
-
 def limit_of(net: Network, networks: tuple[Network, ...]) -> str:
     """Say why `net`, made of a network and perhaps its guide, supports nothing above its
     sigma_max."""
@@ -90,4 +89,6 @@ def limit_of(net: Network, networks: tuple[Network, ...]) -> str:
     limit = f'the {"guide" if by_guide else "network"} supports no more'
     if reason:
         limit += f', as {reason}'
-    return with_flags(f'{limit}. {GUIDED_BELOW}' if by_guide else limit)
+    if by_guide:
+        limit += f'. {GUIDED_BELOW}'
+    return with_flags(limit, phrases=PHRASES)

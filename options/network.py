@@ -3,7 +3,7 @@
 Every command that draws images shares them, like the options of the sampler and of guidance.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,40 +12,47 @@ import torch
 
 from checkpoints.diffusers import is_diffusers
 from checkpoints.open import open_network
-from dnnlib.cli import heading, with_each
+from dnnlib.cli import F, IntList, heading, naming_flags, with_each
 from limpid.denoiser import Conditioned, Counting, Network, traits
 from limpid.earlier import Ancestral
 from limpid.sampling import Plan
 from options import guidance
-from options.common import naming_flags
+from options.common import PHRASES
 from options.sampler import resolve_sampler
 from torch_utils import distributed
 
 files = heading('Network and images')
 
-OPTIONS = [
-    files('--network', 'network_path', metavar='PATH|URL', required=True,
-          help='Snapshot of a training run, a published checkpoint, a folder of diffusers with a '
-               'U-Net, or ideal:DATASET for the ideal denoiser of a zip or folder'),
-    files('--weights', metavar='NAME',
-          help='Which weights of the file: ema, the main average; ema:NAME, another average; raw, '
-               'those of a training state. For a folder of diffusers, the variant, such as fp16  '
-               '[default: ema]'),
+NETWORK = files(
+    '--network', 'network_path', metavar='PATH|URL', required=True,
+    help='The network: a snapshot of a training run, a published checkpoint, a folder of diffusers '
+         'that holds a U-Net, or ideal:DATASET, the ideal denoiser of a zip or folder of images')
+WEIGHTS = files(
+    '--weights', metavar='NAME',
+    help='Which weights of the file to use: ema, the main average; ema:NAME, another average; raw, '
+         'the weights of a training state without averaging. For a folder of diffusers, its '
+         'variant, such as fp16  [default: ema]')
+CONDITIONS = [   # for networks of diffusers
     files('--embeddings', metavar='FILE',
-          help='Conditions of a diffusers U-Net with cross-attention, each of which counts as a '
-               'class: .npy, .npz or .safetensors [N, tokens, dim]. This option and the next two '
-               'are also for --guide-network'),
+          help='For a diffusers U-Net with cross-attention: a file of its conditions, each of '
+               'which then counts as a class, an array [N, tokens, dim] in .npy, .npz or '
+               '.safetensors. This option and the next two also apply to --guide-network'),
     files('--null-class', type=click.IntRange(min=0), metavar='INT',
-          help='The class of a diffusers U-Net that stands for no class'),
+          help='For a diffusers U-Net: the class that stands for no class'),
     files('--timesteps', type=click.Choice(['nearest', 'interpolated']),
-          help='Which timestep a diffusers U-Net is told for a noise level  [default: nearest]'),
+          help='For a diffusers U-Net: which timestep it receives for a noise level between two '
+               'of its own  [default: nearest]'),
 ]
 NAMES = ('embeddings', 'null_class', 'timesteps')   # arguments of open_network
+CLASSES = files(
+    '--class', 'classes', type=IntList(),
+    help='The class labels to draw, such as 3 or 0-9, repeated over the seeds  [default: random '
+         'labels, which each seed draws for itself]')
 
 
-def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def network_options(command: F) -> F:
     """Give a click command the options that choose a network."""
-    return with_each(OPTIONS, command)
+    return with_each([NETWORK, WEIGHTS, *CONDITIONS], command)
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ def planned(networks: Sequence[Network], options: Mapping[str, Any]) -> Opened:
     others = (*guidance.NAMES, *NAMES)
     sampler = {name: value for name, value in options.items() if name not in others}
     sampling = resolve_sampler(sampler, traits(net), guidance.limit_of(net, counted))
-    with naming_flags():
+    with naming_flags(phrases=PHRASES):
         plan = sampling.plan(net)
         Conditioned(net).check(plan.sigmas[0])
     _check_variance(plan, net)

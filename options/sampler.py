@@ -5,25 +5,25 @@ Shared by every command that draws images, so that they all take the same option
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
 
-from dnnlib.cli import FloatList, heading, with_each
+from dnnlib.cli import F, FloatList, flags_of, heading, naming_flags, unused, with_each
 from limpid.adaptive import ADAPTIVE
 from limpid.denoiser import Network, Traits
 from limpid.earlier import CORRECTORS, EARLIER, PREDICTORS, VARIANCES
 from limpid.levels import DISCRETE_SCHEDULES, SPACINGS
 from limpid.samplers import ANGLE, RULES, Churn, FlowSampler, Sampler
-from limpid.sampling import Plan, from_infinity, name_of, plan
+from limpid.sampling import Plan, check_start, from_infinity, plan
 from limpid.schedules import SCALINGS, SCHEDULES, VPSchedule
 from limpid.sde import SDES
 from limpid.solvers import SOLVERS
 from limpid.steps import STEPS, DiscreteSteps, ExplicitSteps, Steps, VESteps, noise_range
 from limpid.table1 import TABLE_1, Column
-from options.common import naming_flags, unused
+from options.common import PHRASES, count, not_negative, positive
 
 T = TypeVar('T')
 
@@ -32,11 +32,9 @@ SAMPLERS: dict[str, Any] = {'table1': FlowSampler, **EARLIER, **ANGLE, **SDES, *
 # the others: edm
 NATURAL_STEPS = {'em': 'vp', 'pc': 've', 'ancestral': 'iddpm', 'ddim': 'iddpm', 'adaptive': 'vp'}
 
-# The options of EDM's own command line: without effect they are worth a note. Ours are an error.
+# The options of EDM's own command line: one without effect is worth a note, one of ours an error.
 OLD = {'solver', 'disc', 'schedule', 'scaling', 'sigma_min', 'sigma_max', 'rho', 'S_churn', 'S_min',
        'S_max', 'S_noise', 'num_steps'}
-# the others are --name
-FLAGS = {'num_steps': '--steps', 'zero_terminal_snr': '--zero-terminal-snr'}
 # with any of them, not the steps of the network
 OWN_STEPS = {'disc', 'family', 'sigmas'}
 # with any of them, table1 is the default
@@ -62,111 +60,121 @@ PRESETS: dict[str, dict[str, Any]] = {
     'iddpm-original': {'num_steps': 250, 'sampler': 'ddim'},
 }
 
-rows = heading('Sampler: rows of Table 1')
-numbers = heading('Numbers of the chosen rows')
-others = heading('Samplers of previous work, stochastic differential equations, adaptive steps')
-positive = click.FloatRange(min=0, min_open=True)
-not_negative = click.FloatRange(min=0)
+rows = heading('Sampler: the rows of Table 1')
+numbers = heading('Numbers of these rows')
+others = heading('Other samplers: each option belongs to the samplers that it names')
 
 OPTIONS = [
-    rows('--sampler', help='table1: the rows below. em: Euler-Maruyama for VP. pc: '
-                           'predictor-corrector for VE. ancestral: DDPM, iDDPM. ddim. angle: '
-                           'second order from σ = ∞. sde: the SDE of Eq. 6. rk45: adaptive ODE. '
-                           'adaptive: adaptive SDE  [default: table1; ddim for time steps of a '
-                           'discrete schedule, if the network was trained on discrete timesteps or '
-                           'they start at σ = ∞]',
-         type=click.Choice(list(SAMPLERS))),
-    rows('--family',
-         help='Column of Table 1 that the rows not given are taken from  [default: edm]',
-         type=click.Choice(list(TABLE_1))),
-    rows('--preset', help='Settings of the paper by name; other options override them',
-         type=click.Choice(list(PRESETS))),
-    rows('--steps', 'num_steps', help='Sampling steps N; Heun evaluates the network 2N - 1 times  '
-                                      '[default: 18; flow.py encode and decode: 64]',
-         type=click.IntRange(min=1), metavar='INT'),
-    rows('--solver', help='ODE solver  [default: heun]', type=click.Choice(list(SOLVERS))),
-    rows('--disc', help='Time steps t_i: of Table 1, or timesteps of a discrete schedule '
-                        '(ddpm-linear, scaled-linear, cosine)  [default: those of the network, if '
-                        'it was trained on discrete timesteps, or of --sampler, or edm]',
-         type=click.Choice(list(STEPS))),
-    rows('--schedule', help='Noise schedule σ(t); vp takes its constants from the noise range: '
-                            'σ(1) = sigma_max and σ(0.001) = sigma_min  [default: linear]',
-         type=click.Choice(list(SCHEDULES))),
-    rows('--scaling', help='Signal scaling s(t)  [default: none]',
-         type=click.Choice(list(SCALINGS))),
-    numbers('--sigma_min', help='Lowest noise level  [default: by --disc; never below what the '
-                                'network supports]', type=positive, metavar='FLOAT'),
-    numbers('--sigma_max', help='Highest noise level  [default: by --disc; never above what the '
-                                'network supports]', type=positive, metavar='FLOAT'),
-    numbers('--sigmas', help='The noise levels themselves, falling, instead of --disc and --steps, '
-                             'e.g. 80,10,1,0.1', type=FloatList()),
-    numbers('--spacing', help='Which timesteps of a discrete schedule: trailing and linspace have '
-                              'the last one, leading has not  [default: trailing]',
-            type=click.Choice(SPACINGS)),
-    numbers('--zero-terminal-snr', 'zero_terminal_snr', help='Rescale the discrete schedule to '
-                                                             'start at σ = ∞  [default: as the '
-                                                             'network\'s own schedule is, else '
-                                                             'False]', type=bool, metavar='[BOOL]',
-            is_flag=False, flag_value='true'),
-    numbers('--rho', help='Exponent of the edm time steps; inf is geometric  [default: 7]',
-            type=positive, metavar='FLOAT'),
-    numbers('--alpha', help='Second point of the heun solver: 1 Heun, 0.5 midpoint, 0.6667 Ralston '
-                            ' [default: 1]', type=positive, metavar='FLOAT'),
-    numbers('--order', help='Order of the adams solver  [default: 3]', type=click.IntRange(1, 3),
-            metavar='INT'),
-    numbers('--S_churn', 'S_churn', help='Amount of fresh noise; 0 is the deterministic sampler '
-                                         '(table1, angle)  [default: 0]', type=not_negative,
-            metavar='FLOAT'),
-    numbers('--S_min', 'S_min', help='Fresh noise only at noise levels from here  [default: 0]',
-            type=not_negative, metavar='FLOAT'),
-    numbers('--S_max', 'S_max', help='Fresh noise only at noise levels up to here  [default: inf]',
-            type=not_negative, metavar='FLOAT'),
-    numbers('--S_noise', 'S_noise', help='Standard deviation of the fresh noise  [default: 1]',
-            type=float, metavar='FLOAT'),
-    others('--original', help='em, pc, rk45: keep what the paper calls oversights of the published '
-                              'programs  [default: False]', type=bool, metavar='BOOL'),
-    others('--deterministic', help='em: the flow instead of the SDE  [default: False]', type=bool,
-           metavar='BOOL'),
-    others('--predictor', help='pc: how to step to the next noise level  [default: '
-                               'reverse-diffusion]', type=click.Choice(PREDICTORS)),
-    others('--corrector', help='pc: Langevin steps at each noise level  [default: langevin]',
-           type=click.Choice(CORRECTORS)),
-    others('--corrector_steps', help='pc: how many of them  [default: 1]',
-           type=click.IntRange(min=0), metavar='INT'),
-    others('--snr', help='pc: their signal-to-noise ratio  [default: 0.16]', type=positive,
-           metavar='FLOAT'),
-    others('--variance', help='ancestral: learned needs a network with twice the outputs, such as '
-                              'iddpm  [default: learned, if the network has it and does not start '
-                              'at σ = ∞; else small]', type=click.Choice(VARIANCES)),
-    others('--clip', help='ancestral, ddim: clip the denoised image to [-1, 1]  [default: False]',
-           type=bool, metavar='BOOL'),
-    others('--eta', help='ddim: 0 is deterministic, 1 ancestral  [default: 0]',
-           type=click.FloatRange(0, 1), metavar='FLOAT'),
-    others('--rule', help='angle: Heun\'s method in the angle, or the rotation rule, exact where D '
-                          'stays the same  [default: heun]', type=click.Choice(RULES)),
-    others('--beta', help='sde: rate of fresh noise as a multiple of σ̇/σ; 0 is the flow, 1 the '
-                          'SDE of Song et al.  [default: 1]', type=not_negative, metavar='FLOAT'),
-    others('--constant', help='sde: --beta is the rate itself, per unit of t  [default: False]',
-           type=bool, metavar='BOOL'),
-    others('--rtol', help='rk45: relative tolerance  [default: 1e-5]', type=positive,
-           metavar='FLOAT'),
-    others('--atol', help='rk45: absolute tolerance  [default: 1e-5]', type=positive,
-           metavar='FLOAT'),
-    others('--sde', help='adaptive: which one  [default: vp]', type=click.Choice(['vp', 've'])),
-    others('--eps_rel', help='adaptive: relative tolerance  [default: 0.02]', type=positive,
-           metavar='FLOAT'),
-    others('--eps_abs', help='adaptive: absolute tolerance  [default: 0.0078125, one level of 8 '
-                             'bits]', type=positive, metavar='FLOAT'),
-    others('--theta', help='adaptive: safety factor of the next step  [default: 0.9]',
-           type=positive, metavar='FLOAT'),
-    others('--exponent', help='adaptive: exponent of the next step, r in its paper  [default: 0.9]',
-           type=positive, metavar='FLOAT'),
-    others('--h_init', help='adaptive: first step, as a fraction of the time  [default: 0.01]',
-           type=positive, metavar='FLOAT'),
+    rows('--sampler', type=click.Choice(list(SAMPLERS)),
+         help='The sampler. table1: the one that the rows below describe. Those of earlier work: '
+              'em, Euler-Maruyama for VP; pc, predictor-corrector for VE; ancestral, of DDPM and '
+              'iDDPM; ddim. angle: of second order, can start at σ = ∞. sde: the SDE of Eq. 6. '
+              'rk45 and adaptive: an ODE and an SDE solver that choose their own steps  [default: '
+              'table1; ddim for time steps of a discrete schedule, if the network was trained on '
+              'discrete timesteps or they start at σ = ∞]'),
+    rows('--family', type=click.Choice(list(TABLE_1)),
+         help='The column of Table 1 from which the rows that are not given come  [default: edm]'),
+    rows('--preset', type=click.Choice(list(PRESETS)),
+         help='All settings of an experiment in the paper, by name; other options override them'),
+    rows('--steps', 'num_steps', type=count, metavar='INT',
+         help='The number N of sampling steps. With heun, the network is evaluated 2N - 1 times  '
+              '[default: 18; flow.py encode and decode: 64]'),
+    rows('--solver', type=click.Choice(list(SOLVERS)),
+         help='The ODE solver  [default: heun]'),
+    rows('--disc', type=click.Choice(list(STEPS)),
+         help='The time steps t_i: those of a column of Table 1, or timesteps of a discrete '
+              'schedule (ddpm-linear, scaled-linear, cosine)  [default: those of the network, if '
+              'it was trained on discrete timesteps; else those of --sampler, or edm]'),
+    rows('--schedule', type=click.Choice(list(SCHEDULES)),
+         help='The noise schedule σ(t). The constants of vp follow from the noise range, by '
+              'σ(1) = sigma_max and σ(0.001) = sigma_min  [default: linear]'),
+    rows('--scaling', type=click.Choice(list(SCALINGS)),
+         help='The scaling s(t) of the signal  [default: none]'),
+
+    numbers('--sigma_min', type=positive, metavar='FLOAT',
+            help='The lowest noise level, but never less than the network supports  [default: by '
+                 '--disc]'),
+    numbers('--sigma_max', type=positive, metavar='FLOAT',
+            help='The highest noise level, but never more than the network supports  [default: by '
+                 '--disc]'),
+    numbers('--sigmas', type=FloatList(),
+            help='The noise levels one by one, from high to low, such as 80,10,1,0.1. They replace '
+                 '--disc and --steps'),
+    numbers('--spacing', type=click.Choice(SPACINGS),
+            help='Which timesteps of a discrete schedule are used: trailing and linspace include '
+                 'the last one, leading does not  [default: trailing]'),
+    numbers('--zero-terminal-snr', 'zero_terminal_snr', type=bool, metavar='[BOOL]',
+            is_flag=False, flag_value='true',
+            help='Rescale the discrete schedule so that it starts at σ = ∞  [default: what the '
+                 'network was trained with, else False]'),
+    numbers('--rho', type=positive, metavar='FLOAT',
+            help='The exponent ρ of the edm time steps; inf makes them geometric  [default: 7]'),
+    numbers('--alpha', type=positive, metavar='FLOAT',
+            help='The second point of the heun solver: 1 is Heun\'s method, 0.5 the midpoint '
+                 'method, 0.6667 Ralston\'s  [default: 1]'),
+    numbers('--order', type=click.IntRange(1, 3), metavar='INT',
+            help='The order of the adams solver  [default: 3]'),
+    numbers('--S_churn', 'S_churn', type=not_negative, metavar='FLOAT',
+            help='The amount of fresh noise, for table1 and angle; 0 makes the sampler '
+                 'deterministic  [default: 0]'),
+    numbers('--S_min', 'S_min', type=not_negative, metavar='FLOAT',
+            help='The lowest noise level at which fresh noise is added  [default: 0]'),
+    numbers('--S_max', 'S_max', type=not_negative, metavar='FLOAT',
+            help='The highest noise level at which fresh noise is added  [default: inf]'),
+    numbers('--S_noise', 'S_noise', type=float, metavar='FLOAT',
+            help='The standard deviation of the fresh noise  [default: 1]'),
+
+    others('--original', type=bool, metavar='BOOL',
+           help='em, pc, rk45: keep what the paper calls oversights of the published programs  '
+                '[default: False]'),
+    others('--deterministic', type=bool, metavar='BOOL',
+           help='em: follow the probability flow instead of the SDE  [default: False]'),
+    others('--predictor', type=click.Choice(PREDICTORS),
+           help='pc: the step to the next noise level  [default: reverse-diffusion]'),
+    others('--corrector', type=click.Choice(CORRECTORS),
+           help='pc: the kind of Langevin steps at each noise level  [default: langevin]'),
+    others('--corrector_steps', type=click.IntRange(min=0), metavar='INT',
+           help='pc: the number of Langevin steps at each noise level  [default: 1]'),
+    others('--snr', type=positive, metavar='FLOAT',
+           help='pc: the signal-to-noise ratio of the Langevin steps  [default: 0.16]'),
+    others('--variance', type=click.Choice(VARIANCES),
+           help='ancestral: the variance of the fresh noise; learned needs a network that predicts '
+                'it, such as those of iDDPM  [default: learned, if the network predicts it and '
+                'sampling does not start at σ = ∞; else small]'),
+    others('--clip', type=bool, metavar='BOOL',
+           help='ancestral, ddim: clip the denoised image to [-1, 1]  [default: False]'),
+    others('--eta', type=click.FloatRange(0, 1), metavar='FLOAT',
+           help='ddim: the share of fresh noise, from 0, deterministic, to 1, as much as ancestral '
+                ' [default: 0]'),
+    others('--rule', type=click.Choice(RULES),
+           help='angle: heun, Heun\'s method in the angle; or rotation, a rule that is exact as '
+                'long as the denoised image stays the same  [default: heun]'),
+    others('--beta', type=not_negative, metavar='FLOAT',
+           help='sde: the rate of fresh noise, as a multiple of σ̇/σ; 0 is the probability flow, 1 '
+                'the SDE of Song et al.  [default: 1]'),
+    others('--constant', type=bool, metavar='BOOL',
+           help='sde: take --beta as the rate itself, per unit of t  [default: False]'),
+    others('--rtol', type=positive, metavar='FLOAT',
+           help='rk45: the relative tolerance  [default: 1e-5]'),
+    others('--atol', type=positive, metavar='FLOAT',
+           help='rk45: the absolute tolerance  [default: 1e-5]'),
+    others('--sde', type=click.Choice(['vp', 've']),
+           help='adaptive: the SDE to solve  [default: vp]'),
+    others('--eps_rel', type=positive, metavar='FLOAT',
+           help='adaptive: the relative tolerance  [default: 0.02]'),
+    others('--eps_abs', type=positive, metavar='FLOAT',
+           help='adaptive: the absolute tolerance  [default: 0.0078125, one level of 8 bits]'),
+    others('--theta', type=positive, metavar='FLOAT',
+           help='adaptive: the safety factor of the next step size  [default: 0.9]'),
+    others('--exponent', type=positive, metavar='FLOAT',
+           help='adaptive: the exponent of the next step size, r in its paper  [default: 0.9]'),
+    others('--h_init', type=positive, metavar='FLOAT',
+           help='adaptive: the first step size, as a fraction of the time  [default: 0.01]'),
 ]
+FLAGS = flags_of(OPTIONS)   # num_steps: --steps
 
 
-def sampler_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def sampler_options(command: F) -> F:
     """Give a click command all the options of `resolve_sampler`."""
     return with_each(OPTIONS, command)
 
@@ -195,11 +203,11 @@ def resolve_sampler(options: Mapping[str, Any], told: Traits = Traits(),
     """
     given = with_preset(options)
     num_steps = given.get('num_steps', 18)
-    with naming_flags():
+    with naming_flags(phrases=PHRASES):
         steps = choose_steps(given, told)
         start, notes = starting_level(given, steps, num_steps, told, limit)
         name, sampler = choose_sampler(given, steps, start, told)
-    check_start(name, sampler, start)
+        check_start(sampler, start)
     notes += note_unused(options, given, steps, name, sampler)
     return Sampling(steps, num_steps, sampler, tuple(notes))
 
@@ -311,15 +319,6 @@ def _taken(sampler: Any) -> set[str]:  # noqa: ANN401 (a dataclass or an instanc
             and field.default is not None}
 
 
-def check_start(name: str, sampler: Sampler, start: float) -> None:
-    """Raise ValueError where the sampler cannot start at this noise level."""
-    if math.isinf(start) and not from_infinity(sampler):
-        raise ValueError(f'{name_of(sampler)} cannot start at sigma = inf, where x is infinite: '
-                         'use time steps that start at a finite noise level, such as with '
-                         '--sigma_max=80, or, in generate.py and fid.py, --sampler=ddim, '
-                         'ancestral or angle')
-
-
 def note_unused(options: Mapping[str, Any], given: Mapping[str, Any], steps: Steps, name: str,
                 sampler: Sampler) -> list[str]:
     """Return notes on EDM's options without effect; raise ValueError for one of ours."""
@@ -329,8 +328,8 @@ def note_unused(options: Mapping[str, Any], given: Mapping[str, Any], steps: Ste
     if 'disc' in given:
         described += f' --disc={given["disc"]}'
     notes = []
-    for option in unused(options, _used(steps, name, sampler)):
-        shown = FLAGS.get(option, f'--{option}')
+    for option in sorted(unused(options, _used(steps, name, sampler))):
+        shown = FLAGS[option]
         if option in ('spacing', 'zero_terminal_snr'):
             raise ValueError(f'{shown} would have no effect without discrete timesteps: give '
                              f'--disc={", ".join(DISCRETE_SCHEDULES)}')

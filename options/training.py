@@ -34,6 +34,7 @@ from limpid.loss import (
 from limpid.preconditioning import IDDPM, NOISE_LABELS, PRECONDITIONERS, Preconditioner, V
 from limpid.table1 import Column
 from limpid.table1 import column as column_of
+from options.common import DEVICE, count, not_negative, positive, speed, workers
 from torch_utils import distributed
 from training.augment import AugmentConfig
 from training.config import NanConfig, OptimizerConfig, TrainConfig
@@ -45,14 +46,10 @@ files = heading('Files')
 column = heading('Rows of Table 1: network, preconditioning, training')
 sizes = heading('Size of the network')
 hyper = heading('Hyperparameters')
-speed = heading('Performance')
 output = heading('Reports and files written')
 trouble = heading('Interruptions and numerical trouble')
 other = heading('Other options')
-positive = click.FloatRange(min=0, min_open=True)
-not_negative = click.FloatRange(min=0)
 probability = click.FloatRange(min=0, max=1)
-count = click.IntRange(min=1)
 boolean: dict[str, Any] = {'type': bool, 'metavar': 'BOOL', 'show_default': True}
 
 OPTIONS = [   # the first of them, in the order of `--help`
@@ -167,11 +164,8 @@ OPTIONS = [   # the first of them, in the order of `--help`
           help='Let cuDNN choose the fastest algorithms'),
     speed('--cache', **boolean, default=True,
           help='Keep the decoded images in memory'),
-    speed('--workers', type=click.IntRange(min=0), metavar='INT', default=DataConfig.workers,
-          show_default=True,
-          help='Number of processes that read images ahead'),
-    speed('--device', metavar='NAME', default='auto', show_default=True,
-          help='auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu'),
+    workers(DataConfig.workers),
+    DEVICE,
 
     output('--tick', type=positive, metavar='KIMG', default=50, show_default=True,
            help='Interval of the status line and statistics, thousands of images'),
