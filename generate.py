@@ -1,7 +1,9 @@
 """Generate images from a trained network: snapshot + seeds + rows of Table 1 -> PNG files."""
 
+import functools
 import re
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,171 +12,213 @@ import numpy as np
 import torch
 import tqdm
 
-from dnnlib.cli import GroupedCommand, IntList, heading, is_terminal, naming_flags, one_line_errors
+from dnnlib.cli import GroupedCommand, IntList, is_terminal, one_line_errors, with_each
 from limpid.denoiser import Counting, traits
+from limpid.sampling import Plan
 from limpid.seeds import generate, share_of
+from options.common import BATCH, DEVICE, RNG
 from options.guidance import guidance_options
-from options.network import check_classes, network_options, open_with_plan
+from options.network import CLASSES, check_classes, files, network_options, open_with_plan
 from options.sampler import sampler_options
 from torch_utils import distributed
 from torch_utils.grids import save_grid, save_png
 
-files = heading('Network and images')
-speed = heading('Performance')
-
 TRAJECTORY = 12, 16   # at most so many noise levels and images are shown
 
 
-class GridSize(click.ParamType):
-    """`3x5` -> (3, 5), rows and columns."""
+class GridSize(click.ParamType):  # type: ignore[type-arg]
+    """A number of rows and columns: `3x5` becomes (3, 5)."""
     name = 'RxC'
 
-    def convert(self, value: Any, param: click.Parameter | None,
-                ctx: click.Context | None) -> Any:  # noqa: ANN401
+    def convert(self, value: object, param: click.Parameter | None,
+                ctx: click.Context | None) -> tuple[int, int]:
         match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', value) if isinstance(value, str) else None
         if match is None:
             self.fail(f'{value!r} is not a number of rows and columns such as 3x5', param, ctx)
         return int(match[1]), int(match[2])
 
 
-@click.command(cls=GroupedCommand, context_settings={'max_content_width': 110})
-@network_options
-@files('--outdir', help='Where the images are written, as <seed>.png', metavar='DIR', required=True)
-@files('--seeds', help='Random seeds, one image each, e.g. 1,2,5-10  [default: 0-63, or as many as '
-                       '--grid holds]', type=IntList())
-@files('--subdirs', help='Make a subfolder for every 1000 seeds', is_flag=True)
-@files('--class', 'classes', help='Class labels, cycled over the seeds, e.g. 3 or 0-9  [default: '
-                                  'random, drawn from the seed]', type=IntList())
-@files('--grid',
-       help='Write one picture of R rows and C columns, grid.png, instead of single files',
-       type=GridSize())
-@files('--trajectory', help='Also write trajectory.png: the denoised images at each noise level, a '
-                            'row for each of the first 16 images', is_flag=True)
-@files('--stats', help='Also print the evaluations of the network, the time per image and the '
-                       'noise levels', is_flag=True)
-@sampler_options
-@guidance_options
-@speed('--batch', help='Largest batch per device', type=click.IntRange(min=1), metavar='INT',
-       default=64, show_default=True)
-@speed('--device', help='auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu', metavar='NAME',
-       default='auto', show_default=True)
-@speed('--rng', help='Where random numbers are drawn; cpu gives the same images on any device  '
-                     '[default: the device]', type=click.Choice(['cpu']))
-@one_line_errors
-@naming_flags(['weights'])
-def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] | None,
-         subdirs: bool, classes: list[int] | None, grid: tuple[int, int] | None, trajectory: bool,
-         stats: bool, batch: int, device: str, rng: str | None,
-         **options: Any) -> None:  # noqa: ANN401
-    """Generate images from a trained network.
+FILES = [
+    files('--outdir', metavar='DIR', required=True,
+          help='The folder for the images, <seed>.png'),
+    files('--seeds', type=IntList(),
+          help='The random seeds, each of which makes one image, such as 1,2,5-10  [default: 0-63, '
+               'or as many as fill the --grid]'),
+    files('--subdirs', is_flag=True,
+          help='Make a subfolder for every 1000 seeds'),
+    CLASSES,
+    files('--grid', type=GridSize(),
+          help='Write a single picture, grid.png, with R rows and C columns, instead of a file for '
+               'each image'),
+    files('--trajectory', is_flag=True,
+          help='Also write trajectory.png, which shows in a row for each of the first 16 images '
+               'what the network answered at noise levels on the way'),
+    files('--stats', is_flag=True,
+          help='Also print the number of network evaluations, the time per image and the noise '
+               'levels'),
+]
 
-    Each image depends on its seed alone: not on the batch, the number of devices, or other seeds.
-    The same command runs on one device and, under torchrun, on many.
-
-    Examples:
+EXAMPLES = """
     # 64 images of a snapshot, deterministic, 18 steps (35 evaluations of the network)
     python generate.py --network=out/demo/run/network-snapshot-000064.pkl --outdir=out/images
 
     # One picture, a column for each class; how it came about; and what it took
-    python generate.py --network=out/demo/run/network-snapshot-000064.pkl --outdir=out --grid=4x10 --class=0-9 --trajectory --stats
+    python generate.py --network=out/demo/run/network-snapshot-000064.pkl --outdir=out \\
+        --grid=4x10 --class=0-9 --trajectory --stats
 
     # Stochastic sampling (Algorithm 2), on 8 GPUs
-    torchrun --standalone --nproc_per_node=8 generate.py --network=net.pkl --outdir=out --seeds=0-49999 --subdirs \\
-        --steps=256 --S_churn=40 --S_min=0.05 --S_max=50 --S_noise=1.003
+    torchrun --standalone --nproc_per_node=8 generate.py --network=net.pkl --outdir=out \\
+        --seeds=0-49999 --subdirs --steps=256 --S_churn=40 --S_min=0.05 --S_max=50 --S_noise=1.003
 
-    # The VP column of Table 1; its sampler with another solver; a sampler of previous work
+    # The VP column of Table 1; the same with another solver; a sampler of earlier work
     python generate.py --network=net.pkl --outdir=out --family=vp --steps=256
     python generate.py --network=net.pkl --outdir=out --family=vp --steps=64 --solver=heun
     python generate.py --network=net.pkl --outdir=out --sampler=pc --steps=500
 
-    # Guidance: away from the answer without the class, for a network trained with --label-dropout; then from a worse network
+    # Guidance: away from the answer without the class, for a network trained with
+    # --label-dropout; then away from a worse network
     python generate.py --network=net.pkl --outdir=out --class=3 --guidance=3 --guidance-rescale=0.7
-    python generate.py --network=net.pkl --outdir=out --guidance=2 --guide-network=early.pkl --guidance-interval=0.2,3
+    python generate.py --network=net.pkl --outdir=out --guidance=2 --guide-network=early.pkl \\
+        --guidance-interval=0.2,3
 
     # No training at all: the ideal denoiser of a data set
-    python generate.py --network=ideal:datasets/digits-16x16.zip --outdir=out --grid=8x8 --steps=10 --stats
+    python generate.py --network=ideal:datasets/digits-16x16.zip --outdir=out --grid=8x8 \\
+        --steps=10 --stats
     """
-    if seeds is None:
-        seeds = list(range(grid[0] * grid[1] if grid else 64))
-    if grid and len(seeds) != grid[0] * grid[1]:
-        raise ValueError(f'--grid={grid[0]}x{grid[1]} holds {grid[0] * grid[1]} images, but '
-                         f'--seeds names {len(seeds)}')
-    chosen_device = distributed.init(device)
-    opened = open_with_plan(network_path, weights, options, chosen_device)
+
+
+@click.command(cls=GroupedCommand, context_settings={'max_content_width': 110}, examples=EXAMPLES)
+@network_options
+@functools.partial(with_each, FILES)
+@sampler_options
+@guidance_options
+@functools.partial(with_each, [BATCH, DEVICE, RNG])
+@one_line_errors
+def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] | None,
+         subdirs: bool, classes: list[int] | None, grid: tuple[int, int] | None, trajectory: bool,
+         stats: bool, batch: int, device: str, rng: str | None,
+         **options: Any) -> None:  # noqa: ANN401 (of the network, the sampler and guidance)
+    """Generate images from a trained network.
+
+    Each image depends on its seed alone: not on the batch size, the number of devices, or the other
+    seeds. The same command runs on one device and, under torchrun, on many.
+    """
+    seeds = seeds_for(seeds, grid)
+    chosen = distributed.init(device)
+    opened = open_with_plan(network_path, weights, options, chosen)
     check_classes(classes, traits(opened.net).label_dim)
     opened.say()
-    watched = Counting(opened.net, keep_sigmas=stats, keep_frames=trajectory)
-
-    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    net = Counting(opened.net, keep_sigmas=stats, keep_frames=trajectory)
     distributed.print0(f'Generating {len(seeds)} images to {outdir} ...')
-    kept: dict[int, np.ndarray] = {}     # for the grid, by position
-    frames: dict[int, np.ndarray] = {}   # for the trajectory: [noise levels, C, H, W]
     start = time.monotonic()
-    for positions in tqdm.tqdm(share_of(seeds, batch, rank, world_size), unit='batch',
-                               disable=rank != 0 or not is_terminal()):
-        if len(positions) == 0:
-            continue
-        batch_seeds = [seeds[i] for i in positions]
-        batch_classes = None if classes is None else [classes[i % len(classes)] for i in positions]
-        images = generate(watched, opened.plan, batch_seeds, batch_classes, chosen_device,
-                          rng).cpu().numpy()
+    in_grid: dict[int, np.ndarray] = {}   # images by position
+    frames: dict[int, np.ndarray] = {}    # the way to each of them: [noise levels, C, H, W]
+    for positions, images in drawn(net, opened.plan, seeds, classes, batch, chosen, rng):
         if trajectory and positions[0] < TRAJECTORY[1]:
-            frames.update(zip(positions.tolist(), steps_of(watched, images), strict=True))
-        watched.frames.clear()
-        watched.keep_sigmas = False   # those of the first batch are enough
+            frames.update(zip(positions, frames_of(net, images), strict=True))
+        net.frames.clear()
+        net.keep_sigmas = False   # those of the first batch are enough
         if grid:
-            kept.update(zip(positions.tolist(), images, strict=True))
-            continue
-        for seed, image in zip(batch_seeds, images, strict=True):
-            save_png(image.transpose(1, 2, 0), image_path(outdir, seed, subdirs), durable=False)
+            in_grid.update(zip(positions, images, strict=True))
+        else:
+            save_images(outdir, [seeds[i] for i in positions], images, subdirs)
     seconds = time.monotonic() - start
     if grid:
-        everything = merged(kept)
-        if rank == 0:
-            save_grid(np.stack([everything[i] for i in range(len(seeds))]),
-                      Path(outdir) / 'grid.png', columns=grid[1])
+        write_grid(Path(outdir) / 'grid.png', in_grid, grid[1])
     if trajectory:
-        shown = merged(frames)
-        if rank == 0:
-            rows = np.stack([shown[i] for i in range(min(len(seeds), TRAJECTORY[1]))])
-            save_grid(rows.reshape(-1, *rows.shape[2:]), Path(outdir) / 'trajectory.png',
-                      columns=rows.shape[1])
+        write_trajectory(Path(outdir) / 'trajectory.png', frames)
     if stats:
-        print_stats(distributed.gather_objects((opened.evaluations, seconds)), watched, len(seeds))
+        print_stats(opened.evaluations, seconds, net, len(seeds))
     distributed.barrier()
     distributed.print0('Done.')
     distributed.shutdown()
 
 
-def merged(parts: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
-    """The dictionaries of all ranks in one; collective."""
-    return {k: v for part in distributed.gather_objects(parts) for k, v in part.items()}
+def seeds_for(seeds: list[int] | None, grid: tuple[int, int] | None) -> list[int]:
+    """Return the seeds to draw; raises ValueError where they do not fill the grid."""
+    if grid is None:
+        return list(range(64)) if seeds is None else seeds
+    rows, columns = grid
+    if seeds is None:
+        return list(range(rows * columns))
+    if len(seeds) != rows * columns:
+        raise ValueError(f'--grid={rows}x{columns} holds {rows * columns} images, but --seeds '
+                         f'names {len(seeds)}')
+    return seeds
 
 
-def steps_of(watched: Counting, images: np.ndarray) -> np.ndarray:
-    """[B, noise levels, C, H, W]: denoised images at up to 12 noise levels, the highest first, and
-    the result."""
-    sigmas = sorted(watched.frames, reverse=True)
-    chosen = np.unique(np.linspace(0, len(sigmas) - 1,
-                                   min(len(sigmas), TRAJECTORY[0] - 1)).round().astype(int))
-    return np.stack([*(watched.frames[sigmas[i]].numpy() for i in chosen), images], axis=1)
+def drawn(net: Counting, plan: Plan, seeds: Sequence[int], classes: Sequence[int] | None,
+          batch: int, device: torch.device,
+          rng: str | None) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Draw this rank's share of the images, batch by batch.
+
+    Yields the positions of the images in `seeds`, and the images, uint8 [B, C, H, W].
+    """
+    rank = distributed.get_rank()
+    shares = share_of(seeds, batch, rank, distributed.get_world_size())
+    for share in tqdm.tqdm(shares, unit='batch', disable=rank != 0 or not is_terminal()):
+        positions = share.tolist()
+        if not positions:
+            continue
+        labels = None if classes is None else [classes[i % len(classes)] for i in positions]
+        images = generate(net, plan, [seeds[i] for i in positions], labels, device, rng)
+        yield positions, images.cpu().numpy()
 
 
-def print_stats(ranks: list[tuple[int, float]], watched: Counting, count: int) -> None:
-    """Evaluations per image, seconds per image, and the noise levels of the first batch."""
-    evaluations, seconds = (sum(column) for column in zip(*ranks, strict=True))
-    levels = sorted(set(watched.noise_levels()), reverse=True)
+def save_images(outdir: str, seeds: Sequence[int], images: np.ndarray, subdirs: bool) -> None:
+    """Write each image to a file that has the name of its seed."""
+    for seed, image in zip(seeds, images, strict=True):
+        folder = Path(outdir) / f'{seed - seed % 1000:06d}' if subdirs else Path(outdir)
+        save_png(image.transpose(1, 2, 0), folder / f'{seed:06d}.png', durable=False)
+
+
+def frames_of(net: Counting, images: np.ndarray) -> np.ndarray:
+    """Return what the network answered on the way to `images`, and these: [B, noise levels, C, H,
+    W].
+
+    There are at most 12 noise levels, the highest first.
+    """
+    sigmas = sorted(net.frames, reverse=True)
+    chosen = np.linspace(0, len(sigmas) - 1, min(len(sigmas), TRAJECTORY[0] - 1))
+    frames = [net.frames[sigmas[i]].numpy() for i in np.unique(chosen.round().astype(int))]
+    return np.stack([*frames, images], axis=1)
+
+
+def write_grid(path: Path, images: dict[int, np.ndarray], columns: int) -> None:
+    """Write the images of all ranks as one picture; collective."""
+    everything = merged(images)
+    if distributed.get_rank() == 0:
+        save_grid(np.stack(everything), path, columns=columns)
+
+
+def write_trajectory(path: Path, frames: dict[int, np.ndarray]) -> None:
+    """Write the ways to the first 16 images, a row for each; collective."""
+    rows = merged(frames)[:TRAJECTORY[1]]
+    if distributed.get_rank() == 0:
+        save_grid(np.concatenate(rows), path, columns=len(rows[0]))
+
+
+def merged(parts: dict[int, np.ndarray]) -> list[np.ndarray]:
+    """Return what all ranks have, in the order of its positions; collective."""
+    everything = {i: value for part in distributed.gather_objects(parts)
+                  for i, value in part.items()}
+    return [everything[i] for i in sorted(everything)]
+
+
+def print_stats(evaluations: int, seconds: float, net: Counting, count: int) -> None:
+    """Print evaluations and seconds per image, and the noise levels of the first batch; collective.
+
+    `evaluations` and `seconds` are those of this rank; `count` is the number of all images.
+    """
+    evaluations = sum(distributed.gather_objects(evaluations))
+    seconds = sum(distributed.gather_objects(seconds))
+    levels = sorted(set(net.noise_levels()), reverse=True)
     shown = [f'{level:.4g}' for level in levels]
     if len(levels) > 40:
         shown[20:-20] = ['...']
     distributed.print0(f'Evaluations of the network: {evaluations / count:g} per image (NFE)')
     distributed.print0(f'Time: {seconds / count:.4g} s per image and device')
     distributed.print0(f'Noise levels ({len(levels)}): {", ".join(shown)}')
-
-
-def image_path(outdir: str, seed: int, subdirs: bool) -> Path:
-    folder = Path(outdir) / f'{seed - seed % 1000:06d}' if subdirs else Path(outdir)
-    return folder / f'{seed:06d}.png'
 
 
 if __name__ == '__main__':
