@@ -362,8 +362,6 @@ def _in_float32(net: Network) -> None:
     """
     if isinstance(net, Denoiser):
         net.dtype = torch.float32
-    elif isinstance(net, torch.nn.Module):
-        net.to(torch.float32)   # others work in the precision of their weights
 
 
 def _labelled(path: str, num: int | None, seed: int, label: int | None,

@@ -77,7 +77,7 @@ def _notes(net: Network, given: Mapping[str, Any], guide: Network | None) -> lis
     if guide is None and told.lacks_null:
         return [with_flags('this network is told by an embedding of zeros, which its training '
                            'never saw, that there is no class, and guidance leads away from the '
-                           f'answer to that: give {told.lacks_null}')]
+                           f'answer to that: give {told.lacks_null}', phrases=PHRASES)]
     return []
 
 

@@ -288,7 +288,7 @@ def starting_level(given: Mapping[str, Any], steps: Steps, num_steps: int, told:
 
 def choose_sampler(given: Mapping[str, Any], steps: Steps, start: float,
                    told: Traits) -> tuple[str, Sampler]:
-    """Choose the sampler, by its name in SAMPLERS, with its rows and the numbers that were given."""
+    """Return the sampler that the options choose and describe, after its name in SAMPLERS."""
     name = given.get('sampler', 'table1')
     discrete = isinstance(steps, DiscreteSteps)
     if _is_free(given) and discrete and (told.native_steps is not None or math.isinf(start)):

@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from click.testing import CliRunner
 
 import flow
@@ -130,3 +131,25 @@ def test_help_of_every_command_is_grouped_and_ends_with_examples():
         assert result.exit_code == 0 and 'Examples:' in result.output.split('Performance:')[1]
         assert all(parameter.opts[0] in result.output and parameter.help
                    for parameter in command.params)
+
+
+def test_the_network_may_be_a_folder_of_diffusers(tmp_path):
+    diffusers = pytest.importorskip('diffusers')
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(
+        sample_size=8, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1,
+        attention_head_dim=4, down_block_types=('DownBlock2D', 'AttnDownBlock2D'),
+        up_block_types=('AttnUpBlock2D', 'UpBlock2D'))
+    unet.save_pretrained(tmp_path / 'net' / 'unet')
+    diffusers.DDIMScheduler().save_pretrained(tmp_path / 'net' / 'scheduler')
+    (tmp_path / 'images').mkdir()
+    pixels = np.random.RandomState(0).randint(0, 256, [2, 8, 8, 3], dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        PIL.Image.fromarray(image).save(tmp_path / 'images' / f'{i}.png')
+    result = run(flow.main, 'encode', f'--network={tmp_path}/net/unet',
+                 f'--images={tmp_path}/images', '--steps=3', f'--dest={tmp_path}/z.npz',
+                 '--device=cpu')
+    assert result.exit_code == 0, result.output
+    with np.load(tmp_path / 'z.npz') as stored:
+        assert stored['latents'].shape == (2, 3, 8, 8) and stored['labels'].shape == (2, 0)
+        assert np.isfinite(stored['latents']).all() and stored['latents'].std() > 0.01
