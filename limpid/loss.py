@@ -265,8 +265,9 @@ def variational_bound(levels: IDDPMLevels, j: Tensor, y: Tensor, denoised: Tenso
     k = j.clamp(max=last - 1)   # the last level has no successor; its KL is replaced below
     q, log_lo, log_hi = (_beside(error, values) for values in posterior_variances(u[k], u[k + 1]))
     log_w = nu * log_hi + (1 - nu) * log_lo
-    mismatch = (1 - q) ** 2 * error**2 * (-log_w).exp()
-    kl = 0.5 * (-1 + log_w - log_lo + (log_lo - log_w).exp() + mismatch) / math.log(2)
+    spread = -1 + log_w - log_lo + (log_lo - log_w).exp()
+    mismatch = (1 - q) ** 2 * error**2 * (-log_w).exp()   # after it: gradients add up in this order
+    kl = 0.5 * (spread + mismatch) / math.log(2)
 
     # The last level, where y itself is the variable: ln β_0 and ln β̃_1, in the frame x/√(1 + σ²).
     log_beta_0 = float(2 * u[last].log() - (u[last] ** 2).log1p())
