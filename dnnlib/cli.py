@@ -165,12 +165,13 @@ def with_options(obj: T, options: dict[str, Any]) -> T:
 
     An option that was not given is None.
     """
-    given = {name: options[name] for name in _fields(obj) & options.keys()
+    given = {name: options[name] for name in field_names(obj) & options.keys()
              if options[name] is not None}
     return dataclasses.replace(obj, **given)  # type: ignore[type-var]
 
 
-def _fields(obj: object) -> set[str]:
+def field_names(obj: object) -> set[str]:
+    """Return the names of the fields of a dataclass, or of an instance of one."""
     return {field.name for field in dataclasses.fields(obj)}  # type: ignore[arg-type]
 
 
@@ -181,7 +182,7 @@ def unused(options: Mapping[str, object], used: Collection[str]) -> list[str]:
 
 def reject_unused(options: Mapping[str, object], *objects: object) -> None:
     """Raise ValueError for a given option that is a field of none of the chosen dataclasses."""
-    names = set().union(*(_fields(obj) for obj in objects))
+    names = set().union(*(field_names(obj) for obj in objects))
     for name in unused(options, names):
         chosen = ', '.join(type(obj).__name__ for obj in objects)
         known = ', '.join(f'--{name}' for name in options if name in names)

@@ -40,8 +40,8 @@ CONDITIONS = [   # for networks of diffusers
     files('--null-class', type=click.IntRange(min=0), metavar='INT',
           help='For a diffusers U-Net: the class that stands for no class'),
     files('--timesteps', type=click.Choice(['nearest', 'interpolated']),
-          help='For a diffusers U-Net: which timestep it receives for a noise level between two '
-               'of its own  [default: nearest]'),
+          help='For a diffusers U-Net: the timestep that it is given for a noise level between '
+               'two of its own, either the nearest one or a fraction  [default: nearest]'),
 ]
 NAMES = ('embeddings', 'null_class', 'timesteps')   # arguments of open_network
 CLASSES = files(

@@ -11,7 +11,17 @@ from typing import Any, TypeVar
 
 import click
 
-from dnnlib.cli import F, FloatList, flags_of, heading, naming_flags, unused, with_each
+from dnnlib.cli import (
+    F,
+    FloatList,
+    field_names,
+    flags_of,
+    heading,
+    naming_flags,
+    unused,
+    with_each,
+    with_options,
+)
 from limpid.adaptive import ADAPTIVE
 from limpid.denoiser import Network, Traits
 from limpid.earlier import CORRECTORS, EARLIER, PREDICTORS, VARIANCES
@@ -40,6 +50,9 @@ OWN_STEPS = {'disc', 'family', 'sigmas'}
 # with any of them, table1 is the default
 ROWS = {*OWN_STEPS, 'preset', 'solver', 'schedule', 'scaling'}
 
+# the fields of a sampler that are rows of Table 1; the others are numbers, each with an option
+ROW_FIELDS = {'schedule', 'scaling', 'solver', 'churn'}
+
 # Settings of the paper: Section 3, Table 5 with the numbers of steps of Table 4, and the first row
 # of Table 3.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -66,12 +79,12 @@ others = heading('Other samplers: each option belongs to the samplers that it na
 
 OPTIONS = [
     rows('--sampler', type=click.Choice(list(SAMPLERS)),
-         help='The sampler. table1: the one that the rows below describe. Those of earlier work: '
-              'em, Euler-Maruyama for VP; pc, predictor-corrector for VE; ancestral, of DDPM and '
-              'iDDPM; ddim. angle: of second order, can start at σ = ∞. sde: the SDE of Eq. 6. '
-              'rk45 and adaptive: an ODE and an SDE solver that choose their own steps  [default: '
-              'table1; ddim for time steps of a discrete schedule, if the network was trained on '
-              'discrete timesteps or they start at σ = ∞]'),
+         help='The sampler. table1 is the one that the rows below describe. em (Euler-Maruyama for '
+              'VP), pc (predictor-corrector for VE), ancestral (DDPM and iDDPM) and ddim are those '
+              'of earlier work. angle is of second order and can start at σ = ∞. sde solves the '
+              'SDE of Eq. 6. rk45 and adaptive solve the ODE and an SDE with steps that they '
+              'choose themselves  [default: table1; ddim for time steps of a discrete schedule, if '
+              'the network was trained on discrete timesteps or they start at σ = ∞]'),
     rows('--family', type=click.Choice(list(TABLE_1)),
          help='The column of Table 1 from which the rows that are not given come  [default: edm]'),
     rows('--preset', type=click.Choice(list(PRESETS)),
@@ -312,11 +325,10 @@ def _rows(given: Mapping[str, Any], steps: Steps, told: Traits) -> dict[str, Any
             'churn': _with_fields(Churn(), given)}
 
 
-def _taken(sampler: Any) -> set[str]:  # noqa: ANN401 (a dataclass or an instance of one)
+def _taken(sampler: object) -> set[str]:
     """Return the rows that a sampler takes from Table 1; the VP schedule of em is its own."""
-    return {field.name for field in dataclasses.fields(sampler)
-            if field.name in ('solver', 'schedule', 'scaling', 'churn')
-            and field.default is not None}
+    return {field.name for field in dataclasses.fields(sampler)  # type: ignore[arg-type]
+            if field.name in ROW_FIELDS and field.default is not None}
 
 
 def note_unused(options: Mapping[str, Any], given: Mapping[str, Any], steps: Steps, name: str,
@@ -352,14 +364,11 @@ def _used(steps: Steps, name: str, sampler: Sampler) -> set[str]:
     return used - {'rho'} if name in ADAPTIVE else used | {'num_steps'}
 
 
-ROW_FIELDS = {'schedule', 'scaling', 'solver', 'churn'}
-
-
-def _numbers(obj: Any) -> set[str]:  # noqa: ANN401 (any dataclass)
-    return {field.name for field in dataclasses.fields(obj)} - ROW_FIELDS
+def _numbers(obj: object) -> set[str]:
+    """Return the names of the numbers of a dataclass: its fields that are no rows of Table 1."""
+    return field_names(obj) - ROW_FIELDS
 
 
 def _with_fields(obj: T, given: Mapping[str, Any]) -> T:
     """Return a copy of a dataclass with the numbers that were given."""
-    chosen = {name: given[name] for name in _numbers(obj) & given.keys()}
-    return dataclasses.replace(obj, **chosen)  # type: ignore[type-var]
+    return with_options(obj, {name: given[name] for name in given.keys() - ROW_FIELDS})

@@ -192,11 +192,11 @@ LAST_OPTIONS = [
             help='Treatment of steps with non-finite gradients: skip leaves them out; zero '
                  'replaces nan by 0 and inf by 1e5 and goes on'),
     trouble('--nan-limit', type=count, metavar='INT', default=NanConfig.limit, show_default=True,
-            help='Consecutive non-finite steps tolerated before --nan-then'),
+            help='Consecutive non-finite steps tolerated before --nan-then takes effect'),
     trouble('--nan-then', type=click.Choice(['stop', 'rollback']), default=NanConfig.then,
             show_default=True,
-            help='What to do then: stop, or roll back to the last training state with half the '
-                 'learning rate'),
+            help='What to do after that many: stop, or roll back to the last training state and '
+                 'halve the learning rate'),
 
     other('--seed', type=click.IntRange(min=0), metavar='INT', default=TrainConfig.seed,
           show_default=True,

@@ -1,4 +1,4 @@
-"""training/drawing.py: the options of network and guidance, and what generate.py makes of them."""
+"""options/network.py: the options of network and guidance, and what generate.py makes of them."""
 
 import json
 import math
