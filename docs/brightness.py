@@ -329,8 +329,8 @@ The mean of the noise over the {math.prod(shape):,} values of an image has the s
 {noise:.4f}; the brightness of the brightest image enters the start with {BRIGHTNESS:g} √ᾱ, which is
 {signal:.1f} times as much under the flawed settings. The more values an image has, the larger is
 that number: smaller images hide the flaw, and the latents of Stable Diffusion, of 16,384 values,
-show it more. Its programs start from N(0, I) where this sampler starts from N(0, (1 − ᾱ) I), a factor of
-{factor:.4f}, which nobody sees: both lack √ᾱ y.'''
+show it more. Its programs start from N(0, I) where this sampler starts from N(0, (1 − ᾱ) I), a
+factor of {factor:.4f}, which nobody sees: both lack √ᾱ y.'''
 
 
 @click.command()

@@ -60,8 +60,11 @@ class GeneratedImages:
             yield torch.cat([self._generate(piece) for piece in pieces]).to(device)
 
     def _generate(self, positions: range) -> Tensor:
-        classes = None if self.classes is None else [self.classes[i % len(self.classes)]
-                                                     for i in positions]
+        classes = (
+            None
+            if self.classes is None
+            else [self.classes[i % len(self.classes)] for i in positions]
+        )
         return generate(self.net, self.plan, [self.seeds[i] for i in positions], classes,
                         self.device, self.rng)
 

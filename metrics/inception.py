@@ -89,11 +89,16 @@ def _c(name: str, c: int) -> tuple[Chain, ...]:
 def _d(name: str) -> tuple[Chain, ...]:
     conv = _convs_of(name)
     return (
-        [conv('branch3x3_1', 768, 192), conv('branch3x3_2', 192, 320, (3, 3), stride=2,
-                                             same=False)],
-        [conv('branch7x7x3_1', 768, 192), conv('branch7x7x3_2', 192, 192, (1, 7)),
-         conv('branch7x7x3_3', 192, 192, (7, 1)), conv('branch7x7x3_4', 192, 192, (3, 3), stride=2,
-                                                       same=False)],
+        [
+            conv('branch3x3_1', 768, 192),
+            conv('branch3x3_2', 192, 320, (3, 3), stride=2, same=False),
+        ],
+        [
+            conv('branch7x7x3_1', 768, 192),
+            conv('branch7x7x3_2', 192, 192, (1, 7)),
+            conv('branch7x7x3_3', 192, 192, (7, 1)),
+            conv('branch7x7x3_4', 192, 192, (3, 3), stride=2, same=False),
+        ],
         [halve],
     )
 

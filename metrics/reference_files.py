@@ -321,8 +321,11 @@ def _tapped(statistics: Statistics, where: str) -> dict[str, Statistics]:
         if said == tap.detector_id or (said is None and dim == tap.dim):
             return {name: statistics}
     known = ', '.join(f'{tap.dim} ({name})' for name, tap in TAPS.items())
-    found = (f'{dim} features, but known are {known}' if said is None else f'the unknown detector '
-                                                                           f'{shown(said)}')
+    found = (
+        f'{dim} features, but known are {known}'
+        if said is None
+        else f'the unknown detector {shown(said)}'
+    )
     raise ValueError(f'{where} has {found}')
 
 
@@ -355,8 +358,9 @@ def write_reference(path: str | os.PathLike[str], moments: Mapping[str, Statisti
         arrays |= {_key(None if tap == main else tap, name): value
                    for name, value in vars(statistics).items() if value is not None}
     for tap, values in (features or {}).items():
-        arrays[f'features.{tap}'] = _checked_features(np.asarray(values), f'{path}: features of '
-                                                                          f'{tap}')
+        arrays[f'features.{tap}'] = _checked_features(
+            np.asarray(values), f'{path}: features of {tap}'
+        )
     with atomic_write(path) as file:
         np.savez(file, format=FORMAT, **arrays)
 

@@ -143,8 +143,9 @@ def frechet_distance_inf(generated: Tensor, mu: np.ndarray, sigma: np.ndarray, n
             yield moments.mean(), moments.cov()
 
     distances = np.array(frechet_distances(mu, sigma, subsets()))
-    (_, at_infinity), *_ = np.linalg.lstsq(np.stack([1 / sizes, np.ones(num_points)], axis=1),
-                                           distances, rcond=None)
+    (_, at_infinity), *_ = np.linalg.lstsq(
+        np.stack([1 / sizes, np.ones(num_points)], axis=1), distances, rcond=None
+    )
     return float(at_infinity)
 
 

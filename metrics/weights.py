@@ -218,11 +218,13 @@ def sniff(path: str | os.PathLike[str]) -> str:
     if start.startswith(torch_files.STREAM_START):
         return 'state dict'
     for beginning, name in ((b'\x80', 'pickled object'), (b'\x1f\x8b', 'tgz'), (b'\n', 'GraphDef')):
-        if start.startswith(beginning) and not start.lstrip().lower().startswith((b'<!doctype',
-                                                                                  b'<html')):
+        if start.startswith(beginning) and not start.lstrip().lower().startswith(
+            (b'<!doctype', b'<html')
+        ):
             return name
-    raise ValueError(f'{path} is not a {WHAT}: it ' + (f'starts with {start[:8]!r}' if start
-                                                       else 'is empty'))
+    raise ValueError(
+        f'{path} is not a {WHAT}: it ' + (f'starts with {start[:8]!r}' if start else 'is empty')
+    )
 
 
 # Readers of the formats: path -> tensors under the names of the file.
@@ -234,8 +236,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def read_object(path: Path) -> dict[str, Tensor]:
     """Read a pickled torch module that carries its source text, which is not looked at."""
-    return dict(_tensors_of(torch_files.read_file(path, {**torch_files.CHECKPOINTS, **MODULES},
-                                                  WHAT)))
+    return dict(
+        _tensors_of(torch_files.read_file(path, {**torch_files.CHECKPOINTS, **MODULES}, WHAT))
+    )
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
@@ -346,8 +349,9 @@ def _constants(graph: bytes) -> Iterator[tuple[str, Tensor]]:
                 shape = [dict(_fields(dim)).get(1, 0) for s in _messages(tensor, 2)
                          for dim in _messages(s, 2)]
                 content = b''.join(value for number, value in fields if number in (4, 5))
-                if dict(fields).get(1) != 1 or len(content) != 4 * int(np.prod(shape,
-                                                                               dtype=object)):
+                if dict(fields).get(1) != 1 or len(content) != 4 * int(
+                    np.prod(shape, dtype=object)
+                ):
                     raise ValueError(f'{name} is no float32 tensor of shape {shape}')
                 yield name, torch.frombuffer(bytearray(content), dtype=torch.float32).reshape(shape)
 

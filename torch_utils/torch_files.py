@@ -335,8 +335,9 @@ def _only_named(*_: object) -> NoReturn:
     raise ForbiddenError('it calls a type of storage')
 
 
-STORAGE_TYPES: dict[tuple[str, str], Callable[..., Any]] = {('torch', name): _only_named
-                                                            for name in STORAGES}
+STORAGE_TYPES: dict[tuple[str, str], Callable[..., Any]] = {
+    ('torch', name): _only_named for name in STORAGES
+}
 # The globals of a file of plain values and tensors.
 TENSORS: dict[tuple[str, str], Callable[..., Any]] = {
     **STORAGE_TYPES,

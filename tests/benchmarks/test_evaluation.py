@@ -22,15 +22,17 @@ def point(**changes):
 @pytest.mark.parametrize('count', [24, 8])
 def test_three_ways_to_one_distance(count):
     """With 16 dimensions: full rank and singular, where sqrtm loses half of the digits."""
-    x, y = evaluation.features_of(count, 16, seed=1), 1.1 * evaluation.features_of(count, 16,
-                                                                                   seed=2)
+    x, y = (
+        evaluation.features_of(count, 16, seed=1),
+        1.1 * evaluation.features_of(count, 16, seed=2),
+    )
     (mu1, sigma1), (mu2, sigma2) = evaluation.moments_of(x), evaluation.moments_of(y)
     exact = evaluation.exact_distance(x, y, mu1, mu2)
     assert exact > 0.05
     assert frechet_distance(mu1, sigma1, mu2, sigma2) == pytest.approx(exact, rel=1e-12)
-    assert evaluation.sqrtm_distance(mu1, sigma1, mu2,
-                                     sigma2) == pytest.approx(exact, rel=1e-12 if count == 24
-                                                              else 1e-5)
+    assert evaluation.sqrtm_distance(mu1, sigma1, mu2, sigma2) == pytest.approx(
+        exact, rel=1e-12 if count == 24 else 1e-5
+    )
 
 
 def test_the_images():
@@ -107,10 +109,11 @@ def test_the_report(tmp_path, monkeypatch):
 
     def found(job):
         jobs.append(json.loads(json.dumps(job)))
-        return {'full': 5.0, 'singular': 5.0} if job['kind'] == 'prepare' else point(number=5.0
-                                                                                     if job['kind']
-                                                                                     == 'pass'
-                                                                                     else 5.000001)
+        return (
+            {'full': 5.0, 'singular': 5.0}
+            if job['kind'] == 'prepare'
+            else point(number=5.0 if job['kind'] == 'pass' else 5.000001)
+        )
 
     monkeypatch.setattr(evaluation, 'in_a_process', found)
     dest = tmp_path / 'x.md'

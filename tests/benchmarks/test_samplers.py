@@ -60,9 +60,10 @@ def test_the_original_sampler_of_ve_is_euler_in_its_frame():
 def test_how_far_images_are():
     real = torch.tensor([0, 100, 200], dtype=torch.uint8).reshape(3, 1, 1, 1).expand(3, 1, 2, 2)
     exact, images = real[[0, 0, 1, 2]], real[[0, 1, 1, 2]].clone()
-    images[3] -= 30   # still nearest to itself
-    assert samplers.rms(images, exact) == pytest.approx(((100**2 + 30**2) / 4) ** 0.5 / 127.5,
-                                                        rel=1e-12)
+    images[3] -= 30  # still nearest to itself
+    assert samplers.rms(images, exact) == pytest.approx(
+        ((100**2 + 30**2) / 4) ** 0.5 / 127.5, rel=1e-12
+    )
     assert samplers.elsewhere(images, exact, real) == 0.25
     assert samplers.rms(exact, exact) == samplers.elsewhere(exact, exact, real) == 0
 

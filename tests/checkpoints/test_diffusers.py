@@ -225,8 +225,9 @@ def test_ddim_is_that_of_diffusers(tmp_path, images, prediction, steps, clip):
     unclipped image unless it is told otherwise, and without set_alpha_to_one stops at the lowest
     noise level instead of 0."""
     unet = save(tmp_path, prediction_type=prediction, **STABLE_DIFFUSION)
-    scheduler = diffusers.DDIMScheduler(prediction_type=prediction, clip_sample=clip, **steps,
-                                        **STABLE_DIFFUSION)
+    scheduler = diffusers.DDIMScheduler(
+        prediction_type=prediction, clip_sample=clip, **steps, **STABLE_DIFFUSION
+    )
     scheduler.set_timesteps(10)
     net = open_network(tmp_path)
     sigmas = torch.nn.functional.pad(net.schedule.sigma[scheduler.timesteps], (0, 1))
@@ -303,8 +304,9 @@ def test_classes(tmp_path, images):
         f"embeddings=x.npy would have no effect: {tmp_path / 'unet' / 'config.json'} is a "
         f"UNet2DModel, which has no cross-attention")
     save(tmp_path / 'plain')
-    assert one_line(open_network, tmp_path / 'plain', null_class=0).endswith('unet/config.json has '
-                                                                             'no classes')
+    assert one_line(open_network, tmp_path / 'plain', null_class=0).endswith(
+        'unet/config.json has no classes'
+    )
 
 
 @pytest.mark.parametrize('kind', ['npy', 'npz', 'safetensors'])
@@ -326,9 +328,9 @@ def test_embeddings(tmp_path, kind):
     z, sigma = torch.randn(2, 4, 8, 8, generator=generator), net.schedule.sigma[400]
 
     def expected(*rows):
-        return Level.of_sigma(sigma).denoised(z,
-                                              unet(z, 400,
-                                                   encoder_hidden_states=torch.stack(rows)).sample)
+        return Level.of_sigma(sigma).denoised(
+            z, unet(z, 400, encoder_hidden_states=torch.stack(rows)).sample
+        )
 
     assert (net(z, sigma, torch.eye(3)[[2, 0]], unit=True)
             - expected(texts[2], texts[0])).abs().max() < 2e-6
@@ -346,10 +348,12 @@ def test_classifier_free_guidance(tmp_path, images):
     net = guided(open_network(tmp_path, null_class=3), Guidance(weight=2.5))
     for t in (10, 600, 999):
         sigma = net.net.schedule.sigma[t]
-        D, D_none = (Level.of_sigma(sigma).denoised(images,
-                                                    unet(images, t,
-                                                         class_labels=torch.tensor(classes)).sample)
-                     for classes in ([0, 2], [3, 3]))
+        D, D_none = (
+            Level.of_sigma(sigma).denoised(
+                images, unet(images, t, class_labels=torch.tensor(classes)).sample
+            )
+            for classes in ([0, 2], [3, 3])
+        )
         result = net(images, sigma, torch.eye(3)[[0, 2]], unit=True)
         assert (result - (D_none + 2.5 * (D - D_none))).abs().max() < 5e-6
 
@@ -369,8 +373,9 @@ def test_guidance_away_from_what_training_never_saw(tmp_path):
     path = str(tmp_path / 'prompts.npz')
     np.savez(path, embeddings=np.ones([2, 5, 6]))
     given = {'guidance': 2.0, 'embeddings': path}
-    assert open_with_plan(folder, None, given, cpu).notes == (f'{note}the array `negative` in the '
-                                                            f'file of --embeddings',)
+    assert open_with_plan(folder, None, given, cpu).notes == (
+        f'{note}the array `negative` in the file of --embeddings',
+    )
     # zeros that are meant, as SDXL's are
     np.savez(path, embeddings=np.ones([2, 5, 6]), negative=np.zeros([5, 6]))
     assert open_with_plan(folder, None, given, cpu).notes == ()
@@ -384,8 +389,9 @@ def test_a_guide_is_opened_with_the_options_of_the_network(tmp_path):
     np.savez(path, embeddings=np.ones([2, 5, 6]), negative=np.zeros([5, 6]))
     given = {'guidance': 2.0, 'embeddings': path, 'timesteps': 'interpolated',
              'guide_network': folder}
-    net, guide = (watched.net for watched in open_with_plan(folder, None, given,
-                                                          torch.device('cpu')).counted)
+    net, guide = (
+        watched.net for watched in open_with_plan(folder, None, given, torch.device('cpu')).counted
+    )
     assert guide.label_dim == 2 and guide.timesteps == 'interpolated' and torch.equal(
         guide.embeddings, net.embeddings)
 
@@ -420,8 +426,9 @@ def test_files_of_embeddings_that_do_not_fit(tmp_path):
     assert one_line(open_network, tmp_path, embeddings=path) == (
         f'{path}: embeddings has numbers that are not finite')
     np.savez(path, embeddings=np.array([Hostile()], dtype=object))
-    assert one_line(open_network, tmp_path, embeddings=path).startswith(f'{path} is no file of '
-                                                                        f'embeddings: ')
+    assert one_line(open_network, tmp_path, embeddings=path).startswith(
+        f'{path} is no file of embeddings: '
+    )
     assert one_line(open_network, tmp_path, null_class=0) == (
         f'null_class=0 would have no effect: {config} is a UNet2DConditionModel, whose labels are '
         f'embeddings')
@@ -434,8 +441,9 @@ def test_where_the_parts_are(tmp_path):
     tensors = open_network(tmp_path).state_dict()
     assert all(torch.equal(tensors[name], tensor)
                for name, tensor in open_network(str(tmp_path / 'unet')).state_dict().items())
-    (tmp_path / 'scheduler' / 'scheduler_config.json').rename(tmp_path / 'unet'
-                                                              / 'scheduler_config.json')
+    (tmp_path / 'scheduler' / 'scheduler_config.json').rename(
+        tmp_path / 'unet' / 'scheduler_config.json'
+    )
     assert open_network(tmp_path / 'unet').sigma_min == pytest.approx(0.0100005, abs=1e-8)
     assert one_line(open_network, tmp_path) == (
         f"[Errno 2] the configuration of the scheduler, which tells the noise levels, is missing: "
@@ -468,8 +476,11 @@ def test_every_form_of_weights(tmp_path, images):
     for file, chosen in parts.items():
         save_tensors({name: tensors[name] for name in chosen}, {}, unet / file)
     index = unet / f'{STEM}.safetensors.index.json'
-    index.write_text(json.dumps({'weight_map': {name: file for file, chosen in parts.items()
-                                                for name in chosen}}))
+    index.write_text(
+        json.dumps(
+            {'weight_map': {name: file for file, chosen in parts.items() for name in chosen}}
+        )
+    )
     assert torch.equal(open_network(tmp_path)(images, sigma), expected)
     index.write_text(json.dumps({'weight_map': {names[0]: '../elsewhere.safetensors'}}))
     assert one_line(open_network, tmp_path) == (
@@ -551,25 +562,45 @@ def test_without_diffusers(tmp_path, monkeypatch):
         f"\".[diffusers]\", or pip install diffusers")
 
 
-@pytest.mark.parametrize(('changes', 'message'), [
-    ({'beta_schedule': 'sigmoid'}, ": beta_schedule is 'sigmoid', not one of linear, "
-                                   "scaled_linear, squaredcos_cap_v2"),
-    ({'beta_schedule': None, '_class_name': 'FlowMatchEulerDiscreteScheduler'},
-     ': FlowMatchEulerDiscreteScheduler has no betas; networks of other kinds than DDPM (VE, EDM, '
-     'flow matching) are not supported'),
-    ({'beta_schedule': ['linear']}, ": beta_schedule is ['linear'], not one of linear, "
-                                    "scaled_linear, squaredcos_cap_v2"),
-    ({'prediction_type': 'flow'}, ": prediction_type is 'flow', not one of epsilon, v_prediction, "
-                                  "sample"),
-    ({'num_train_timesteps': 1},
-     ': num_train_timesteps is 1, not a whole number from 2 to 1048576'),
-    ({'beta_end': None}, ': beta_start and beta_end are 0.0001 and None, not numbers that rise '
-                         'between 0 and 1'),
-    ({'trained_betas': [0.1, 0.2]}, ': trained_betas is not a list of 1000 numbers'),
-    ({'trained_betas': [0.1, -0.2], 'num_train_timesteps': 2}, ': betas must be above 0 and below '
-                                                               '1 (the last may be 1), not -0.2'),
-    ({'trained_betas': [0.1, 1e-300], 'num_train_timesteps': 2}, ': its noise levels do not rise'),
-])
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (
+            {'beta_schedule': 'sigmoid'},
+            ": beta_schedule is 'sigmoid', not one of linear, scaled_linear, squaredcos_cap_v2",
+        ),
+        (
+            {'beta_schedule': None, '_class_name': 'FlowMatchEulerDiscreteScheduler'},
+            ': FlowMatchEulerDiscreteScheduler has no betas; networks of other kinds than DDPM '
+            '(VE, EDM, flow matching) are not supported',
+        ),
+        (
+            {'beta_schedule': ['linear']},
+            ": beta_schedule is ['linear'], not one of linear, scaled_linear, squaredcos_cap_v2",
+        ),
+        (
+            {'prediction_type': 'flow'},
+            ": prediction_type is 'flow', not one of epsilon, v_prediction, sample",
+        ),
+        (
+            {'num_train_timesteps': 1},
+            ': num_train_timesteps is 1, not a whole number from 2 to 1048576',
+        ),
+        (
+            {'beta_end': None},
+            ': beta_start and beta_end are 0.0001 and None, not numbers that rise between 0 and 1',
+        ),
+        ({'trained_betas': [0.1, 0.2]}, ': trained_betas is not a list of 1000 numbers'),
+        (
+            {'trained_betas': [0.1, -0.2], 'num_train_timesteps': 2},
+            ': betas must be above 0 and below 1 (the last may be 1), not -0.2',
+        ),
+        (
+            {'trained_betas': [0.1, 1e-300], 'num_train_timesteps': 2},
+            ': its noise levels do not rise',
+        ),
+    ],
+)
 def test_schedulers_that_do_not_fit(tmp_path, changes, message):
     save(tmp_path)
     path = tmp_path / 'scheduler' / 'scheduler_config.json'
@@ -632,7 +663,9 @@ def test_folders_and_options_that_do_not_fit(tmp_path):
         "timesteps must be one of nearest, interpolated, not 'linear'")
     empty = tmp_path / 'empty'
     empty.mkdir()
-    assert one_line(open_network, empty).startswith(f'{empty} is a folder without model_index.json '
-                                                    f'or config.json, ')
-    assert one_line(open_network, empty, null_class=3).startswith(f'{empty} is a folder without '
-                                                                  f'model_index.json')
+    assert one_line(open_network, empty).startswith(
+        f'{empty} is a folder without model_index.json or config.json, '
+    )
+    assert one_line(open_network, empty, null_class=3).startswith(
+        f'{empty} is a folder without model_index.json'
+    )

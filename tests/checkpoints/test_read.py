@@ -244,9 +244,9 @@ def test_an_edm_training_state_is_continued(digits, tmp_path):  # noqa: F811
     with pytest.raises(ValueError, match='it is in network-snapshot-002000.pkl, which is not '
                                          'beside it'):
         read_state(path)
-    (tmp_path
-     / 'network-snapshot-002000.pkl').write_bytes(pickle.dumps({'ema': pretended(state.ema.net)},
-                                                               4))
+    (tmp_path / 'network-snapshot-002000.pkl').write_bytes(
+        pickle.dumps({'ema': pretended(state.ema.net)}, 4)
+    )
     again, line = prepare(config, torch.device('cpu'), (str(path), read_state(path)))
     assert line == f'continuing from {path} at 2000.0 kimg' and again.nimg == 2_000_000
     for _ in range(2):
@@ -284,39 +284,68 @@ def with_state(module, change):
 
 
 MISFITS = {
-    'a missing tensor': (lambda net, model: model['_modules']['map_layer0'].arguments[0]['state'][
-        '_parameters'].pop('bias'),
-                         'the tensor model.map_layer0.bias is missing'),
-    'a misshapen tensor': (lambda net, model: model['_modules']['map_layer0'].arguments[0]['state'][
-        '_parameters'].update(
-        bias=torch.zeros(7)), 'the tensor model.map_layer0.bias has shape [7], not [64]'),
-    'an unknown tensor': (lambda net, model: model['_parameters'].update(extra=torch.zeros(1)),
-                          'the tensor model.extra is unknown to this network'),
-    'whole numbers': (lambda net, model: model['_modules']['map_layer0'].arguments[0]['state'][
-        '_parameters'].update(
-        bias=torch.zeros(64, dtype=torch.int64)), 'model.map_layer0.bias holds no floating-point '
-                                                  'numbers'),
-    'no tensor': (lambda net, model: model['_parameters'].update(extra='x'), 'model.extra is no '
-                                                                             'tensor'),
-    'an unknown class': (lambda net, model: net['_modules'].update(model=persistent('Net2', model)),
-                         'model is of the class Net2, which is unknown here'),
-    'an unknown argument': (lambda net, model: model['_init_kwargs'].update(channel_mults=[1]),
-                            "SongUNet takes no argument 'channel_mults' (did you mean "
-                            "'channel_mult'?)"),
-    'an argument of another kind': (lambda net, model: model['_init_kwargs'].update(
-        channel_mult='12'),
-                                    "channel_mult is '12', where [1, 2, 2, 2] is usual"),
-    'a giant': (lambda net, model: model['_init_kwargs'].update(model_channels=1 << 20),
-                'the tensor model.map_label.weight has shape [16, 5], not [1048576, 5]'),
-    'endless blocks': (lambda net, model: model['_init_kwargs'].update(num_blocks=10**6),
-                       'it has 2000000 blocks, but only'),
-    'endless classes': (lambda net, model: net.update(label_dim=10**12), 'label_dim is '
-                                                                         '1000000000000'),
-    'a missing attribute': (lambda net, model: net.pop('beta_d'), 'the attribute beta_d of '
-                                                                  'VPPrecond is missing or no '
-                                                                  'number'),
-    'noise levels upside down': (lambda net, model: net.update(beta_d=-100.0), 'its noise levels '
-                                                                               'go from'),
+    'a missing tensor': (
+        lambda net, model: (
+            model['_modules']['map_layer0'].arguments[0]['state']['_parameters'].pop('bias')
+        ),
+        'the tensor model.map_layer0.bias is missing',
+    ),
+    'a misshapen tensor': (
+        lambda net, model: (
+            model['_modules']['map_layer0']
+            .arguments[0]['state']['_parameters']
+            .update(bias=torch.zeros(7))
+        ),
+        'the tensor model.map_layer0.bias has shape [7], not [64]',
+    ),
+    'an unknown tensor': (
+        lambda net, model: model['_parameters'].update(extra=torch.zeros(1)),
+        'the tensor model.extra is unknown to this network',
+    ),
+    'whole numbers': (
+        lambda net, model: (
+            model['_modules']['map_layer0']
+            .arguments[0]['state']['_parameters']
+            .update(bias=torch.zeros(64, dtype=torch.int64))
+        ),
+        'model.map_layer0.bias holds no floating-point numbers',
+    ),
+    'no tensor': (
+        lambda net, model: model['_parameters'].update(extra='x'),
+        'model.extra is no tensor',
+    ),
+    'an unknown class': (
+        lambda net, model: net['_modules'].update(model=persistent('Net2', model)),
+        'model is of the class Net2, which is unknown here',
+    ),
+    'an unknown argument': (
+        lambda net, model: model['_init_kwargs'].update(channel_mults=[1]),
+        "SongUNet takes no argument 'channel_mults' (did you mean 'channel_mult'?)",
+    ),
+    'an argument of another kind': (
+        lambda net, model: model['_init_kwargs'].update(channel_mult='12'),
+        "channel_mult is '12', where [1, 2, 2, 2] is usual",
+    ),
+    'a giant': (
+        lambda net, model: model['_init_kwargs'].update(model_channels=1 << 20),
+        'the tensor model.map_label.weight has shape [16, 5], not [1048576, 5]',
+    ),
+    'endless blocks': (
+        lambda net, model: model['_init_kwargs'].update(num_blocks=10**6),
+        'it has 2000000 blocks, but only',
+    ),
+    'endless classes': (
+        lambda net, model: net.update(label_dim=10**12),
+        'label_dim is 1000000000000',
+    ),
+    'a missing attribute': (
+        lambda net, model: net.pop('beta_d'),
+        'the attribute beta_d of VPPrecond is missing or no number',
+    ),
+    'noise levels upside down': (
+        lambda net, model: net.update(beta_d=-100.0),
+        'its noise levels go from',
+    ),
 }
 
 
@@ -403,19 +432,30 @@ def test_adm(adm, tmp_path):
 
 
 ADM_MISFITS = {
-    'a missing tensor': (lambda t: t.pop('middle_block.1.qkv.bias'), 'the tensor '
-                                                                     'middle_block.1.qkv.bias is '
-                                                                     'missing'),
-    'an unknown tensor': (lambda t: t.update(extra=torch.zeros(1)), 'the tensor extra is unknown '
-                                                                    'to this network'),
-    'no learned variance': (lambda t: t.update(
-        {'out.2.weight': t['out.2.weight'][:3]}), 'out.2.weight has 3 outputs, not 6'),
-    'other attention': (lambda t: t.update({'input_blocks.1.1.qkv.weight': torch.zeros(
-        1)}), 'of the 2 levels of this one, [0, 1] attend'),
-    'a misshapen tensor': (lambda t: t.update({'out.0.bias': torch.zeros(7)}),
-                           'the tensor model.out_norm.bias has shape [7], not [128]'),
-    'no block': (lambda t: t.pop(
-        'input_blocks.1.0.out_layers.3.weight'), 'input_blocks.1.0.out_layers.3.weight is missing'),
+    'a missing tensor': (
+        lambda t: t.pop('middle_block.1.qkv.bias'),
+        'the tensor middle_block.1.qkv.bias is missing',
+    ),
+    'an unknown tensor': (
+        lambda t: t.update(extra=torch.zeros(1)),
+        'the tensor extra is unknown to this network',
+    ),
+    'no learned variance': (
+        lambda t: t.update({'out.2.weight': t['out.2.weight'][:3]}),
+        'out.2.weight has 3 outputs, not 6',
+    ),
+    'other attention': (
+        lambda t: t.update({'input_blocks.1.1.qkv.weight': torch.zeros(1)}),
+        'of the 2 levels of this one, [0, 1] attend',
+    ),
+    'a misshapen tensor': (
+        lambda t: t.update({'out.0.bias': torch.zeros(7)}),
+        'the tensor model.out_norm.bias has shape [7], not [128]',
+    ),
+    'no block': (
+        lambda t: t.pop('input_blocks.1.0.out_layers.3.weight'),
+        'input_blocks.1.0.out_layers.3.weight is missing',
+    ),
 }
 
 
@@ -460,8 +500,9 @@ def song_imitation(net):
                 ours[f'{name}.norm2.{leaf}'] for leaf in ('weight', 'bias'))
             for k in range(4):
                 part, rows = ('qkv', slice(k, None, 3)) if k < 3 else ('proj', slice(None))
-                theirs[f'{place}.NIN_{k}.W'] = ours[f'{name}.{part}.weight'][rows, :, 0,
-                                                                             0].T.contiguous()
+                theirs[f'{place}.NIN_{k}.W'] = ours[f'{name}.{part}.weight'][
+                    rows, :, 0, 0
+                ].T.contiguous()
                 theirs[f'{place}.NIN_{k}.b'] = ours[f'{name}.{part}.bias'][rows].contiguous()
         else:
             parts = SONG_PARTS if kind == 'block' else {'': 'Conv2d_0' if kind == 'pyramid' else ''}
@@ -521,23 +562,32 @@ def test_songs_attention_is_what_its_matrices_say():
     b = [theirs[f'module.all_modules.8.NIN_{k}.b'] for k in range(4)]
     pixels = block.norm2(x).flatten(2).transpose(1, 2)[0]
     q, k, v = (pixels @ W[i] + b[i] for i in range(3))
-    expected = (torch.softmax(q @ k.T / math.sqrt(32), dim=1) @ v @ W[3] + b[3]).T.reshape(1, 32, 4,
-                                                                                           4)
+    expected = (torch.softmax(q @ k.T / math.sqrt(32), dim=1) @ v @ W[3] + b[3]).T.reshape(
+        1, 32, 4, 4
+    )
     torch.testing.assert_close(block.proj(attention(block.qkv(block.norm2(x)), 1)), expected)
 
 
 SONG_MISFITS = {
-    'too few averages': (lambda c: c['ema']['shadow_params'].pop(), 'ema.shadow_params is no list '
-                                                                    'of '),
-    'averages in another order': (lambda c: c['ema'][
-        'shadow_params'].reverse(),
-                                  'ema.shadow_params does not fit the tensor all_modules.0.weight'),
-    'a module too many': (lambda c: c['model'].update({'module.all_modules.99.weight': torch.zeros(
-        1)}), 'ema.shadow_params is no list of'),
-    'another architecture': (lambda c: (c['model'].pop('module.all_modules.3.GroupNorm_1.weight'),
-                                        c['ema']['shadow_params'].pop(12)),
-                             'only DDPM++ cont. (VP) and NCSN++ cont. (VE) are known here, and '
-                             'this is neither'),
+    'too few averages': (
+        lambda c: c['ema']['shadow_params'].pop(),
+        'ema.shadow_params is no list of ',
+    ),
+    'averages in another order': (
+        lambda c: c['ema']['shadow_params'].reverse(),
+        'ema.shadow_params does not fit the tensor all_modules.0.weight',
+    ),
+    'a module too many': (
+        lambda c: c['model'].update({'module.all_modules.99.weight': torch.zeros(1)}),
+        'ema.shadow_params is no list of',
+    ),
+    'another architecture': (
+        lambda c: (
+            c['model'].pop('module.all_modules.3.GroupNorm_1.weight'),
+            c['ema']['shadow_params'].pop(12),
+        ),
+        'only DDPM++ cont. (VP) and NCSN++ cont. (VE) are known here, and this is neither',
+    ),
 }
 
 

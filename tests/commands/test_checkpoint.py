@@ -75,9 +75,10 @@ def test_convert_there_and_back(tmp_path):
     assert type(net) is type(other) and info['config'] == told['config']
     assert told['kind'] == 'network snapshot' and told['nimg'] is None
     assert told['training']['origin']['kind'] == 'EDM network snapshot'
-    assert 'EDMLoss' in run('inspect', steps[-1]).output and 'unknown number' in run('inspect',
-                                                                                     steps[
-                                                                                         -1]).output
+    assert (
+        'EDMLoss' in run('inspect', steps[-1]).output
+        and 'unknown number' in run('inspect', steps[-1]).output
+    )
 
 
 def test_other_programs_read_the_safetensors(tmp_path):
@@ -113,13 +114,18 @@ def test_verify(tmp_path):
 
 
 FAULTS = {
-    'nan': ({'model.map_layer0.bias': torch.full([64], float('nan'))}, 'model.map_layer0.bias '
-                                                                       'holds 64 numbers that are '
-                                                                       'not finite'),
-    'infinity': ({'model.map_layer0.bias': torch.tensor([0.0] * 63 + [float('inf')])},
-                 'model.map_layer0.bias holds 1 numbers that are not finite'),
-    'a shape': ({'model.map_layer0.bias': torch.zeros(7)}, 'the tensor model.map_layer0.bias has '
-                                                           'shape [7], not [64]'),
+    'nan': (
+        {'model.map_layer0.bias': torch.full([64], float('nan'))},
+        'model.map_layer0.bias holds 64 numbers that are not finite',
+    ),
+    'infinity': (
+        {'model.map_layer0.bias': torch.tensor([0.0] * 63 + [float('inf')])},
+        'model.map_layer0.bias holds 1 numbers that are not finite',
+    ),
+    'a shape': (
+        {'model.map_layer0.bias': torch.zeros(7)},
+        'the tensor model.map_layer0.bias has shape [7], not [64]',
+    ),
     'one too many': ({'extra': torch.zeros(1)}, 'the tensor extra is unknown to this network'),
 }
 
@@ -180,10 +186,12 @@ def test_safetensors_that_are_damaged(tmp_path):
     save_tensors({'a': torch.ones(5), 'b': torch.tensor(2.0), 'c': torch.empty(0, 3)}, {'x': 'y'},
                  path)
     tensors, metadata = load_tensors(path)
-    assert metadata == {'x': 'y'} and tensors['c'].shape == (0,
-                                                             3) and tensors[
-                                                                 'b'] == 2 and torch.equal(
-                                                                     tensors['a'], torch.ones(5))
+    assert (
+        metadata == {'x': 'y'}
+        and tensors['c'].shape == (0, 3)
+        and tensors['b'] == 2
+        and torch.equal(tensors['a'], torch.ones(5))
+    )
     with pytest.raises(ValueError, match='its metadata do not say which network it is$'):
         read_network(path)
     data = path.read_bytes()

@@ -134,8 +134,9 @@ def test_center_crop(tmp_path: Path, h: int, w: int, box: tuple[int, ...]) -> No
     np.testing.assert_array_equal(load(tmp_path / 'out', '00000/img00000000.png'),
                                   pixels[top:bottom, left:right])
     convert(tmp_path / 'in', tmp_path / 'four', '--transform=center-crop', '--resolution=4,4')
-    small = PIL.Image.fromarray(pixels[top:bottom, left:right]).resize((4, 4),
-                                                                       PIL.Image.Resampling.LANCZOS)
+    small = PIL.Image.fromarray(pixels[top:bottom, left:right]).resize(
+        (4, 4), PIL.Image.Resampling.LANCZOS
+    )
     np.testing.assert_array_equal(load(tmp_path / 'four', '00000/img00000000.png'),
                                   np.asarray(small))
 
@@ -273,8 +274,9 @@ def test_mixed_colors(tmp_path: Path) -> None:
      'b.png is 6x4, not square: crop it with --transform=center-crop --resolution=4x4'),
     (b'hello', 'IN: b.png is not an image, or a damaged one'),
 ])
-def test_bad_images_leave_nothing_behind(tmp_path: Path, dest: str, bad: np.ndarray | bytes,
-                                         message: str) -> None:
+def test_bad_images_leave_nothing_behind(
+    tmp_path: Path, dest: str, bad: np.ndarray | bytes, message: str
+) -> None:
     save(tmp_path / 'in' / 'a.png', random_image(0, 4, 4, 3))
     if isinstance(bad, bytes):
         (tmp_path / 'in' / 'b.png').write_bytes(bad)
@@ -297,31 +299,54 @@ def test_floating_point_pixels(tmp_path: Path) -> None:
         'a.tiff (F) cannot be converted: its pixels have 32 bits: save it with 8 or 16')
 
 
-@pytest.mark.parametrize('options, message', [
-    (['--transform=center-crop'], '--transform=center-crop needs --resolution, for example '
-                                  '--resolution=64x64'),
-    (['--transform=center-crop-wide'],
-     '--transform=center-crop-wide needs --resolution, for example --resolution=64x64'),
-    (['--resolution=8x4'], '--resolution=8x4 is not square: use --resolution=8x8, '
-     'or --transform=center-crop-wide for black bars'),
-    (['--transform=center-crop', '--resolution=8x4'], '--resolution=8x4 is not square: use '
-                                                      '--resolution=8x8, '
-     'or --transform=center-crop-wide for black bars'),
-    (['--transform=center-crop-wide', '--resolution=4x8'], '--resolution=4x8 is higher than wide: '
-                                                           'center-crop-wide '
-     'needs a width of at least the height, for example --resolution=512x384'),
-    (['--transform=center-crop-wide', '--resolution=16x12'],
-     '--transform=center-crop-wide skips images smaller than --resolution: all of them are'),
-    (['--resolution=64'], "Invalid value for '--resolution': '64' is not a width and a height in "
-                          "pixels "
-     'such as 64x64'),
-    (['--resolution=0x0'], "Invalid value for '--resolution': '0x0' is not a width and a height in "
-                           "pixels "
-     'such as 64x64'),
-    (['--max-images=0'], "Invalid value for '--max-images': 0 is not in the range x>=1."),
-])
-def test_combinations_that_cannot_work(photos: Path, tmp_path: Path, options: list[str],
-                                       message: str) -> None:
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (
+            ['--transform=center-crop'],
+            '--transform=center-crop needs --resolution, for example --resolution=64x64',
+        ),
+        (
+            ['--transform=center-crop-wide'],
+            '--transform=center-crop-wide needs --resolution, for example --resolution=64x64',
+        ),
+        (
+            ['--resolution=8x4'],
+            '--resolution=8x4 is not square: use --resolution=8x8, or --transform=center-crop-wide '
+            'for black bars',
+        ),
+        (
+            ['--transform=center-crop', '--resolution=8x4'],
+            '--resolution=8x4 is not square: use --resolution=8x8, or --transform=center-crop-wide '
+            'for black bars',
+        ),
+        (
+            ['--transform=center-crop-wide', '--resolution=4x8'],
+            '--resolution=4x8 is higher than wide: center-crop-wide needs a width of at least the '
+            'height, for example --resolution=512x384',
+        ),
+        (
+            ['--transform=center-crop-wide', '--resolution=16x12'],
+            '--transform=center-crop-wide skips images smaller than --resolution: all of them are',
+        ),
+        (
+            ['--resolution=64'],
+            "Invalid value for '--resolution': '64' is not a width and a height in "
+            'pixels '
+            'such as 64x64',
+        ),
+        (
+            ['--resolution=0x0'],
+            "Invalid value for '--resolution': '0x0' is not a width and a height in "
+            'pixels '
+            'such as 64x64',
+        ),
+        (['--max-images=0'], "Invalid value for '--max-images': 0 is not in the range x>=1."),
+    ],
+)
+def test_combinations_that_cannot_work(
+    photos: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
     assert fails(photos, tmp_path / 'out.zip', *options) == message
 
 
@@ -335,8 +360,9 @@ def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
     assert fails(tmp_path / 'a.zip',
                  dest) == f'{tmp_path}/a.zip is not a zip, or a damaged one: File is not a zip file'
     (tmp_path / 'empty').mkdir()
-    assert fails(tmp_path / 'empty', dest).startswith(f'{tmp_path}/empty holds no images (files '
-                                                      f'that end in ')
+    assert fails(tmp_path / 'empty', dest).startswith(
+        f'{tmp_path}/empty holds no images (files that end in '
+    )
     for name in ('cat_lmdb', 'cifar-10-python.tar.gz', 'train-images-idx3-ubyte.gz'):
         assert fails(tmp_path / name, dest) == (
             f'--source={tmp_path / name}: LSUN (lmdb), CIFAR-10 and MNIST files are not supported '

@@ -110,8 +110,10 @@ def test_what_a_reference_says_of_itself(real):
     assert saved['mu'].dtype == saved['sigma'].dtype == np.float64
     assert (saved['mu'].shape, saved['sigma'].shape) == ((224,), (224, 224))
     assert (int(saved['count']), saved['image_shape'].tolist()) == (300, [3, 16, 16])
-    assert (str(saved['detector_id']), str(saved['detector_digest'])) == ('demo-v1',
-                                                                          DemoDetector().digest)
+    assert (str(saved['detector_id']), str(saved['detector_digest'])) == (
+        'demo-v1',
+        DemoDetector().digest,
+    )
     assert re.fullmatch('[0-9a-f]{64}', str(saved['data_fingerprint']))
     assert f'torch {torch.__version__.partition("+")[0]}' in str(saved['versions'])
 
@@ -148,8 +150,10 @@ def test_distance_grows_with_blur_and_with_noise(real, tmp_path):
         distances = [number(f'--images={write(tmp_path / f"{name}{i}.zip", level)}',
                             f'--ref={real[2]}', '--num=300')
                      for i, level in enumerate(levels)]
-        assert distances == sorted(distances) and distances[-1] > 2 * distances[0], (name,
-                                                                                     distances)
+        assert distances == sorted(distances) and distances[-1] > 2 * distances[0], (
+            name,
+            distances,
+        )
 
 
 def test_the_choice_of_images_follows_num_and_seed(real, tmp_path):
@@ -191,7 +195,8 @@ def test_what_makes_a_number_doubtful_is_said(real, tmp_path):
     output = lines(run('calc', f'--images={few}', f'--ref={real[2]}', '--num=41',
                        '--allow-mismatch'))
     assert output[:-1] == [
-        f'Note: --ref={real[2]} is of images of shape [3, 16, 16], but these have shape [1, 16, 16]',
+        f'Note: --ref={real[2]} is of images of shape [3, 16, 16], '
+        'but these have shape [1, 16, 16]',
         f'Note: 41 images say little about 224 features: {LABEL} comes out far too high',
         'Note: some images are JPEG or WebP, and compression adds to the distance: use PNG',
         f'{LABEL} of 41 images against 300:',
@@ -255,10 +260,14 @@ def test_references_that_do_not_fit(real, tmp_path):
 
     remedy = 'make it anew with fid.py ref, or say --allow-mismatch'
     assert refused(detector_id='other-v2') == f'{path} has the unknown detector other-v2'
-    assert refused(
-        detector_digest='0') == f'--ref={path} was made with other weights of detector demo-v1; {remedy}'
-    assert refused(
-        precision='float64') == f'--ref={path} was made with --precision=float64, not float32; {remedy}'
+    assert (
+        refused(detector_digest='0')
+        == f'--ref={path} was made with other weights of detector demo-v1; {remedy}'
+    )
+    assert (
+        refused(precision='float64')
+        == f'--ref={path} was made with --precision=float64, not float32; {remedy}'
+    )
     assert refused(mu=np.zeros(2048), sigma=np.eye(2048),
                    detector_id='inception-2015-12-05-pool_3-v1') == (
         f'--ref={path} has no statistics of demo-v1, which fid compares with here, only those for '
@@ -338,10 +347,10 @@ def test_two_processes_give_the_same_bits_as_one(tmp_path):
 def network(tmp_path_factory):
     """(ideal:zip of 40 images of 8x8, statistics of 300 others)."""
     folder = tmp_path_factory.mktemp('network')
-    data, other = write(folder / 'data.zip', smooth_images(40, size=8)), write(folder / 'other.zip',
-                                                                               smooth_images(300,
-                                                                                             size=8,
-                                                                                             seed=1))
+    data, other = (
+        write(folder / 'data.zip', smooth_images(40, size=8)),
+        write(folder / 'other.zip', smooth_images(300, size=8, seed=1)),
+    )
     lines(run('ref', f'--data={other}', f'--dest={folder / "other.npz"}', '--metrics=fid,kid,pr'))
     return f'ideal:{data}', folder / 'other.npz', other
 
@@ -352,8 +361,9 @@ def gen(network, *options):
 
 
 def run_without_workers(command, *options):
-    return CliRunner().invoke(fid.main, [command, '--detector=demo', '--device=cpu',
-                                         *map(str, options)])
+    return CliRunner().invoke(
+        fid.main, [command, '--detector=demo', '--device=cpu', *map(str, options)]
+    )
 
 
 @pytest.fixture(scope='module')
@@ -400,9 +410,9 @@ def test_several_metrics_in_one_pass(network, generated, tmp_path):
                            '(features of 300):',
                            *(f'{name} = {value:g}' for name, value in told['scores'].items()),
                            f'{told["scores"]["demo_precision"]:g}']
-    assert told['scores']['demo_fd'] == pytest.approx(number(f'--images={generated}',
-                                                             f'--ref={network[1]}', '--num=70'),
-                                                      rel=1e-5)
+    assert told['scores']['demo_fd'] == pytest.approx(
+        number(f'--images={generated}', f'--ref={network[1]}', '--num=70'), rel=1e-5
+    )
     assert (told['num_images'], told['ref_num_images'], told['precision']) == (70, 300, 'float32')
     assert told['detectors'] == {'demo-v1': DemoDetector().digest} and told['notes']
 
@@ -450,9 +460,10 @@ def test_the_distance_of_two_files(network, real, tmp_path):
         f'{LABEL} of 300 images against 300 images:', f'{expected:g}']
     assert abs(float(lines(dist(real[2], real[2]))[-1])) < 1e-6
     np.savez(tmp_path / 'other.npz', mu=np.zeros(2048), sigma=np.eye(2048))
-    assert error(dist(real[2],
-                      tmp_path
-                      / 'other.npz')) == f'{real[2]} and {tmp_path / "other.npz"} have no features in common: demo and pool_3'
+    assert (
+        error(dist(real[2], tmp_path / 'other.npz'))
+        == f'{real[2]} and {tmp_path / "other.npz"} have no features in common: demo and pool_3'
+    )
 
 
 def test_progress_is_saved_and_used(network, tmp_path):
@@ -514,8 +525,9 @@ def test_files_that_change_but_keep_their_sizes_are_other_images(tmp_path):
         make(seed)
     for name in ('images', 'x'):
         a, b = (dict(np.load(tmp_path / f'{name}{seed}.npz')) for seed in (0, 1))
-        assert a['data_fingerprint'] != b['data_fingerprint'] and not np.array_equal(a['mu'],
-                                                                                     b['mu'])
+        assert a['data_fingerprint'] != b['data_fingerprint'] and not np.array_equal(
+            a['mu'], b['mu']
+        )
     lines(run('ref', f'--data={folder}', f'--dest={tmp_path / "y.npz"}',
               f'--state={tmp_path / "state"}'))
     make(2)
@@ -538,12 +550,19 @@ def test_what_cannot_be_written_is_said_before_anything_is_measured(network, gen
     assert refused(f'--save={tmp_path / "x.pkl"}') == (
         f'--save={tmp_path / "x.pkl"}: the format of EDM2 has room for the statistics of fid and '
         f'fd_dinov2 only; use .npz for the others')
-    assert refused(
-        f'--json={tmp_path / "file" / "x"}') == f'--json={tmp_path / "file" / "x"}: {tmp_path / "file"} is no folder that files can be written to'
-    assert refused(
-        f'--state={tmp_path / "file"}') == f'--state={tmp_path / "file"} is a file, or lies in one; name a folder'
-    assert refused(
-        '--precision=tf32') == '--precision=tf32 is of CUDA devices, and would have no effect on cpu'
+    assert (
+        refused(f'--json={tmp_path / "file" / "x"}')
+        == f'--json={tmp_path / "file" / "x"}: {tmp_path / "file"} is no folder that files '
+        'can be written to'
+    )
+    assert (
+        refused(f'--state={tmp_path / "file"}')
+        == f'--state={tmp_path / "file"} is a file, or lies in one; name a folder'
+    )
+    assert (
+        refused('--precision=tf32')
+        == '--precision=tf32 is of CUDA devices, and would have no effect on cpu'
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ['file']
 
 

@@ -36,8 +36,9 @@ def test_images_come_back_from_their_latents(snapshots, digits, tmp_path):  # no
                  f'--outdir={tmp_path}/x', '--steps=64', '--sigma_min=1', '--sigma_max=40',
                  '--device=cpu')
     assert result.exit_code == 0, result.output
-    assert sorted(path.name for path in (tmp_path / 'x').iterdir()) == [f'{i:06d}.png'
-                                                                        for i in range(6)]
+    assert sorted(path.name for path in (tmp_path / 'x').iterdir()) == [
+        f'{i:06d}.png' for i in range(6)
+    ]
 
 
 def test_two_processes_encode_and_judge_like_one(digits, tmp_path):  # noqa: F811
@@ -54,8 +55,9 @@ def test_two_processes_encode_and_judge_like_one(digits, tmp_path):  # noqa: F81
             ' to ')[0]
     one, two = (np.load(tmp_path / name / 'z.npz')['latents'] for name in ['one', 'two'])
     assert np.array_equal(one, two)
-    assert (tmp_path / 'one' / 'bits.csv').read_bytes() == (tmp_path / 'two'
-                                                            / 'bits.csv').read_bytes()
+    assert (tmp_path / 'one' / 'bits.csv').read_bytes() == (
+        tmp_path / 'two' / 'bits.csv'
+    ).read_bytes()
 
 
 def test_likelihood_writes_a_number_for_each_image(digits, tmp_path):  # noqa: F811

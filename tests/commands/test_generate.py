@@ -184,17 +184,27 @@ def test_missing_damaged_and_foreign_networks(snapshots, tmp_path):
     unnamed = tmp_path / 'unnamed.pkl'
     torch.save({'a': 1}, unnamed)
     for path, message in [
-            (tmp_path / 'no.pkl', f'{tmp_path}/no.pkl: there is no such network snapshot or '
-                                  f'training state'),
-            (tmp_path, f'{tmp_path} is a folder without model_index.json or config.json, which a '
-                       f'folder of diffusers has; of the folder of a run name a file, such as '
-                       f'network-best.pkl or network-snapshot-*.pkl'),
-            (damaged(snapshots / 'cond.pkl', tmp_path), 'broken.pkl is damaged or not a network '
-                                                        'snapshot or training state'),
-            (foreign, 'foreign.pkl is not a network snapshot or training state of ours'),
-            (other, 'other.pkl is a shopping list, not a network snapshot or training state'),
-            (unnamed, 'unnamed.pkl is not a network snapshot or training state: it does not say '
-                      'what it is')]:
+        (
+            tmp_path / 'no.pkl',
+            f'{tmp_path}/no.pkl: there is no such network snapshot or training state',
+        ),
+        (
+            tmp_path,
+            f'{tmp_path} is a folder without model_index.json or config.json, which a folder of '
+            f'diffusers has; of the folder of a run name a file, such as network-best.pkl or '
+            f'network-snapshot-*.pkl',
+        ),
+        (
+            damaged(snapshots / 'cond.pkl', tmp_path),
+            'broken.pkl is damaged or not a network snapshot or training state',
+        ),
+        (foreign, 'foreign.pkl is not a network snapshot or training state of ours'),
+        (other, 'other.pkl is a shopping list, not a network snapshot or training state'),
+        (
+            unnamed,
+            'unnamed.pkl is not a network snapshot or training state: it does not say what it is',
+        ),
+    ]:
         result = run(generate.main, f'--network={path}', f'--outdir={tmp_path}/out', '--device=cpu')
         assert result.exit_code == 2 and message in result.output, result.output
         assert len(result.output.strip().splitlines()) == 1
@@ -275,8 +285,10 @@ def test_a_transfer_is_listed(snapshots, digits, tmp_path):  # noqa: F811
                  '--cres=1,2', '--blocks=1', '--attn=4', '--cond=1', '--batch=4',
                  '--duration=0.000004', '--workers=0', '--device=cpu',
                  f'--transfer={snapshots}/uncond.pkl')
-    assert (result.exit_code == 0
-            and 'fresh: model.map_label.weight, model.map_label.bias' in result.output), result.output
+    assert (
+        result.exit_code == 0
+        and 'fresh: model.map_label.weight, model.map_label.bias' in result.output
+    ), result.output
     listed = json.loads((tmp_path / 'run' / 'transfer.json').read_text())
     assert listed['fresh'] == ['model.map_label.weight',
                                'model.map_label.bias'] and 'model.map_layer0.weight' in listed[

@@ -25,8 +25,13 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(('127.0.0.1', 0), Handler)
-        self.content, self.breaks, self.portion, self.ranges, self.requests = (CONTENT, 0, 700_000,
-                                                                               True, [])
+        self.content, self.breaks, self.portion, self.ranges, self.requests = (
+            CONTENT,
+            0,
+            700_000,
+            True,
+            [],
+        )
         self.etag, self.type, self.status = '"one"', 'application/octet-stream', None
 
     def handle_error(self, request, client_address):

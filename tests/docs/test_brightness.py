@@ -169,9 +169,12 @@ def test_the_report_has_every_number():
         f'{FLAWED.signal:.4f}', '-0.09', '-0.08', '0.00', '0.08', '0.09', '12.5%', '0.0%', '0.0%',
         '0.307']
     assert rows['**corrected**: trained, corrected schedule, trailing'][:2] == ['0.0000', '-0.34']
-    assert len(rows) == 3 + len(SETTINGS)   # with the head and the line under it
-    assert ('took 2 minutes on 2 CPU threads' in text and 'python train.py --x\npython generate.py '
-                                                          '--y\n' in text and '](b.png)' in text)
+    assert len(rows) == 3 + len(SETTINGS)  # with the head and the line under it
+    assert (
+        'took 2 minutes on 2 CPU threads' in text
+        and 'python train.py --x\npython generate.py --y\n' in text
+        and '](b.png)' in text
+    )
     assert f'{1 / math.sqrt(1728):.4f}' in text
 
 
@@ -190,9 +193,9 @@ def test_commands_run_once(tmp_path, monkeypatch, capsys):
     Result.returncode = 75
     with pytest.raises(SystemExit) as stopped:
         Kept(tmp_path).command('train.py --run=y')
-    assert stopped.value.code == 75 and list(json.loads((tmp_path
-                                                         / 'seconds.json').read_text())) == [
-                                                             'train.py --run=x --batch=32']
+    assert stopped.value.code == 75 and list(
+        json.loads((tmp_path / 'seconds.json').read_text())
+    ) == ['train.py --run=x --batch=32']
     (tmp_path / 'seconds.json').write_text('[]')
     with pytest.raises(ValueError, match='seconds.json is damaged: delete .* to start anew'):
         Kept(tmp_path)

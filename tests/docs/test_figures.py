@@ -56,8 +56,9 @@ def test_local_errors_of_gaussian_data():
 
 @pytest.fixture
 def data(tmp_path):
-    for i, image in enumerate(np.random.RandomState(0).randint(256,
-                                                               size=[5, 8, 8, 1]).astype(np.uint8)):
+    for i, image in enumerate(
+        np.random.RandomState(0).randint(256, size=[5, 8, 8, 1]).astype(np.uint8)
+    ):
         save_png(image, tmp_path / 'data' / f'{i}.png')
     return str(tmp_path / 'data')
 

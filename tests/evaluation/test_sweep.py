@@ -67,8 +67,7 @@ def test_nothing_to_report():
 
 def test_every_sampler_option_takes_values_of_its_own_type():
     def parse(*options):
-        return click.command(swept_options(lambda: None)).make_context('x',
-                                                                             list(options)).params
+        return click.command(swept_options(lambda: None)).make_context('x', list(options)).params
 
     parsed = parse('--steps=8,16', '--solver=euler,heun', '--rho=7,inf', '--sigmas=80,1,0.1',
                    '--clip=true,0', '--S_churn=0')
@@ -158,8 +157,9 @@ def test_a_killed_sweep_continues_to_the_same_bytes(tmp_path):
         again = measure_points(points_of([2, 3, 4, 5]), table, killed_at(None))
     assert measured == [2, 3, 4, 3, 4, 5, 3, 5]   # what was refused is tried again
     assert again == rows
-    assert (tmp_path / 'b' / 'sweep.csv').read_bytes() == (tmp_path / 'a'
-                                                           / 'sweep.csv').read_bytes()
+    assert (tmp_path / 'b' / 'sweep.csv').read_bytes() == (
+        tmp_path / 'a' / 'sweep.csv'
+    ).read_bytes()
 
 
 def test_what_a_finished_point_left_is_removed(tmp_path):
@@ -179,8 +179,10 @@ def test_tables_that_cannot_be_used(tmp_path):
                                              'one: move it away, or name another --dest$'):
             Table(tmp_path, 'sweep.csv').__enter__()
     (tmp_path / 'sweep.csv').unlink()
-    with Table(tmp_path, 'sweep.csv'), pytest.raises(ValueError, match='is in use by another '
-                                                                       'process'):
+    with (
+        Table(tmp_path, 'sweep.csv'),
+        pytest.raises(ValueError, match='is in use by another process'),
+    ):
         Table(tmp_path, 'sweep.csv').__enter__()
 
 
@@ -213,10 +215,11 @@ def test_a_picture_shows_the_curves_and_the_rule(tmp_path, monkeypatch):
     draw(rows, 'fid', tmp_path / 'a.png', 'FID')
     [axes] = figures[0].axes
     names = [t.get_text() for t in axes.get_legend().get_texts()]
-    assert names == [*(f'rho={k}' for k in range(1, 13)), 'best: 2.031 at NFE 32', 'fewest '
-                                                                                   'evaluations '
-                                                                                   'within 3 %: '
-                                                                                   '2.062 at NFE 16']
+    assert names == [
+        *(f'rho={k}' for k in range(1, 13)),
+        'best: 2.031 at NFE 32',
+        'fewest evaluations within 3 %: 2.062 at NFE 16',
+    ]
     assert len(
         axes.lines) == 14 + 3 and axes.get_xscale() == 'log' and axes.get_yscale() == 'linear'
     assert axes.lines[14].get_ydata()[0] == pytest.approx(1.03 * 2.03125)
@@ -231,9 +234,12 @@ def bowl(churn):
     """Lowest at the paper's setting for ImageNet-64; 2 without noise."""
     if churn.S_churn == 0:
         return 2.0
-    at = churn.S_churn / 40, math.log(churn.S_min + 0.01) - math.log(0.06), math.log(churn.S_max
-                                                                                     / 50), (
-                                                                                         churn.S_noise - 1.003) * 100
+    at = (
+        churn.S_churn / 40,
+        math.log(churn.S_min + 0.01) - math.log(0.06),
+        math.log(churn.S_max / 50),
+        (churn.S_noise - 1.003) * 100,
+    )
     return 1.36 + sum((a - b) ** 2 for a, b in zip(at, (1, 0, 0, 0), strict=True)) / 10
 
 
@@ -247,8 +253,11 @@ def itself(churn):
 
 def test_the_grids_are_those_of_table_5():
     grids = Grids()
-    assert grids.S_churn == tuple(range(0, 101, 10)) and (len(grids.S_min), grids.S_min[4],
-                                                          grids.S_min[-1]) == (12, 0.05, 10)
+    assert grids.S_churn == tuple(range(0, 101, 10)) and (
+        len(grids.S_min),
+        grids.S_min[4],
+        grids.S_min[-1],
+    ) == (12, 0.05, 10)
     assert (grids.S_max[0], grids.S_max[-1],
             len(grids.S_max)) == (0.2, 80, 9) and grids.S_noise[7] == 1.007
     # Table 5 itself
@@ -286,10 +295,11 @@ def test_all_combinations():
     grids = Grids((0.0, 20.0, 40.0), (0.0, 0.05), (0.02, 50.0), (1.0, 1.003))
     found = search_settings(grids, bowl, itself, rounds=0)
     assert found[0] == PAPER and len(found) == 1 + 2 * 3 * 2
-    assert set(found) == {Churn(0.0, 0.0, 0.02, 1.0)} | {Churn(*values)
-                                                         for values in itertools.product((20.0,
-                                                                                          40.0),
-                                                                                         *dataclasses.astuple(grids)[1:]) if values[1] <= values[2]}
+    assert set(found) == {Churn(0.0, 0.0, 0.02, 1.0)} | {
+        Churn(*values)
+        for values in itertools.product((20.0, 40.0), *dataclasses.astuple(grids)[1:])
+        if values[1] <= values[2]
+    }
 
 
 def test_the_deterministic_sampler_may_win_but_does_not_end_the_search():
@@ -324,10 +334,9 @@ def test_settings_that_draw_the_same_images_are_evaluated_once():
     search_settings(Grids(), evaluate, same, rounds=1)
     assert tried[:2] == [Churn(0.0, 0.0, 80.0, 1.0), Churn(10.0, 0.0, 80.0, 1.0)]
     assert len({same(churn) for churn in tried}) == len(tried) == 2 + 5 + 5 + 10
-    assert same(Churn(10, 0.005)) == same(Churn(90,
-                                                0.02)) != same(Churn(10, 0.0)) and same(Churn(10, 3,
-                                                                                              5,
-                                                                                              1.003)) == same(Churn(0))
+    assert same(Churn(10, 0.005)) == same(Churn(90, 0.02)) != same(Churn(10, 0.0)) and same(
+        Churn(10, 3, 5, 1.003)
+    ) == same(Churn(0))
 
 
 # Both commands, with an ideal denoiser, the demo detector and few images
@@ -336,9 +345,10 @@ def test_settings_that_draw_the_same_images_are_evaluated_once():
 def data(tmp_path_factory):
     """Options: an ideal denoiser of 40 images of 8x8, and 300 others to compare with."""
     folder = tmp_path_factory.mktemp('data')
-    network, ref = write(folder / 'data.zip', smooth_images(40, size=8)), write(folder / 'ref.zip',
-                                                                                smooth_images(300,
-                                                                                              size=8, seed=1))
+    network, ref = (
+        write(folder / 'data.zip', smooth_images(40, size=8)),
+        write(folder / 'ref.zip', smooth_images(300, size=8, seed=1)),
+    )
     assert run('ref', f'--data={ref}', f'--dest={folder / "ref.npz"}', '--metrics=fid,kid,pr',
                '--detector=demo', '--device=cpu').exit_code == 0
     return [f'--network=ideal:{network}', f'--ref={folder / "ref.npz"}', '--detector=demo',
@@ -366,13 +376,15 @@ def test_a_sweep_from_end_to_end(data, tmp_path, no_clock):
             for r in rows] == [('3', 'euler', '3'), ('3', 'heun', '5'), ('6', 'euler', '6'),
                                ('6', 'heun', '11')]
     single = lines(run('gen', *data, '--steps=6', '--solver=euler', '--metrics=fid,pr'))
-    assert [f'{float(rows[2][name]):g}' for name in ('demo_fd', 'demo_precision',
-                                                     'demo_recall')] == [line.split()[-1]
-                                                                         for line in single[-4:-1]]
+    assert [
+        f'{float(rows[2][name]):g}' for name in ('demo_fd', 'demo_precision', 'demo_recall')
+    ] == [line.split()[-1] for line in single[-4:-1]]
     told = json.loads((tmp_path / 'report.json').read_text())
-    assert told['metric'] == 'demo_fd' and told['best']['demo_fd'] == min(float(r['demo_fd'])
-                                                                          for r in rows) and told[
-                                                                              'refused'] == []
+    assert (
+        told['metric'] == 'demo_fd'
+        and told['best']['demo_fd'] == min(float(r['demo_fd']) for r in rows)
+        and told['refused'] == []
+    )
     assert [curve['curve'] for curve in told['curves']] == ['solver=euler', 'solver=heun']
     best = told['best']
     assert (f'Best: {best["demo_fd"]:g} at NFE {best["nfe"]}, {data[0]} --steps={best["steps"]} '
@@ -444,7 +456,9 @@ def test_blocks_give_the_lowest_the_mean_and_the_deviation(data, tmp_path):
 def test_refused_combinations_are_told_and_the_rest_is_measured(data, tmp_path):
     result = run('sweep', *data, '--steps=4', '--solver=euler,dpmpp-2m', '--S_churn=1',
                  f'--dest={tmp_path}')
-    message = 'S_churn=1: a multistep solver cannot take fresh noise between its steps; use euler or heun'
+    message = (
+        'S_churn=1: a multistep solver cannot take fresh noise between its steps; use euler or heun'
+    )
     assert (result.exit_code == 1 and f'[2/2] --steps=4 --solver=dpmpp-2m --S_churn=1: refused: '
                                       f'{message}' in result.output.splitlines())
     assert [r['error'] for r in table_of(tmp_path / 'sweep.csv')] == ['', message]
@@ -453,9 +467,10 @@ def test_refused_combinations_are_told_and_the_rest_is_measured(data, tmp_path):
     rows = table_of(tmp_path / 'sweep.csv')[2:]
     assert result.exit_code == 1 and rows[1][
         'error'] == '--rtol would have no effect with --sampler=ddim'
-    assert float(rows[0]['nfe']) > 8 and len(json.loads((tmp_path
-                                                         / 'report.json').read_text())[
-                                                             'refused']) == 1
+    assert (
+        float(rows[0]['nfe']) > 8
+        and len(json.loads((tmp_path / 'report.json').read_text())['refused']) == 1
+    )
 
 
 def test_guidance_is_swept_and_counts_twice(data, tmp_path):
@@ -486,8 +501,11 @@ def test_a_search_from_end_to_end(data, tmp_path, no_clock, monkeypatch):
     output = lines(run('search', *options, f'--dest={tmp_path}'))
     rows = table_of(tmp_path / 'search.csv')
     coarse, confirmed = [r for r in rows if r['num'] == '70'], [r for r in rows if r['num'] == '80']
-    assert len(coarse) == 3 + 1 + 1 + 1 and len(confirmed) == 2 and {r['blocks']
-                                                                     for r in confirmed} == {'2'}
+    assert (
+        len(coarse) == 3 + 1 + 1 + 1
+        and len(confirmed) == 2
+        and {r['blocks'] for r in confirmed} == {'2'}
+    )
     best_few = sorted(coarse, key=lambda r: float(r['demo_fd']))[:2]
     assert [[r[name] for name in ('S_churn', 'S_min', 'S_max', 'S_noise')] for r in best_few] == [
         [r[name] for name in ('S_churn', 'S_min', 'S_max', 'S_noise')] for r in confirmed]
@@ -502,15 +520,19 @@ def test_a_search_from_end_to_end(data, tmp_path, no_clock, monkeypatch):
     # Once more: nothing is drawn, and the same is said.
     before = (tmp_path / 'search.csv').read_bytes()
     monkeypatch.setattr(GeneratedImages, '_generate', None)
-    assert lines(run('search', *options, f'--dest={tmp_path}'))[-2:] == output[-2:] and (tmp_path
-                                                                                         / 'search.csv').read_bytes() == before
+    assert (
+        lines(run('search', *options, f'--dest={tmp_path}'))[-2:] == output[-2:]
+        and (tmp_path / 'search.csv').read_bytes() == before
+    )
 
 
 def test_searches_that_cannot_be(data, tmp_path):
     def refused(*options):
         return error(run('search', *data, f'--dest={tmp_path}', *options))
 
-    assert refused(
-        '--sampler=ddim') == '--sampler=ddim has no S_churn to search for: use --sampler=table1 or angle'
+    assert (
+        refused('--sampler=ddim')
+        == '--sampler=ddim has no S_churn to search for: use --sampler=table1 or angle'
+    )
     assert refused('--grid-S_max=5,1') == '--grid-S_max=5,1 should be numbers from 0 that rise'
     assert run('search', *data, f'--dest={tmp_path}', '--S_churn=3').exit_code == 2

@@ -246,9 +246,11 @@ def test_where_links_are_impossible_the_best_is_copied(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, 'symlink_to', refuse)
     folder = judged_folder(tmp_path / 'run', {10: 5.0, 20: 2.0})
-    assert chosen(folder) == 20 and not (folder
-                                         / BEST).is_symlink() and (folder
-                                                                   / BEST).read_text() == '20'
+    assert (
+        chosen(folder) == 20
+        and not (folder / BEST).is_symlink()
+        and (folder / BEST).read_text() == '20'
+    )
     monkeypatch.undo()
     write_best(folder, {'snapshot': 'network-snapshot-000010.pkl'})
     assert (folder / BEST).is_symlink() and (folder / BEST).read_text() == '10'
@@ -281,10 +283,10 @@ def stop_within(evaluation, count):
     return lambda: len(asked) > count
 
 
-@pytest.mark.parametrize('nimg', [1000, 2000, 4000])   # between states, at a state, at the end
-def test_a_stopped_evaluation_is_taken_up_and_the_files_are_those_of_one_run(digits, ref, whole,
-                                                                             tmp_path,
-                                                                             nimg):  # noqa: F811
+@pytest.mark.parametrize('nimg', [1000, 2000, 4000])  # between states, at a state, at the end
+def test_a_stopped_evaluation_is_taken_up_and_the_files_are_those_of_one_run(
+    digits, ref, whole, tmp_path, nimg  # noqa: F811
+):
     config = tiny(digits)
     cut = evaluation_of(ref, config, batch=16)
     stopped = stop_within(cut, 2 * (nimg // 1000) - 1)   # two batches an evaluation: amid the last
@@ -296,11 +298,12 @@ def test_a_stopped_evaluation_is_taken_up_and_the_files_are_those_of_one_run(dig
     trained(config, tmp_path / 'run', evaluation_of(ref, config))
     ours, theirs = files_in(tmp_path / 'run'), files_in(whole)
     assert ours[0] == theirs[0] and ours[1] == theirs[1] and ours[3:] == theirs[3:]
-    assert set(ours[2]) - set(theirs[2]) == ({'training-state-000001.pt'} if nimg == 1000
-                                             else set())
+    assert set(ours[2]) - set(theirs[2]) == (
+        {'training-state-000001.pt'} if nimg == 1000 else set()
+    )
 
 
-def test_an_evaluation_that_was_killed_goes_on_where_it_was(digits, ref, tmp_path,
+def test_an_evaluation_that_was_killed_goes_on_where_it_was(digits, ref, tmp_path,  # noqa: F811
                                                             monkeypatch):  # noqa: F811
     """Two chunks of images; the second process makes the second alone."""
     monkeypatch.setitem(measure.__kwdefaults__, 'save_seconds', -1)
@@ -332,9 +335,9 @@ def test_judging_may_begin_later_or_after_the_end(digits, ref, whole, tmp_path):
     config = tiny(digits)
     trained(replace(config, total_nimg=2000), tmp_path / 'run', None)
     trained(config, tmp_path / 'run', evaluation_of(ref, config))
-    assert numbers_of(tmp_path / 'run') == {kimg: numbers
-                                            for kimg, numbers in numbers_of(whole).items()
-                                            if kimg >= 2}
+    assert numbers_of(tmp_path / 'run') == {
+        kimg: numbers for kimg, numbers in numbers_of(whole).items() if kimg >= 2
+    }
     trained(config, tmp_path / 'run', evaluation_of(ref, config, num_steps=2))
     lines = read_statistics(tmp_path / 'run' / 'stats.jsonl')
     assert [line.get('evaluation', {}).get('num_steps') for line in lines] == [None, None, 3, 3, 2]
@@ -366,11 +369,12 @@ def test_a_rolled_back_best_is_forgotten(digits, ref, tmp_path):  # noqa: F811
     assert state.lr_factor == 0.5 and seen[1] == 3 and seen[2] in (1, 2)
     found = numbers_of(tmp_path)
     assert list(found) == [1, 2, 3, 4] and all(numbers['demo_fd'] > 0 for numbers in found.values())
-    assert read_best(tmp_path)['scores']['demo_fd'] == min(numbers['demo_fd']
-                                                           for numbers in found.values())
+    assert read_best(tmp_path)['scores']['demo_fd'] == min(
+        numbers['demo_fd'] for numbers in found.values()
+    )
 
 
-def test_images_that_are_not_finite_do_not_end_the_training(digits, ref, tmp_path,
+def test_images_that_are_not_finite_do_not_end_the_training(digits, ref, tmp_path,  # noqa: F811
                                                             capsys):  # noqa: F811
     config = tiny(digits, total_nimg=2000)
     state = build(config, CPU)
@@ -396,7 +400,7 @@ def test_images_that_are_not_finite_do_not_end_the_training(digits, ref, tmp_pat
     assert read_best(tmp_path)['kimg'] == 2
 
 
-def test_time_is_maintenance_and_not_that_of_a_save(digits, ref, tmp_path,
+def test_time_is_maintenance_and_not_that_of_a_save(digits, ref, tmp_path,  # noqa: F811
                                                     monkeypatch):  # noqa: F811
     clock = [0.0]
     monkeypatch.setattr('time.monotonic', lambda: clock[0])
@@ -453,7 +457,7 @@ def judged_by(ref, *more):
             '--eval-steps=3', *more]
 
 
-def test_a_killed_command_ends_with_the_files_of_an_undisturbed_one(digits, ref,
+def test_a_killed_command_ends_with_the_files_of_an_undisturbed_one(digits, ref,  # noqa: F811
                                                                     tmp_path):  # noqa: F811
     args = judged_by(ref, '--metrics=fid,pr')
     assert run(train.main, *arguments(digits, tmp_path / 'whole', *args)).exit_code == 0
@@ -473,7 +477,7 @@ def test_a_killed_command_ends_with_the_files_of_an_undisturbed_one(digits, ref,
             and later.output.endswith('Done.\n')), later.output
 
 
-WORKER = '''
+WORKER = """
 import torch
 import metrics.one_pass, metrics.statistics
 import train
@@ -487,14 +491,16 @@ def counted(self, parts, device):
     asked.append(1)
     return batches(self, parts, device)
 def stopping_loop(*args):
-    return inner(*args[:4], lambda: {stop} and bool(asked) and distributed.get_rank() == 1, *args[5:])
+    stop = lambda: {stop} and bool(asked) and distributed.get_rank() == 1
+    return inner(*args[:4], stop, *args[5:])
 GeneratedImages.batches, train.training_loop = counted, stopping_loop
 train.main()
-'''
+"""
 
 
-def test_two_processes_stop_together_and_find_the_numbers_of_one(digits, ref, tmp_path,
-                                                                 monkeypatch):  # noqa: F811
+def test_two_processes_stop_together_and_find_the_numbers_of_one(
+    digits, ref, tmp_path, monkeypatch  # noqa: F811
+):
     """One rank is asked to stop amid the evaluation; what both of them then end with is bitwise
     what one finds."""
     args = ['--duration=0.001', *judged_by(ref, '--metrics=fid,pr')]
@@ -514,45 +520,55 @@ def test_two_processes_stop_together_and_find_the_numbers_of_one(digits, ref, tm
     result = torchrun(2, tmp_path / 'worker.py', *arguments(digits, tmp_path / 'two', *args))
     assert result.returncode == 0 and result.stdout.count(
         'evaluation at kimg 1.0') == 1, result.stdout + result.stderr
-    assert numbers_of(tmp_path / 'two') == numbers_of(tmp_path
-                                                      / 'one') and list(numbers_of(tmp_path
-                                                                                   / 'two')) == [
-                                                                                       1.0]
+    assert numbers_of(tmp_path / 'two') == numbers_of(tmp_path / 'one') and list(
+        numbers_of(tmp_path / 'two')
+    ) == [1.0]
     assert read_best(tmp_path / 'two') == read_best(tmp_path / 'one')
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    (['--ref=REF'], '--ref would have no effect without --eval'),
-    (['--detector=demo'], '--eval-detector would have no effect without --eval'),
-    (['--allow-mismatch'], '--allow-mismatch would have no effect without --eval'),
-    (['--eval=1'],
-     '--eval=1 needs --ref, the statistics of the real images: fid.py ref makes them'),
-    (['--eval=2.5', '--ref=REF'], '--eval=2.5 is not a multiple of --tick=1: use 2 or 3'),
-    (['--eval=0.5', '--ref=REF'], '--eval=0.5 is not a multiple of --tick=1: use 1'),
-    (['--eval=1', '--ref=REF', '--tick=0.5'], '--tick=0.5 is too short for --eval, as snapshots '
-                                              'are named by thousands of images: use --tick=1 or '
-                                              'more'),
-    (['--eval=1', '--ref=REF', '--metrics=fids'], f'--metrics=fids is unknown: it takes '
-                                                  f'{", ".join(METRICS)}, with commas between'),
-    (['--eval=1', '--ref=REF', '--metrics=pr,fid', '--detector=demo'],
-     '--metrics=pr,fid: the first chooses the best snapshot, by its lowest number; put one of fid, '
-     'sfid, fd_dinov2, fid_inf, kid before pr'),
-    (['--eval=1', '--ref=REF', '--metrics=fid,is', '--detector=demo'],
-     '--metrics=is needs the Inception network, and --detector=demo is another: leave is out, or '
-     'use --detector=inception'),
-    (['--eval=1', '--ref=REF', '--metrics=fid,pr', '--detector=demo', '--data=OTHER'], 'is of '
-                                                                                       'images of '
-                                                                                       'shape [1, '
-                                                                                       '8, 8], but '
-                                                                                       'these have '
-                                                                                       'shape [1, '
-                                                                                       '4, 4]'),
-    (['--eval=1', '--ref=missing.npz', '--detector=demo'], 'missing.npz'),
-    (['--eval=1', '--ref=REF', '--detector=weights.pth'], '--detector=weights.pth is neither '
-                                                          'inception nor demo nor a file of '
-                                                          'Inception weights'),
-])
-def test_errors_come_before_anything_is_written(digits, ref, tmp_path, options,
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--ref=REF'], '--ref would have no effect without --eval'),
+        (['--detector=demo'], '--eval-detector would have no effect without --eval'),
+        (['--allow-mismatch'], '--allow-mismatch would have no effect without --eval'),
+        (
+            ['--eval=1'],
+            '--eval=1 needs --ref, the statistics of the real images: fid.py ref makes them',
+        ),
+        (['--eval=2.5', '--ref=REF'], '--eval=2.5 is not a multiple of --tick=1: use 2 or 3'),
+        (['--eval=0.5', '--ref=REF'], '--eval=0.5 is not a multiple of --tick=1: use 1'),
+        (
+            ['--eval=1', '--ref=REF', '--tick=0.5'],
+            '--tick=0.5 is too short for --eval, as snapshots are named by thousands of images: '
+            'use --tick=1 or more',
+        ),
+        (
+            ['--eval=1', '--ref=REF', '--metrics=fids'],
+            f'--metrics=fids is unknown: it takes {", ".join(METRICS)}, with commas between',
+        ),
+        (
+            ['--eval=1', '--ref=REF', '--metrics=pr,fid', '--detector=demo'],
+            '--metrics=pr,fid: the first chooses the best snapshot, by its lowest number; put one '
+            'of fid, sfid, fd_dinov2, fid_inf, kid before pr',
+        ),
+        (
+            ['--eval=1', '--ref=REF', '--metrics=fid,is', '--detector=demo'],
+            '--metrics=is needs the Inception network, and --detector=demo is another: leave is '
+            'out, or use --detector=inception',
+        ),
+        (
+            ['--eval=1', '--ref=REF', '--metrics=fid,pr', '--detector=demo', '--data=OTHER'],
+            'is of images of shape [1, 8, 8], but these have shape [1, 4, 4]',
+        ),
+        (['--eval=1', '--ref=missing.npz', '--detector=demo'], 'missing.npz'),
+        (
+            ['--eval=1', '--ref=REF', '--detector=weights.pth'],
+            '--detector=weights.pth is neither inception nor demo nor a file of Inception weights',
+        ),
+    ],
+)
+def test_errors_come_before_anything_is_written(digits, ref, tmp_path, options,  # noqa: F811
                                                 message):  # noqa: F811
     other = tmp_path / 'small.zip'
     assert CliRunner().invoke(dataset_tool.main, ['--source=digits', f'--dest={other}',

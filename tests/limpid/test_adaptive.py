@@ -94,8 +94,9 @@ def test_where_nothing_moves_the_steps_are_those_of_scipy():
 
     z, sigmas = normal(0, 2, 1, 2, 2), levels(EDMSteps())
     x, nfe = sampled(RK45(), still, z, sigmas)
-    assert torch.equal(x, 80 * z) and nfe == [scipy_flow(still, 80 * z, 80, 0.002, 1e-5,
-                                                         1e-5)[1]] * 2
+    assert (
+        torch.equal(x, 80 * z) and nfe == [scipy_flow(still, 80 * z, 80, 0.002, 1e-5, 1e-5)[1]] * 2
+    )
 
 
 def test_the_error_of_rk45_is_in_proportion_to_the_tolerance():
@@ -252,11 +253,13 @@ def test_one_label_for_the_whole_batch_stays():
             seen.add(tuple(class_labels.shape))
             return super().__call__(x, sigma)
 
-    sampled(RK45(), Labelled(), normal(8, 5, 1, 4, 4) * torch.tensor([0.01, 1, 2, 5, 9]).reshape(5,
-                                                                                                 1,
-                                                                                                 1,
-                                                                                                 1),
-            levels(EDMSteps()), labels=labels)
+    sampled(
+        RK45(),
+        Labelled(),
+        normal(8, 5, 1, 4, 4) * torch.tensor([0.01, 1, 2, 5, 9]).reshape(5, 1, 1, 1),
+        levels(EDMSteps()),
+        labels=labels,
+    )
     assert seen == {(1, 3)}
 
 

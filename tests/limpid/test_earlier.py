@@ -98,8 +98,9 @@ def test_moments_of_euler_maruyama(num_steps, options):
     expected = em_recursion(sigmas, **options)
     assert (mean, variance) == pytest.approx(expected, rel=1e-9, abs=1e-12)
     if num_steps == 1000 and 'deterministic' not in options:
-        assert mean == pytest.approx(MU, abs=5e-4) and math.sqrt(variance) == pytest.approx(C,
-                                                                                            abs=5e-4)
+        assert mean == pytest.approx(MU, abs=5e-4) and math.sqrt(variance) == pytest.approx(
+            C, abs=5e-4
+        )
 
 
 class Recorder(Gaussian):
@@ -241,8 +242,9 @@ def test_discrete_vp_predictors_by_their_betas():
             beta = 1 - alpha_bars[i] / alpha_bars[i + 1]
             s = math.sqrt(alpha_bars[i])
             D = net(x / s, sigmas[i])
-            x = step(x, beta, (s * D - x) / (1 - alpha_bars[i])) + (math.sqrt(beta) * draws[i]
-                                                                    if i < 24 else 0)
+            x = step(x, beta, (s * D - x) / (1 - alpha_bars[i])) + (
+                math.sqrt(beta) * draws[i] if i < 24 else 0
+            )
         return x
 
     scale = sigmas[0] / (1 + sigmas[0] ** 2).sqrt()
@@ -277,9 +279,10 @@ def test_moments_of_ancestral_sampling(variance, nu, num_steps):
     net = LearnedGaussian(2 * nu - 1, mu=MU, c=C)
     moments = impulse_response(Ancestral(variance), sigmas, num_steps - 1, net)
     assert moments == pytest.approx(ancestral_recursion(sigmas, nu), rel=1e-9, abs=1e-12)
-    if num_steps == 992 and variance != 'learned':   # every level up to 80
-        assert math.sqrt(moments[1]) == pytest.approx(0.497 if variance == 'small' else 0.501,
-                                                      abs=1e-3)
+    if num_steps == 992 and variance != 'learned':  # every level up to 80
+        assert math.sqrt(moments[1]) == pytest.approx(
+            0.497 if variance == 'small' else 0.501, abs=1e-3
+        )
 
 
 def test_monte_carlo_agrees_with_the_recursions():
@@ -308,8 +311,10 @@ def test_ancestral_sampling_is_the_chain_of_ddpm(variance):
         alpha = ab / ab_next
         beta = 1 - alpha
         x0 = net(x / math.sqrt(ab), sigmas[i])
-        x = math.sqrt(ab_next) * beta / (1 - ab) * x0 + math.sqrt(alpha) * (1 - ab_next) / (1
-                                                                                            - ab) * x
+        x = (
+            math.sqrt(ab_next) * beta / (1 - ab) * x0
+            + math.sqrt(alpha) * (1 - ab_next) / (1 - ab) * x
+        )
         if b > 0:
             x = x + math.sqrt(beta * ((1 - ab_next) / (1 - ab) if variance == 'small'
                                       else 1)) * draws[i]
@@ -448,8 +453,9 @@ def test_sum_of_squares_adds_halves_in_every_batch():
     def by_halves(values):
         while len(values) > 1:
             half = (len(values) + 1) // 2
-            values = [a + b for a, b in itertools.zip_longest(values[:half], values[half:],
-                                                              fillvalue=0.0)]
+            values = [
+                a + b for a, b in itertools.zip_longest(values[:half], values[half:], fillvalue=0.0)
+            ]
         return values[0]
 
     x = torch.randn(8, 3, 5, 7, dtype=f64, generator=torch.Generator().manual_seed(11))

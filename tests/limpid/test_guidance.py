@@ -40,11 +40,12 @@ class Classes:
         mu = self.mu + (0 if class_labels is None
                         else (class_labels.to(f64) @ MEANS).reshape(-1, 1, 1, 1))
         d = self.unit_scale
-        share = 1 / (1 + (sigma / self.c) ** 2)   # c²/(c² + σ²)
-        D = mu * (1 - share) + (share
-                                * (sigma**2
-                                   + d**2).sqrt()).nan_to_num(0) * x if unit else mu + share * (x
-                                                                                                - mu)
+        share = 1 / (1 + (sigma / self.c) ** 2)  # c²/(c² + σ²)
+        D = (
+            mu * (1 - share) + (share * (sigma**2 + d**2).sqrt()).nan_to_num(0) * x
+            if unit
+            else mu + share * (x - mu)
+        )
         return (D, torch.full_like(D, self.F_var) * (1 + mu)) if return_variance else D
 
 
@@ -364,8 +365,10 @@ def test_without_the_guides_unit_variable_there_is_none():
 
 
 def test_the_reason_of_either_network_forbids_infinite_noise():
-    can, cannot = with_attributes(no_infinity=''), with_attributes(no_infinity='it predicts the '
-                                                                               'noise')
+    can, cannot = (
+        with_attributes(no_infinity=''),
+        with_attributes(no_infinity='it predicts the noise'),
+    )
     for guide in (None, can, cannot):
         both = guided(cannot, Guidance(2.0), guide)
         assert traits(both).no_infinity == 'it predicts the noise'
@@ -452,8 +455,10 @@ def test_attributes_are_those_of_the_network():
     ((0.1, 60.0), (0.01, 50.0))])
 def test_the_noise_range_is_what_both_support(interval, expected):
     """Of the guide's range only what guidance needs counts."""
-    net, guide = with_attributes(sigma_min=0.01, sigma_max=90.0), with_attributes(sigma_min=0.02,
-                                                                                  sigma_max=50.0)
+    net, guide = (
+        with_attributes(sigma_min=0.01, sigma_max=90.0),
+        with_attributes(sigma_min=0.02, sigma_max=50.0),
+    )
     both = guided(net, Guidance(2.0, interval=interval), guide)
     assert (traits(both).sigma_min, traits(both).sigma_max) == expected
     assert isinstance(both, Guided)
@@ -484,8 +489,11 @@ def test_numbers_that_make_no_sense(fields, message):
 def test_a_guide_of_other_images(attributes, message):
     net = with_attributes(img_resolution=4, img_channels=2)
     with pytest.raises(ValueError, match=f'^{message}$'):
-        guided(net, Guidance(2.0), with_attributes(**{'img_resolution': 4, 'img_channels': 2,
-                                                      **attributes}))
+        guided(
+            net,
+            Guidance(2.0),
+            with_attributes(**{'img_resolution': 4, 'img_channels': 2, **attributes}),
+        )
 
 
 def test_what_has_no_labels_cannot_guide_itself():

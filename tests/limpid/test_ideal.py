@@ -219,8 +219,9 @@ def test_a_mixture_of_images_without_spread_is_a_data_set(images):
 
 
 def test_the_flow_of_a_mixture_keeps_quantiles():
-    weights, means, stds = torch.tensor([[0.2, 0.5, 0.3], [-1.0, 0.2, 2.0], [0.1, 0.7, 0.0]],
-                                        dtype=f64)
+    weights, means, stds = torch.tensor(
+        [[0.2, 0.5, 0.3], [-1.0, 0.2, 2.0], [0.1, 0.7, 0.0]], dtype=f64
+    )
     net = Mixture(weights, means, stds)
     x = torch.linspace(-30, 30, 61, dtype=f64).reshape(1, 1, 1, 61)
 

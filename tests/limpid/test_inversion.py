@@ -140,8 +140,10 @@ def gaussian_likelihood(num_steps, prior):
     images, denoise = 0.3 + GAUSSIAN.c * draws(), Conditioned(GAUSSIAN)
     sigmas = denoise.levels(EDMSteps(), num_steps)
     found = log_likelihood(denoise, images, sigmas, rademacher(images, generator(4)), prior=prior)
-    stretch = torch.hypot(GAUSSIAN.c, torch.tensor(80.0, dtype=f64)).log() - torch.hypot(GAUSSIAN.c,
-                                                                                         torch.tensor(0.002, dtype=f64)).log()
+    stretch = (
+        torch.hypot(GAUSSIAN.c, torch.tensor(80.0, dtype=f64)).log()
+        - torch.hypot(GAUSSIAN.c, torch.tensor(0.002, dtype=f64)).log()
+    )
     return found, prior.log_prob(GAUSSIAN.flow(images, 0.002, 80.0), 80.0) + 2 * stretch.sum()
 
 
@@ -178,9 +180,11 @@ def test_the_likelihood_of_data_whose_jacobian_is_not_diagonal():
     net, images = points()
     denoise = Conditioned(net)
     sigmas = denoise.levels(EDMSteps(sigma_min=0.3), 193)
-    signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=2))).reshape(4, 1, 1, 1,
-                                                                                 2).expand(4, 5, 1,
-                                                                                           1, 2)
+    signs = (
+        torch.tensor(list(itertools.product([-1.0, 1.0], repeat=2)))
+        .reshape(4, 1, 1, 1, 2)
+        .expand(4, 5, 1, 1, 2)
+    )
     steps = []
     found = log_likelihood(denoise, images, sigmas, signs, prior=net,
                            progress=lambda *step: steps.append(step))

@@ -45,12 +45,15 @@ def test_table_1(schedule):
     snr, root = TABLE_1[schedule]
     single = torch.cumprod(1 - schedule.betas.to(torch.float32), 0)[-1]
     if schedule == CosineBetas():
-        assert (f'{float(single / (1 - single)):.6e} {float(single.sqrt()):.6e}' == '2.428735e-09 '
-                                                                                    '4.928220e-05')
+        assert (
+            f'{float(single / (1 - single)):.6e} {float(single.sqrt()):.6e}'
+            == '2.428735e-09 4.928220e-05'
+        )
         snr, root = 2.428767e-09, 4.928252e-05   # in float64
     assert float(schedule.snr[-1]) == pytest.approx(snr, rel=2e-7 if snr < 1e-3 else 1e-4)
-    assert float(schedule.alpha_bar[-1].sqrt()) == pytest.approx(root, rel=2e-7 if root < 1e-3
-                                                                 else 1e-4)
+    assert float(schedule.alpha_bar[-1].sqrt()) == pytest.approx(
+        root, rel=2e-7 if root < 1e-3 else 1e-4
+    )
     assert float(single.sqrt()) == pytest.approx(root, rel=1e-4)
 
 
@@ -94,8 +97,10 @@ def test_algorithm_1(schedule):
     assert bool(after.sigma[:-1].isfinite().all())
     if isinstance(schedule, CosineBetas):   # this one only loses its clipping
         t = np.arange(1, 1000)
-        f = np.cos((t / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi
-                                                                         / 2) ** 2
+        f = (
+            np.cos((t / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+            / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+        )
         np.testing.assert_allclose(after.alpha_bar[:-1].numpy(), f, rtol=1e-9)
         return
     assert after.log_alpha_bar[0] == before.log_alpha_bar[0]
@@ -110,8 +115,9 @@ def test_the_numbers_of_the_rescaled_schedules():
     assert float(sd.alpha_bar[-2].sqrt()) == pytest.approx(4.436088e-04, rel=2e-7)
     assert float(sd.sigma[-2]) == pytest.approx(2254.24, abs=0.005)
     assert float(sd.betas[-2]) == pytest.approx(0.7511370, abs=1e-7)
-    assert float(rescaled(LinearBetas()).alpha_bar[-2].sqrt()) == pytest.approx(6.490965e-05,
-                                                                                rel=2e-7)
+    assert float(rescaled(LinearBetas()).alpha_bar[-2].sqrt()) == pytest.approx(
+        6.490965e-05, rel=2e-7
+    )
 
 
 def test_rescaling_loses_no_digits_where_there_is_little_noise():
@@ -127,36 +133,54 @@ def test_rescaling_loses_no_digits_where_there_is_little_noise():
     sigma = GivenBetas(tuple(map(float, betas)), zero_terminal_snr=True).sigma
     for t in (1, 2, 3, 10, 500, 999):
         root = (roots[t - 1] - roots[-1]) * roots[0] / (roots[0] - roots[-1])
-        assert float(sigma[t - 1]) == pytest.approx(float(((1 - root**2) / root**2).sqrt()),
-                                                    rel=2e-12)
+        assert float(sigma[t - 1]) == pytest.approx(
+            float(((1 - root**2) / root**2).sqrt()), rel=2e-12
+        )
 
 
-@pytest.mark.parametrize(('make', 'message'), [
-    (lambda: LinearBetas(T=1, zero_terminal_snr=True).sigma, 'it needs a schedule of two timesteps '
-                                                             'or more, which falls'),
-    (lambda: rescaled_to_zero_terminal_snr(torch.zeros(5, dtype=f64)), 'it needs a schedule of two '
-                                                                       'timesteps or more, which '
-                                                                       'falls'),
-    (lambda: LinearBetas(T=0).sigma, '^the number of timesteps T must be at least 1, not 0$'),
-    (lambda: GivenBetas((0.1, 1.5)).sigma, '^betas must be above 0 and below 1 .the last may be '
-                                           '1., not 1.5$'),
-    (lambda: GivenBetas((0.1, 1.0, 0.2)).sigma, 'not 1$'),
-    (lambda: GivenBetas(()).sigma, '^a schedule needs at least one beta$'),
-    (lambda: timesteps(10, 100, 'leding'), "^spacing must be one of trailing, linspace, leading, "
-                                           "not 'leding'$"),
-    (lambda: DiscreteSteps(spacing='leding'), "^spacing must be one of trailing, linspace, "
-                                              "leading, not 'leding'$"),
-    (lambda: timesteps(0, 100), '^the number of steps must be at least 1, not 0$'),
-    (lambda: timesteps(101, 100), '^101 steps are more than the 100 timesteps there are$'),
-    (lambda: DiscreteSteps().sigmas(5, 1000), r'^no timestep has a noise level within \[1000, '
-                                              r'inf\], the range of the network and of the '
-                                                  r'steps$'),
-    (lambda: DiscreteSteps(highest=0.01).sigma_max, r'^no timestep has a noise level within \[0, '
-                                                    r'0\.01\], the range of the network and of'),
-    (lambda: DiscreteSteps(lowest=2, highest=5).sigmas(5, 0, 1), r'^no timestep has a noise level '
-                                                                 r'within \[2, 1\], the range of '
-                                                                 r'the network and of'),
-])
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (
+            lambda: LinearBetas(T=1, zero_terminal_snr=True).sigma,
+            'it needs a schedule of two timesteps or more, which falls',
+        ),
+        (
+            lambda: rescaled_to_zero_terminal_snr(torch.zeros(5, dtype=f64)),
+            'it needs a schedule of two timesteps or more, which falls',
+        ),
+        (lambda: LinearBetas(T=0).sigma, '^the number of timesteps T must be at least 1, not 0$'),
+        (
+            lambda: GivenBetas((0.1, 1.5)).sigma,
+            '^betas must be above 0 and below 1 .the last may be 1., not 1.5$',
+        ),
+        (lambda: GivenBetas((0.1, 1.0, 0.2)).sigma, 'not 1$'),
+        (lambda: GivenBetas(()).sigma, '^a schedule needs at least one beta$'),
+        (
+            lambda: timesteps(10, 100, 'leding'),
+            "^spacing must be one of trailing, linspace, leading, not 'leding'$",
+        ),
+        (
+            lambda: DiscreteSteps(spacing='leding'),
+            "^spacing must be one of trailing, linspace, leading, not 'leding'$",
+        ),
+        (lambda: timesteps(0, 100), '^the number of steps must be at least 1, not 0$'),
+        (lambda: timesteps(101, 100), '^101 steps are more than the 100 timesteps there are$'),
+        (
+            lambda: DiscreteSteps().sigmas(5, 1000),
+            r'^no timestep has a noise level within \[1000, inf\], the range of the network and of '
+            r'the steps$',
+        ),
+        (
+            lambda: DiscreteSteps(highest=0.01).sigma_max,
+            r'^no timestep has a noise level within \[0, 0\.01\], the range of the network and of',
+        ),
+        (
+            lambda: DiscreteSteps(lowest=2, highest=5).sigmas(5, 0, 1),
+            r'^no timestep has a noise level within \[2, 1\], the range of the network and of',
+        ),
+    ],
+)
 def test_what_does_not_fit(make, message):
     with pytest.raises(ValueError, match=message):
         make()
@@ -179,8 +203,12 @@ def test_every_number_of_steps_has_its_timesteps(T, half_even):
     for S in range(1, T + 1):
         for spacing in ('trailing', 'linspace', 'leading'):
             t = timesteps(S, T, spacing, half_even)
-            assert len(t) == S and t[0] >= 1 and t[-1] <= T and all(b > a for a, b in zip(t, t[1:],
-                                                                                          strict=False)), (S, spacing)
+            assert (
+                len(t) == S
+                and t[0] >= 1
+                and t[-1] <= T
+                and all(b > a for a, b in zip(t, t[1:], strict=False))
+            ), (S, spacing)
             assert spacing == 'leading' or t[-1] == T
         if S > 1:
             assert timesteps(S, T, 'linspace', half_even)[0] == 1
@@ -204,10 +232,11 @@ def test_steps_are_the_levels_of_the_timesteps_and_start_at_infinity():
     both = DiscreteSteps(schedule, 'linspace', lowest=0.1, highest=50.0)
     assert torch.equal(both.sigmas(2, 0, 20.0),
                        schedule.sigma[(schedule.sigma >= 0.0999) & (schedule.sigma <= 20)][[-1, 0]])
-    assert (both.sigma_min, both.sigma_max) == (float(both.levels()[0]),
-                                                float(both.levels()[-1])) == pytest.approx((0.1,
-                                                                                            50),
-                                                                                           rel=0.03)
+    assert (
+        (both.sigma_min, both.sigma_max)
+        == (float(both.levels()[0]), float(both.levels()[-1]))
+        == pytest.approx((0.1, 50), rel=0.03)
+    )
     for name in DISCRETE_SCHEDULES:
         assert isinstance(STEPS[name]().schedule, DISCRETE_SCHEDULES[name])
 

@@ -81,9 +81,9 @@ def test_the_reference_sampler(name, case):
     latents = torch.as_tensor(arrays['latents'])
     x = sample(net, latents, randn_like=StackedGenerator(meta['seeds'], 'cpu').randn_like, **rows)
     # The reference computes the iDDPM levels in float32.
-    levels, tolerance = (1e-3,
-                         1e-5) if 'iddpm' in case and not meta['cases'][case]['net'] else (1e-9,
-                                                                                           1e-9)
+    levels, tolerance = (
+        (1e-3, 1e-5) if 'iddpm' in case and not meta['cases'][case]['net'] else (1e-9, 1e-9)
+    )
     np.testing.assert_allclose(net.sigmas, arrays[f'sigmas:{case}'], rtol=levels)
     expected = arrays[f'x:{case}']
     assert np.abs(x.numpy() - expected).max() <= tolerance * np.abs(expected).max()
@@ -363,9 +363,9 @@ def test_rounding_networks_see_their_own_levels():
     """Times of an iDDPM network are its levels, also after noise was added."""
     levels = torch.tensor([50.0, 10, 2, 0.5, 0.1], dtype=f64)
     net = Gaussian(sigma_min=0.1, sigma_max=50.0)
-    net.round_sigma = lambda sigma: levels[(sigma.reshape(-1,
-                                                          1)
-                                            - levels).abs().argmin(1)].reshape(sigma.shape)
+    net.round_sigma = lambda sigma: levels[(sigma.reshape(-1, 1) - levels).abs().argmin(1)].reshape(
+        sigma.shape
+    )
     sample(net, torch.ones(1, 1, 2, 2), num_steps=4, churn=Churn(S_churn=100))
     assert set(net.sigmas) <= set(levels.tolist())
 

@@ -28,8 +28,9 @@ def test_the_inverse_and_the_derivative_belong_to_sigma(name):
 def test_the_logarithmic_derivative_belongs_to_s(name):
     scaling = SCALINGS[name]()
     sigma = torch.logspace(-3, 2, 50, dtype=f64)
-    difference = (scaling.s(sigma * (1 + 1e-5)).log() - scaling.s(sigma * (1 - 1e-5)).log()) / (2e-5
-                                                                                                * sigma)
+    difference = (scaling.s(sigma * (1 + 1e-5)).log() - scaling.s(sigma * (1 - 1e-5)).log()) / (
+        2e-5 * sigma
+    )
     torch.testing.assert_close(scaling.dlog_s(sigma), difference, rtol=1e-7, atol=1e-8)
 
 
@@ -63,7 +64,8 @@ def test_vp_constants_from_the_noise_range():
 
 
 def test_a_vp_schedule_that_would_have_to_turn_back_is_refused():
-    message = r'no VP schedule goes from sigma\(0.001\) = 0.2 to sigma\(1\) = 152: with this sigma_max, sigma_min must be below 0.1005$'
+    message = (r'no VP schedule goes from sigma\(0.001\) = 0.2 to sigma\(1\) = 152: '
+               r'with this sigma_max, sigma_min must be below 0.1005$')
     with pytest.raises(ValueError, match=message):
         VPSchedule.through(0.2, 152)
     assert VPSchedule.through(0.1, 152).beta_d > 0

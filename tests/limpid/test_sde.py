@@ -95,8 +95,9 @@ def test_songs_rate_has_no_score_in_the_forward_drift(schedule, scaling):
         torch.testing.assert_close(one, -beta / 2 * x, rtol=1e-13, atol=0)
         assert float(sde.diffusion(t)) == pytest.approx(math.sqrt(beta), rel=1e-13)
     if schedule == 've' and scaling == 'none':
-        assert float(one.abs().max()) == 0 and float(sde.diffusion(t)) == pytest.approx(1,
-                                                                                        rel=1e-13)
+        assert float(one.abs().max()) == 0 and float(sde.diffusion(t)) == pytest.approx(
+            1, rel=1e-13
+        )
 
 
 @pytest.mark.parametrize(('schedule', 'scaling'), FRAMES)

@@ -127,14 +127,15 @@ def test_what_v_tells_the_network():
         assert c.nearest(torch.tensor([1e4, 3e38, math.inf],
                                       dtype=dtype)).tolist() == [
                                           *[float(table.sigma[998].to(dtype))] * 2, math.inf]
-    assert V(noise_label='timestep',
-             schedule=ScaledLinearBetas()).c_noise(torch.tensor([1e9, math.inf])).tolist() == [999,
-                                                                                               999]
+    assert V(noise_label='timestep', schedule=ScaledLinearBetas()).c_noise(
+        torch.tensor([1e9, math.inf])
+    ).tolist() == [999, 999]
     middle = ((table.sigma[10].atan() + table.sigma[11].atan()) / 2).tan()
     around = torch.stack([middle * (1 - 1e-9), middle * (1 + 1e-9), torch.zeros([], dtype=f64),
                           inf])
-    assert torch.equal(c.nearest(around), torch.stack([table.sigma[10], table.sigma[11], around[2],
-                                                       inf]))
+    assert torch.equal(
+        c.nearest(around), torch.stack([table.sigma[10], table.sigma[11], around[2], inf])
+    )
     assert torch.equal(c.nearest(table.sigma), table.sigma)
     assert c.nearest(around.to(torch.float32)).dtype == torch.float32
     torch.testing.assert_close(V(0.5).c_noise(SIGMAS), 2 / math.pi * (SIGMAS / 0.5).atan())
@@ -154,10 +155,10 @@ def test_what_v_tells_the_network():
             c.c_noise(schedule.sigma).isfinite().all())
     # as by those who had no other
     stored = configs.encode(V(1.0, 'log', CosineBetas(), cap=4096.0))
-    assert stored['cap'] == 4096 and configs.decode(stored,
-                                                    V).c_noise(torch.tensor(2e4,
-                                                                            dtype=f64)) == math.log(
-                                                                                4096) / 4
+    assert (
+        stored['cap'] == 4096
+        and configs.decode(stored, V).c_noise(torch.tensor(2e4, dtype=f64)) == math.log(4096) / 4
+    )
     del stored['cap']
     assert configs.decode(stored, V).cap == pytest.approx(40582.35, rel=1e-6)
     # unused, as it always was
@@ -217,10 +218,12 @@ REASONS = {
 @pytest.mark.parametrize('precond', REASONS, ids=str)
 def test_networks_that_cannot_say_why(precond):
     net, z = network(precond), torch.zeros(1, 1, 8, 8)
-    for ask in (lambda: net(z, math.inf, unit=True), lambda: net(z, torch.tensor([math.inf]),
-                                                                 unit=True),
-                lambda: Conditioned(net).unit(z, inf), lambda: run(DDIM(), Conditioned(net), z,
-                                                                   torch.tensor([math.inf, 0]))):
+    for ask in (
+        lambda: net(z, math.inf, unit=True),
+        lambda: net(z, torch.tensor([math.inf]), unit=True),
+        lambda: Conditioned(net).unit(z, inf),
+        lambda: run(DDIM(), Conditioned(net), z, torch.tensor([math.inf, 0])),
+    ):
         with pytest.raises(ValueError) as error:
             ask()
         assert str(error.value) == f'this network cannot work at sigma = inf: {REASONS[precond]}'
@@ -316,10 +319,15 @@ def trailing(num_steps, schedule=TABLE):
 
 
 # For 5, 10, …, 320 steps uniform in φ; 8 draws of z and the expectation differ in the third digit.
-EXPECTED = {'ddim': (DDIM(), [.196, .104, .0538, .0274, .0139, .00697, .00349], 1),
-            'heun': (Angle(), [.0517, .0165, .0056, .00159, 4.1e-4, 1.0e-4, 2.5e-5], 2),
-            'rotation': (Angle('rotation'), [.0567, .0175, .00576, .00161, 4.13e-4, 1.035e-4,
-                                             2.59e-5], 2)}
+EXPECTED = {
+    'ddim': (DDIM(), [0.196, 0.104, 0.0538, 0.0274, 0.0139, 0.00697, 0.00349], 1),
+    'heun': (Angle(), [0.0517, 0.0165, 0.0056, 0.00159, 4.1e-4, 1.0e-4, 2.5e-5], 2),
+    'rotation': (
+        Angle('rotation'),
+        [0.0567, 0.0175, 0.00576, 0.00161, 4.13e-4, 1.035e-4, 2.59e-5],
+        2,
+    ),
+}
 
 
 @pytest.mark.parametrize('name', EXPECTED)
@@ -379,8 +387,10 @@ def test_ddpm_is_the_chain_of_equation_20():
         alpha = ab / ab_next
         beta = 1 - alpha
         x0 = Axes()(x, sigmas[i], unit=True) / D
-        x = math.sqrt(ab_next) * beta / (1 - ab) * x0 + math.sqrt(alpha) * (1 - ab_next) / (1
-                                                                                            - ab) * x
+        x = (
+            math.sqrt(ab_next) * beta / (1 - ab) * x0
+            + math.sqrt(alpha) * (1 - ab_next) / (1 - ab) * x
+        )
         if ab_next < 1:
             x = x + math.sqrt((1 - ab_next) / (1 - ab) * beta) * draws[i]
     feed = iter(draws)
@@ -546,8 +556,9 @@ def test_native_steps_are_the_default_with_ddim():
     assert sampling.sampler == DDIM() and sampling.steps == DiscreteSteps(
         TABLE) and sampling.num_steps == 18
     assert resolve(sampler='ancestral').sampler == Ancestral('small')
-    assert resolve(sampler='angle', rule='rotation', S_churn=5.0).sampler == Angle('rotation',
-                                                                                   Churn(5.0))
+    assert resolve(sampler='angle', rule='rotation', S_churn=5.0).sampler == Angle(
+        'rotation', Churn(5.0)
+    )
     assert resolve(spacing='leading').steps == DiscreteSteps(TABLE, 'leading')
     for given in ({'solver': 'heun'}, {'sampler': 'table1'}, {'disc': 'edm'}, {'family': 'edm'},
                   {'preset': 'cifar10-edm'}):
@@ -604,13 +615,18 @@ def test_discrete_timesteps_within_a_range(native, disc):
     sampling = resolve(native, sigma_min=0.1, sigma_max=float(TABLE.sigma[899]), num_steps=3,
                        spacing='linspace', **disc)
     sigmas = sampling.steps.sigmas(3)
-    assert float(sigmas[0]) == float(TABLE.sigma[899]) and float(sigmas[-1]) == pytest.approx(0.1,
-                                                                                              rel=0.05) and sampling.notes == ()
-    assert float(sampling.steps.sigmas(3, 0, 5.0)[0]) == pytest.approx(5,
-                                                                                rel=0.01) and len(
-                                                                                    sigmas) == 3
+    assert (
+        float(sigmas[0]) == float(TABLE.sigma[899])
+        and float(sigmas[-1]) == pytest.approx(0.1, rel=0.05)
+        and sampling.notes == ()
+    )
+    assert (
+        float(sampling.steps.sigmas(3, 0, 5.0)[0]) == pytest.approx(5, rel=0.01)
+        and len(sigmas) == 3
+    )
     with pytest.raises(ValueError, match=r'^no timestep has a noise level within \[0, 0\.01\], the '
-                                         r'range of the network and of --sigma_min and --sigma_max$'):
+                                         r'range of the network and of --sigma_min and '
+                                         r'--sigma_max$'):
         resolve(native, sigma_max=0.01, **disc)
 
 
@@ -629,8 +645,12 @@ def test_networks_that_end_before_infinity():
         assert resolve(native, highest=100.0, sigma_max=80.0, **given).notes == ()
     assert resolve(highest=highest).notes == ('drawing starts at sigma = 2254.24: the network '
                                               'supports no more',)
-    assert resolve(highest=highest, spacing='leading').notes == resolve(highest=highest,
-                                                                        solver='heun').notes == resolve().notes == ()
+    assert (
+        resolve(highest=highest, spacing='leading').notes
+        == resolve(highest=highest, solver='heun').notes
+        == resolve().notes
+        == ()
+    )
 
 
 def test_options_of_discrete_timesteps():
@@ -641,32 +661,38 @@ def test_options_of_discrete_timesteps():
                    sampler='ddim').steps == ExplicitSteps((math.inf, 1.0))
     finite = resolve(None, disc='scaled-linear', schedule='vp', highest=100.0,
                      zero_terminal_snr=True, sigma_max=100.0)
-    assert float(finite.sampler.schedule.sigma(torch.ones([],
-                                                          dtype=f64))) == float(
-                                                              TABLE.sigma[TABLE.sigma <= 100][-1])
+    assert float(finite.sampler.schedule.sigma(torch.ones([], dtype=f64))) == float(
+        TABLE.sigma[TABLE.sigma <= 100][-1]
+    )
     # begins before the last
     leading = resolve(None, disc='scaled-linear', zero_terminal_snr=True, spacing='leading')
     assert type(leading.sampler) is FlowSampler and leading.steps.sigmas(18)[
         0] == TABLE.sigma[935]
     for given, message in [
-            ({'disc': 'edm', 'sigma_max': math.inf, 'sampler': 'ddim'}, '^no noise levels are '
-                                                                        'left: sigma_min=0.002 and '
-                                                                        'sigma_max=inf must'),
-            ({'disc': 'scaled-linear', 'zero_terminal_snr': True, 'solver': 'heun'}, '^heun cannot '
-                                                                                     'start at '
-                                                                                     'sigma = inf, '
-                                                                                     'where x is '
-                                                                                     'infinite: '
-                                                                                     'use time'),
-            ({'disc': 'cosine', 'zero_terminal_snr': True, 'schedule': 'vp'}, '^heun cannot start '
-                                                                              'at sigma = inf'),
-            ({'zero_terminal_snr': True}, '^--zero-terminal-snr would have no effect without '
-                                          'discrete timesteps: give --disc=ddpm-linear, '
-                                          'scaled-linear, cosine$'),
-            ({'spacing': 'leading', 'disc': 'edm'}, '^--spacing would have no effect without '
-                                                    'discrete timesteps: give --disc=ddpm-linear, '
-                                                    'scaled-linear, cosine$'),
-            ({'rule': 'heun'}, '^--rule would have no effect with --sampler=table1$')]:
+        (
+            {'disc': 'edm', 'sigma_max': math.inf, 'sampler': 'ddim'},
+            '^no noise levels are left: sigma_min=0.002 and sigma_max=inf must',
+        ),
+        (
+            {'disc': 'scaled-linear', 'zero_terminal_snr': True, 'solver': 'heun'},
+            '^heun cannot start at sigma = inf, where x is infinite: use time',
+        ),
+        (
+            {'disc': 'cosine', 'zero_terminal_snr': True, 'schedule': 'vp'},
+            '^heun cannot start at sigma = inf',
+        ),
+        (
+            {'zero_terminal_snr': True},
+            '^--zero-terminal-snr would have no effect without discrete timesteps: give '
+            '--disc=ddpm-linear, scaled-linear, cosine$',
+        ),
+        (
+            {'spacing': 'leading', 'disc': 'edm'},
+            '^--spacing would have no effect without discrete timesteps: give --disc=ddpm-linear, '
+            'scaled-linear, cosine$',
+        ),
+        ({'rule': 'heun'}, '^--rule would have no effect with --sampler=table1$'),
+    ]:
         with pytest.raises(ValueError, match=message):
             resolve(None, **given)
 
@@ -752,7 +778,9 @@ def test_training_up_to_zero_signal(digits, tmp_path):  # noqa: F811
     net, _ = load_snapshot(tmp_path / 'network-snapshot-000000.pkl')
     assert net.sigma_max == math.inf and traits(net).native_steps == DiscreteSteps(TABLE)
     for given in ({}, {'sampler': 'ancestral'}, {'sampler': 'angle'}, {'solver': 'heun'}):
-        sampling = resolve(traits(net).native_steps, net.sigma_min, net.sigma_max, num_steps=4, **given)
+        sampling = resolve(
+            traits(net).native_steps, net.sigma_min, net.sigma_max, num_steps=4, **given
+        )
         images = generate(net, sampling.plan(net), [0, 1, 2], [1, 2, 3], torch.device('cpu'))
         assert images.shape == (3, 1, 8, 8) and len(images.unique()) > 5
         alone = generate(net, sampling.plan(net), [1], [2], torch.device('cpu'))
@@ -801,8 +829,11 @@ def test_options_of_v(digits):  # noqa: F811
     assert config.label_dropout == 0.1
     config = resolved(digits, '--precond=v', '--schedule=cosine', '--zero-terminal-snr=0',
                       '--c-noise=log', '--sigma_data=0.5', '--weighting=inverse-variance')
-    assert config.network.precond == V(0.5, 'log',
-                                       CosineBetas()) and config.network.precond.cap == pytest.approx(2 * 20291.17) and config.network.sigma_max == pytest.approx(20291.17)
+    assert (
+        config.network.precond == V(0.5, 'log', CosineBetas())
+        and config.network.precond.cap == pytest.approx(2 * 20291.17)
+        and config.network.sigma_max == pytest.approx(20291.17)
+    )
     assert config.loss == VelocityLoss(UniformTimestep(CosineBetas()), InverseVariance())
     config = resolved(digits, '--precond=v', '--noise=edm', '--sigma_data=0.5', '--P_std=1.0')
     assert config.network.precond == V(0.5) and config.loss.noise_distribution.P_std == 1.0
@@ -812,7 +843,8 @@ def test_options_of_v(digits):  # noqa: F811
 
 
 def test_a_timestep_of_weight_zero_is_noted(digits):  # noqa: F811
-    note = 'with --weighting=inverse-variance the last timestep, sigma = inf, has the weight 0: what sampling starts with is never trained'
+    note = ('with --weighting=inverse-variance the last timestep, sigma = inf, has the weight 0: '
+            'what sampling starts with is never trained')
     for more, expected in [(['--weighting=inverse-variance'], [note]), ([], []),
                            (['--weighting=inverse-variance', '--zero-terminal-snr=0'], []),
                            (['--weighting=inverse-variance', '--noise=edm'], [])]:
@@ -820,23 +852,39 @@ def test_a_timestep_of_weight_zero_is_noted(digits):  # noqa: F811
         assert train.notes_on(config, torch.device('cpu')) == expected
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    (['--precond=edm', '--noise=timestep', '--zero-terminal-snr=1'],
-     f'--precond=edm cannot be trained with --zero-terminal-snr=1, up to sigma = inf: '
-     f'{REASONS[EDM()]}. Use --precond=v'),
-    (['--precond=vp', '--noise=timestep', '--zero-terminal-snr=1'],
-     f'--precond=vp cannot be trained with --zero-terminal-snr=1, up to sigma = inf: '
-     f'{REASONS[VP()]}. Use --precond=v'),
-    (['--schedule=cosine'], '--schedule=cosine would have no effect without --noise=timestep, the '
-                            'noise of discrete timesteps'),
-    (['--precond=v', '--noise=edm', '--zero-terminal-snr=1'],
-     '--zero-terminal-snr=True would have no effect without --noise=timestep, the noise of '
-     'discrete timesteps'),
-    (['--c-noise=log'],
-     '--c-noise=log would have no effect with --precond=edm: only v has a choice'),
-    (['--precond=v', '--noise=edm', '--c-noise=timestep'], '--c-noise=timestep needs discrete '
-                                                           'timesteps, --noise=timestep'),
-])
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (
+            ['--precond=edm', '--noise=timestep', '--zero-terminal-snr=1'],
+            f'--precond=edm cannot be trained with --zero-terminal-snr=1, up to sigma = inf: '
+            f'{REASONS[EDM()]}. Use --precond=v',
+        ),
+        (
+            ['--precond=vp', '--noise=timestep', '--zero-terminal-snr=1'],
+            f'--precond=vp cannot be trained with --zero-terminal-snr=1, up to sigma = inf: '
+            f'{REASONS[VP()]}. Use --precond=v',
+        ),
+        (
+            ['--schedule=cosine'],
+            '--schedule=cosine would have no effect without --noise=timestep, the noise of '
+            'discrete timesteps',
+        ),
+        (
+            ['--precond=v', '--noise=edm', '--zero-terminal-snr=1'],
+            '--zero-terminal-snr=True would have no effect without --noise=timestep, the noise of '
+            'discrete timesteps',
+        ),
+        (
+            ['--c-noise=log'],
+            '--c-noise=log would have no effect with --precond=edm: only v has a choice',
+        ),
+        (
+            ['--precond=v', '--noise=edm', '--c-noise=timestep'],
+            '--c-noise=timestep needs discrete timesteps, --noise=timestep',
+        ),
+    ],
+)
 def test_options_that_do_not_go_together(digits, options, message):  # noqa: F811
     assert resolved(digits, *options) == f'Error: {message}\n'
 
@@ -850,8 +898,8 @@ def test_a_network_that_was_trained_to_infinity_is_told_where_else_it_starts():
     assert flawed.notes == ('this network was trained up to sigma = inf, and these time steps '
                             'start at 14.6146',)
     for options in ({'solver': 'heun'}, {'family': 'edm'}, {'sampler': 'table1'}, {'disc': 'edm'}):
-        assert resolve_sampler(options, told(native)).notes == ('this network was trained up to '
-                                                                 'sigma = inf, and these time '
-                                                                 'steps start at 80',)
+        assert resolve_sampler(options, told(native)).notes == (
+            'this network was trained up to sigma = inf, and these time steps start at 80',
+        )
     assert resolve_sampler({'sigma_max': 10.0},
                            told(native)).notes == resolve_sampler({}, told(native)).notes == ()

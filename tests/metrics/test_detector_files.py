@@ -53,8 +53,9 @@ def test_an_inception_file_through_every_conversion(tmp_path, weights):
         path = tmp_path / name
         assert (written.path, written.kind, written.format,
                 written.digest) == (path, 'inception', form, digest)
-        assert written.sha256 == sha256(path) and written.notes == ([] if form == 'safetensors'
-                                                                    else [UNKNOWN])
+        assert written.sha256 == sha256(path) and written.notes == (
+            [] if form == 'safetensors' else [UNKNOWN]
+        )
     plain = torch.load(path, weights_only=True)
     assert type(plain) is dict and list(plain) == list(weights) and len(plain) == 472
     assert all(torch.equal(plain[name], weights[name]) for name in weights)
@@ -86,8 +87,12 @@ def test_dinov2_files(tmp_path, small_dinov2, monkeypatch):
     path, digest = tmp_path / 'dinov2.pth', inception.digest(small_dinov2)
     torch.save(small_dinov2, path)
     found = identify(path)
-    assert (found.kind, found.format, found.digest, found.published) == ('dinov2', 'state dict',
-                                                                         digest, None)
+    assert (found.kind, found.format, found.digest, found.published) == (
+        'dinov2',
+        'state dict',
+        digest,
+        None,
+    )
     written = convert(path, tmp_path / 'a.safetensors')
     assert (written.kind, written.format, written.digest,
             written.notes) == ('dinov2', 'safetensors', digest, [])

@@ -39,8 +39,9 @@ def by_torch(weights, x, depth, width):
     for i in range(depth):
         w = {name.removeprefix(f'blocks.{i}.'): t for name, t in weights.items()
              if name.startswith(f'blocks.{i}.')}
-        layer = nn.TransformerEncoderLayer(width, width // 64, 4 * width, 0, 'gelu', 1e-6, True,
-                                           True).eval()
+        layer = nn.TransformerEncoderLayer(
+            width, width // 64, 4 * width, 0, 'gelu', 1e-6, True, True
+        ).eval()
         layer.load_state_dict({
             'self_attn.in_proj_weight': w['attn.qkv.weight'],
             'self_attn.in_proj_bias': w['attn.qkv.bias'],
@@ -123,8 +124,9 @@ def test_files_are_read_and_checked(tmp_path, monkeypatch):
     weights, path = random_weights(**sizes), tmp_path / 'weights.pth'
     torch.save(weights, path)
     found = load_weights(path)
-    assert list(found) == list(weights) and all(torch.equal(found[name], weights[name])
-                                                for name in weights)
+    assert list(found) == list(weights) and all(
+        torch.equal(found[name], weights[name]) for name in weights
+    )
     torch.save({**weights, 'norm.bias': torch.zeros(3)}, path)
     with pytest.raises(ValueError) as error:
         load_weights(path)

@@ -20,8 +20,9 @@ CASES = json.loads(str(GOLDEN['__meta__']))['cases']
 
 
 def images(n, *shape, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, *shape),
-                                                                 dtype=np.uint8))
+    return torch.from_numpy(
+        np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8)
+    )
 
 
 def spd(d, seed):
@@ -91,8 +92,10 @@ def test_detectors_take_uint8_images_only(x, found):
 def test_a_detector_that_there_is_not_is_never_replaced():
     with pytest.raises(ValueError) as error:
         load_detector('inseption', torch.device('cpu'))
-    assert str(
-        error.value) == 'detector=inseption is neither inception nor demo nor a file of Inception weights'
+    assert (
+        str(error.value)
+        == 'detector=inseption is neither inception nor demo nor a file of Inception weights'
+    )
     assert list(DETECTORS) == ['inception', 'demo']
 
 
@@ -110,8 +113,9 @@ def test_moments_and_distance_computed_with_the_reference_implementation(case):
             assert value.dtype == np.float64
             np.testing.assert_allclose(value, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
             values.append(value)
-    assert frechet_distance(*values) == pytest.approx(float(GOLDEN[f'{case}:fid']), rel=1e-7,
-                                                      abs=1e-12)
+    assert frechet_distance(*values) == pytest.approx(
+        float(GOLDEN[f'{case}:fid']), rel=1e-7, abs=1e-12
+    )
 
 
 def test_moments_against_numpy():
@@ -203,8 +207,10 @@ def test_distance_of_covariances_that_do_not_commute():
 def test_distance_where_covariances_are_singular(n1, n2):
     """tr (Σ₁ Σ₂)^½ is the nuclear norm of X₁ X₂ᵀ / √((n₁ − 1)(n₂ − 1)), X centred."""
     rng = np.random.default_rng(0)
-    X, Y = rng.standard_normal([n1, 24]), rng.standard_normal([n2, 24]) * np.linspace(0.1, 2,
-                                                                                      24) + 0.3
+    X, Y = (
+        rng.standard_normal([n1, 24]),
+        rng.standard_normal([n2, 24]) * np.linspace(0.1, 2, 24) + 0.3,
+    )
     mu = X.mean(axis=0), Y.mean(axis=0)
     X, Y = X - mu[0], Y - mu[1]
     S = X.T @ X / (n1 - 1), Y.T @ Y / (n2 - 1)

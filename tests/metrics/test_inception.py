@@ -83,8 +83,9 @@ def slow_features(x, weights):
 
 
 def test_first_blocks_written_out(weights, detector):
-    x = torch.from_numpy(np.random.RandomState(0).uniform(-1, 1,
-                                                          [1, 3, 299, 299]).astype(np.float32))
+    x = torch.from_numpy(
+        np.random.RandomState(0).uniform(-1, 1, [1, 3, 299, 299]).astype(np.float32)
+    )
     upto = next(i for i, step in enumerate(STEM) if isinstance(step, tuple)) + 1
     found = detector.network._run(x, STEM[:upto])
     assert list(found.shape) == [1, 256, 35, 35]

@@ -63,8 +63,9 @@ class Means:
 
 
 def pictures(n, size=4, seed=0, channels=1):
-    return torch.from_numpy(np.random.RandomState(seed).randint(0, 256, [n, channels, size,
-                                                                         size]).astype(np.uint8))
+    return torch.from_numpy(
+        np.random.RandomState(seed).randint(0, 256, [n, channels, size, size]).astype(np.uint8)
+    )
 
 
 def brute_force(queries, training, features, count, xflip):
@@ -95,10 +96,12 @@ def test_the_nearest_are_those_of_brute_force(detector, xflip, monkeypatch):
     training, queries = pictures(2 * CHUNK + 50), pictures(20, seed=1)
     found = nearest(queries, Array(training), detector, count=12, device=CPU, batch=100,
                     xflip=xflip)
-    for space, (distances, mirrored, positions) in brute_force(queries, training, detector.features,
-                                                               12, xflip).items():
-        assert found[space].distances == pytest.approx(distances, rel=1e-12 if space == 'pixels'
-                                                       else 1e-5)
+    for space, (distances, mirrored, positions) in brute_force(
+        queries, training, detector.features, 12, xflip
+    ).items():
+        assert found[space].distances == pytest.approx(
+            distances, rel=1e-12 if space == 'pixels' else 1e-5
+        )
         assert np.array_equal(found[space].positions,
                               positions) and np.array_equal(found[space].mirrored, mirrored)
         assert mirrored.any() == xflip
@@ -156,10 +159,9 @@ def test_the_ratio():
     assert distance_ratio(distances, 1).tolist() == [1 / 2, 0, 0, 1]
     # A copy of what the training set has twice: the nearest two are equally near.
     twice = np.array([[0.1, 0.1] + [10.0] * 49])
-    assert distance_ratio(twice,
-                          1) == 1 and distance_ratio(twice) == pytest.approx(0.1
-                                                                             / ((0.1 + 490) / 50),
-                                                                             rel=1e-12)
+    assert distance_ratio(twice, 1) == 1 and distance_ratio(twice) == pytest.approx(
+        0.1 / ((0.1 + 490) / 50), rel=1e-12
+    )
     with pytest.raises(ValueError, match='^a ratio to 5 others needs 6 distances, not 5$'):
         distance_ratio(distances, 5)
 
@@ -181,8 +183,10 @@ def test_what_is_said_of_the_ratios():
 def test_the_picture():
     """16 pixels are enlarged three times; the nearest of the second row only, in one space, has a
     red frame."""
-    images, near = pictures(2, size=16).numpy(), pictures(4, size=16,
-                                                          seed=1).numpy().reshape(2, 2, 1, 16, 16)
+    images, near = (
+        pictures(2, size=16).numpy(),
+        pictures(4, size=16, seed=1).numpy().reshape(2, 2, 1, 16, 16),
+    )
     canvas = draw(images, {'a': near, 'b': near[:, :1]}, {'a': np.array([False, True]),
                                                           'b': np.array([False, False])})
     assert canvas.shape == (20 + 2 * 52, 4 * 52 + 4 * 12, 3)
@@ -193,10 +197,10 @@ def test_the_picture():
     for row in (0, 1):
         for x, expected in ((12, images[row]), (76, near[row, 0]), (128, near[row, 1]),
                             (192, near[row, 0])):
-            assert np.array_equal(tile(row, x),
-                                  np.broadcast_to(expected.repeat(3, 1).repeat(3, 2).transpose(1, 2,
-                                                                                               0),
-                                                  [48, 48, 3]))
+            assert np.array_equal(
+                tile(row, x),
+                np.broadcast_to(expected.repeat(3, 1).repeat(3, 2).transpose(1, 2, 0), [48, 48, 3]),
+            )
     red = (canvas == [255, 0, 0]).all(axis=2)
     assert red[72:124, 76:128].sum() == red.sum() == 52**2 - 48**2
     assert (canvas[72:124, :12] == GREY).all()
@@ -235,9 +239,11 @@ def sets(tmp_path_factory):
                                       > 127).int()).clamp(max=255).byte()
     generated = torch.cat([training[[CHUNK + 5]], training[[7]].flip(-1), noisy[None], others[:2]])
     np.savez(folder / 'images.npz', arr_0=generated.permute(0, 2, 3, 1).numpy())
-    return write(folder / 'images', generated), write(folder / 'data',
-                                                      training), write(folder / 'control',
-                                                                       others[2:])
+    return (
+        write(folder / 'images', generated),
+        write(folder / 'data', training),
+        write(folder / 'control', others[2:]),
+    )
 
 
 def options(sets, tmp_path, *more):
@@ -326,8 +332,10 @@ def test_a_small_training_set(tmp_path):
     folder = write(tmp_path / 'data', pictures(3, size=8))
     result = run(*options((folder, folder), tmp_path))
     assert result.exit_code == 0 and 'the mean of the 2 after it' in result.output
-    assert error(run(*options((folder, folder), tmp_path,
-                              '--k=4'))) == f'--data={folder} has 3 images: 4 neighbours are the least'
+    assert (
+        error(run(*options((folder, folder), tmp_path, '--k=4')))
+        == f'--data={folder} has 3 images: 4 neighbours are the least'
+    )
 
 
 def test_refusals(sets, tmp_path):
@@ -335,11 +343,13 @@ def test_refusals(sets, tmp_path):
     assert error(run(*options((other, sets[1]), tmp_path))) == (
         f'--images={other} has images [1, 4, 4], but those of --data={sets[1]} are [1, 8, 8] '
         f'(channels, height, width): use images of one size')
-    assert error(run(*options(sets, tmp_path,
-                              f'--control={other}'))).startswith(f'--control={other} has images '
-                                                                 f'[1, 4, 4], but')
-    assert error(run(*options(sets, tmp_path,
-                              f'--dest={tmp_path / "x.jpg"}'))) == f'--dest={tmp_path / "x.jpg"} should be the name of a file that ends in .png'
+    assert error(run(*options(sets, tmp_path, f'--control={other}'))).startswith(
+        f'--control={other} has images [1, 4, 4], but'
+    )
+    assert (
+        error(run(*options(sets, tmp_path, f'--dest={tmp_path / "x.jpg"}')))
+        == f'--dest={tmp_path / "x.jpg"} should be the name of a file that ends in .png'
+    )
     assert error(run(*options(sets, tmp_path,
                               f'--csv={tmp_path}'))) == f'--csv={tmp_path} is a folder; name a file'
     (other / '00001.png').write_bytes(b'no image')

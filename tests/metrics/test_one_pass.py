@@ -1,5 +1,4 @@
-"""metrics/one_pass.py and definitions.py: one pass over images, the same bits on any number of ranks
-and after kills."""
+"""One pass over images, with the same bits on any number of ranks and after kills."""
 
 import json
 import threading
@@ -79,8 +78,9 @@ class Noise:
     source, image_shape = 'noise', [3, 4, 4]
 
     def __init__(self, count, ends_at=None, bad=None, seed=0):
-        self.pixels = torch.from_numpy(np.random.RandomState(seed).randint(0, 256, [count, 3, 4, 4],
-                                                                           dtype=np.uint8))
+        self.pixels = torch.from_numpy(
+            np.random.RandomState(seed).randint(0, 256, [count, 3, 4, 4], dtype=np.uint8)
+        )
         self.ends_at, self.bad, self.read = ends_at, bad, []
 
     def __len__(self):
@@ -104,9 +104,9 @@ def look(images, wanted=BOTH, **options):
 
 
 def same(a, b):
-    return torch.equal(a.moments['demo'].sums,
-                       b.moments['demo'].sums) and np.array_equal(a.features['demo'],
-                                                                  b.features['demo'])
+    return torch.equal(a.moments['demo'].sums, b.moments['demo'].sums) and np.array_equal(
+        a.features['demo'], b.features['demo']
+    )
 
 
 def test_a_pass_finds_the_features_and_their_moments():
@@ -164,8 +164,9 @@ def test_images_that_end_on_one_rank_stop_all(monkeypatch, tmp_path):
     """No rank raises or has a result, and the same pass continues where it was."""
     count = 6 * CHUNK
     with monkeypatch.context() as patch:
-        results = Ranks(patch, 3).run(lambda: look(Interrupted(count, 4 * CHUNK), state=tmp_path,
-                                                   save_seconds=0))
+        results = Ranks(patch, 3).run(
+            lambda: look(Interrupted(count, 4 * CHUNK), state=tmp_path, save_seconds=0)
+        )
     assert results == [Stopped()] * 3
     rest = Noise(count)
     assert same(look(rest, state=tmp_path), look(Noise(count)))
@@ -264,11 +265,12 @@ def test_density_and_coverage_are_of_ten_thousand_images(monkeypatch):
 
 def test_what_metrics_need():
     everything = list(METRICS)
-    assert needs(everything, 'pool_3') == Wanted(frozenset({'pool_3', 'spatial', 'dinov2'}),
-                                                 frozenset({'pool_3'}))
-    assert needs_of_reference(everything,
-                              'pool_3') == Wanted(frozenset({'pool_3', 'spatial', 'dinov2'}),
-                                                  frozenset({'pool_3'}))
+    assert needs(everything, 'pool_3') == Wanted(
+        frozenset({'pool_3', 'spatial', 'dinov2'}), frozenset({'pool_3'})
+    )
+    assert needs_of_reference(everything, 'pool_3') == Wanted(
+        frozenset({'pool_3', 'spatial', 'dinov2'}), frozenset({'pool_3'})
+    )
     assert needs_of_reference(['is'], 'pool_3').taps == []
     assert needs(['fid'], 'pool_3') == Wanted(frozenset({'pool_3'}))
     assert needs(['fd_dinov2'], 'pool_3').taps == ['dinov2']   # Inception is not even loaded
@@ -306,10 +308,13 @@ def test_mismatches_are_refused_unless_allowed():
                                          '[3, 4, 4]')):
         with pytest.raises(ValueError) as error:
             checked(changed(reference, **fields))
-        assert str(
-            error.value) == f'ref=real.npz {what}; make it anew with fid.py ref, or say allow_mismatch=True'
-        assert checked(changed(reference, **fields), allow_mismatch=True) == [f'ref=real.npz '
-                                                                              f'{what}']
+        assert (
+            str(error.value)
+            == f'ref=real.npz {what}; make it anew with fid.py ref, or say allow_mismatch=True'
+        )
+        assert checked(changed(reference, **fields), allow_mismatch=True) == [
+            f'ref=real.npz {what}'
+        ]
     assert checked(changed(reference, detector_id=None, detector_digest=None, image_shape=None,
                            precision=None)) == [
         'real.npz does not say which detector it was made with; only its size fits']
@@ -338,20 +343,25 @@ def test_identity_is_plain_text(tmp_path):
     assert chunks(5) == [range(5)]
 
 
-@pytest.mark.parametrize(('damage', 'why'), [
-    (lambda folder: np.save(folder / 'demo-000001.npy',
-                            np.zeros([5, 224], np.float32)), 'demo-000001.npy is float32 [5, 224]'),
-    (lambda folder: changed_progress(folder, done=-1), '-1 of 2 chunks are done'),
-    (lambda folder: changed_progress(folder, done=1), 'the sums of demo are of 1054 images'),
-    (lambda folder: changed_progress(folder, **{'sums.demo': np.ones(1)}), 'the sums of demo are '
-                                                                           'not finite, or of '
-                                                                           'another shape'),
-    (lambda folder: changed_progress(folder,
-                                     **{'sums.demo': np.full([225, 225], np.nan)}), 'the sums of '
-                                                                                    'demo are not '
-                                                                                    'finite, or of '
-                                                                                    'another shape'),
-])
+@pytest.mark.parametrize(
+    ('damage', 'why'),
+    [
+        (
+            lambda folder: np.save(folder / 'demo-000001.npy', np.zeros([5, 224], np.float32)),
+            'demo-000001.npy is float32 [5, 224]',
+        ),
+        (lambda folder: changed_progress(folder, done=-1), '-1 of 2 chunks are done'),
+        (lambda folder: changed_progress(folder, done=1), 'the sums of demo are of 1054 images'),
+        (
+            lambda folder: changed_progress(folder, **{'sums.demo': np.ones(1)}),
+            'the sums of demo are not finite, or of another shape',
+        ),
+        (
+            lambda folder: changed_progress(folder, **{'sums.demo': np.full([225, 225], np.nan)}),
+            'the sums of demo are not finite, or of another shape',
+        ),
+    ],
+)
 def test_progress_that_no_pass_can_have_written(tmp_path, damage, why):
     look(Noise(CHUNK + 30), state=tmp_path)
     damage(tmp_path)
@@ -375,8 +385,10 @@ def test_references_that_say_too_little():
     crooked = changed(some_reference(), sigma=np.triu(some_reference().moments['demo'].sigma))
     with pytest.raises(ValueError) as error:
         checked(crooked)
-    assert str(
-        error.value) == 'ref=real.npz: the covariance of demo is not symmetric, so it is none; make it anew'
+    assert (
+        str(error.value)
+        == 'ref=real.npz: the covariance of demo is not symmetric, so it is none; make it anew'
+    )
     other = Reference('adm.npz', some_reference().moments, some_reference().features,
                       image_shape=[3, 64, 64])
     with pytest.raises(ValueError) as error:

@@ -51,8 +51,12 @@ def refused(path, source=None):
 # Files of others
 
 def test_dimensions_of_the_published_files():
-    assert {tap.dim: name for name, tap in TAPS.items()} == {2048: 'pool_3', 2023: 'spatial',
-                                                             1024: 'dinov2', 224: 'demo'}
+    assert {tap.dim: name for name, tap in TAPS.items()} == {
+        2048: 'pool_3',
+        2023: 'spatial',
+        1024: 'dinov2',
+        224: 'demo',
+    }
 
 
 def test_a_file_of_the_published_size(tmp_path, monkeypatch):
@@ -109,8 +113,9 @@ def test_adm_s_reference_batches(tmp_path):
     found = read_reference(path)
     assert list(found.moments) == ['pool_3',
                                    'spatial'] and found.has_images and found.origin == 'ADM'
-    assert same(found.moments['pool_3'], mu, sigma) and same(found.moments['spatial'], mu_s,
-                                                             sigma_s)
+    assert same(found.moments['pool_3'], mu, sigma) and same(
+        found.moments['spatial'], mu_s, sigma_s
+    )
     assert found.notes == [] and not found.features
 
 
@@ -128,8 +133,9 @@ def test_edm2_s_pickles(tmp_path, protocol, order):
         found = read_reference(path)
         assert list(found.moments) == ['pool_3',
                                        'dinov2'] and (found.origin, found.notes) == ('EDM2', [])
-        assert same(found.moments['pool_3'], mu, sigma) and same(found.moments['dinov2'], mu_d,
-                                                                 sigma_d)
+        assert same(found.moments['pool_3'], mu, sigma) and same(
+            found.moments['dinov2'], mu_d, sigma_d
+        )
         assert found.moments['pool_3'].count == found.moments['dinov2'].count == 1281167
     path.write_bytes(pickle.dumps({'fd_dinov2': content['fd_dinov2'], 'num_images': np.int64(7)},
                                   4))
@@ -146,8 +152,11 @@ def test_torch_fidelity_s_caches(tmp_path):
         found = read_reference(path)
         assert list(found.moments) == ['pool_3'] and same(found.moments['pool_3'],
                                                           mu.astype(np.float32), sigma)
-        assert (found.origin, found.has_images, dict(found.features)) == ('torch-fidelity', False,
-                                                                          {})
+        assert (found.origin, found.has_images, dict(found.features)) == (
+            'torch-fidelity',
+            False,
+            {},
+        )
     torch.save({'mu': torch.from_numpy(mu), 'sigma': torch.from_numpy(sigma)}, path)
     assert same(read_reference(path).moments['pool_3'], mu, sigma)
     features = RANDOM.standard_normal([30, 8]).astype(np.float32)
@@ -327,15 +336,21 @@ def test_edm2_s_dictionary(tmp_path):
 def test_what_cannot_be_written(tmp_path):
     path, good = tmp_path / 'a.npz', {'demo': statistics('demo')}
     for arguments, problem in (
-            (({},), 'there are no moments to write'),
-            (({'pool_9': good['demo']},), 'there is no tap pool_9, but pool_3, spatial, dinov2, '
-                                          'demo'),
-            ((good, {'clip': np.zeros([2, 2])}), 'there is no tap clip, but pool_3, spatial, '
-                                                 'dinov2, demo'),
-            ((good, {'demo': np.zeros(3)}), 'features of demo is float64 [3], not finite numbers '
-                                            '[N, d]'),
-            ((good, {'demo': np.full([2, 5], np.nan)}), 'features of demo is float64 [2, 5], not '
-                                                        'finite numbers [N, d]')):
+        (({},), 'there are no moments to write'),
+        (({'pool_9': good['demo']},), 'there is no tap pool_9, but pool_3, spatial, dinov2, demo'),
+        (
+            (good, {'clip': np.zeros([2, 2])}),
+            'there is no tap clip, but pool_3, spatial, dinov2, demo',
+        ),
+        (
+            (good, {'demo': np.zeros(3)}),
+            'features of demo is float64 [3], not finite numbers [N, d]',
+        ),
+        (
+            (good, {'demo': np.full([2, 5], np.nan)}),
+            'features of demo is float64 [2, 5], not finite numbers [N, d]',
+        ),
+    ):
         with pytest.raises(ValueError) as error:
             write_reference(path, *arguments)
         assert str(error.value) == f'{path}: {problem}'
@@ -377,61 +392,106 @@ GOOD = {'mu': MU, 'sigma': SIGMA}
 OURS = {**GOOD, 'format': 1}
 
 
-@pytest.mark.parametrize('arrays, problem', [
-    ({'n': MU, 'm': MU}, ' has neither mu and sigma nor features, only m, n: make one with fid.py '
-                         'ref'),
-    ({'arr_0': MU}, ' has neither mu and sigma nor features, only arr_0: it is a batch of images; '
-                    'make statistics of it with fid.py ref'),
-    ({'mu': MU}, ' has no sigma, only mu: make one with fid.py ref'),
-    ({**GOOD, 'mu_s': np.zeros(7)}, ' has no sigma_s, only mu, mu_s, sigma: make one with fid.py '
-                                    'ref'),
-    ({'mu': MU, 'sigma': SIGMA[:7]}, ': mu has shape [8] and sigma [7, 8], not [d] and [d, d]'),
-    ({'mu': MU[None], 'sigma': SIGMA},
-     ': mu has shape [1, 8] and sigma [8, 8], not [d] and [d, d]'),
-    ({'mu': MU, 'sigma': SIGMA + np.inf}, ': sigma holds something else than finite numbers'),
-    ({'mu': MU.astype(str), 'sigma': SIGMA}, ': mu holds something else than finite numbers'),
-    ({'mu': MU[:3], 'sigma': SIGMA[:3, :3]}, ' has 3 features, but known are 8 (pool_3), 7 '
-                                             '(spatial), 6 (dinov2), 5 (demo)'),
-    ({**GOOD, 'mu_s': np.full(7, np.nan), 'sigma_s': np.eye(7)}, ': mu_s holds something else than '
-                                                                 'finite numbers'),
-    ({'pool_3': MU}, ': pool_3 is float64 [8], not finite numbers [N, d]'),
-    ({'pool_3': np.full([5, 8], np.inf)}, ': pool_3 is float64 [5, 8], not finite numbers [N, d]'),
-    ({'pool_3': np.ones([1, 8])}, ': pool_3 has the features of 1 images: 2 are the least'),
-    ({'reps': np.ones([5, 3])}, ': reps has 3 features, but known are 8 (pool_3), 7 (spatial), 6 '
-                                '(dinov2), 5 (demo)'),
-    ({**GOOD, 'format': 9}, ' has format 9, but this version reads format 1'),
-    ({**GOOD, 'format': 'one'}, ': format is <U3 [], not of type int'),
-    ({**OURS, 'count': 'many'}, ': count is <U4 [], not of type int'),
-    ({**OURS, 'image_shape': 3}, ': image_shape is int64 [], not of type list'),
-    ({**OURS, 'versions': MU}, ': versions is float64 [8], not of type str'),
-    ({**OURS, 'detector_id': 'theirs'}, ' has the unknown detector theirs'),
-    ({**OURS, 'fd_dinov2.mu': MU}, ' has no fd_dinov2.sigma, only fd_dinov2.mu, format, mu, sigma: '
-                                   'make one with fid.py ref'),
-])
+@pytest.mark.parametrize(
+    'arrays, problem',
+    [
+        (
+            {'n': MU, 'm': MU},
+            ' has neither mu and sigma nor features, only m, n: make one with fid.py ref',
+        ),
+        (
+            {'arr_0': MU},
+            ' has neither mu and sigma nor features, only arr_0: it is a batch of images; make '
+            'statistics of it with fid.py ref',
+        ),
+        ({'mu': MU}, ' has no sigma, only mu: make one with fid.py ref'),
+        (
+            {**GOOD, 'mu_s': np.zeros(7)},
+            ' has no sigma_s, only mu, mu_s, sigma: make one with fid.py ref',
+        ),
+        ({'mu': MU, 'sigma': SIGMA[:7]}, ': mu has shape [8] and sigma [7, 8], not [d] and [d, d]'),
+        (
+            {'mu': MU[None], 'sigma': SIGMA},
+            ': mu has shape [1, 8] and sigma [8, 8], not [d] and [d, d]',
+        ),
+        ({'mu': MU, 'sigma': SIGMA + np.inf}, ': sigma holds something else than finite numbers'),
+        ({'mu': MU.astype(str), 'sigma': SIGMA}, ': mu holds something else than finite numbers'),
+        (
+            {'mu': MU[:3], 'sigma': SIGMA[:3, :3]},
+            ' has 3 features, but known are 8 (pool_3), 7 (spatial), 6 (dinov2), 5 (demo)',
+        ),
+        (
+            {**GOOD, 'mu_s': np.full(7, np.nan), 'sigma_s': np.eye(7)},
+            ': mu_s holds something else than finite numbers',
+        ),
+        ({'pool_3': MU}, ': pool_3 is float64 [8], not finite numbers [N, d]'),
+        (
+            {'pool_3': np.full([5, 8], np.inf)},
+            ': pool_3 is float64 [5, 8], not finite numbers [N, d]',
+        ),
+        ({'pool_3': np.ones([1, 8])}, ': pool_3 has the features of 1 images: 2 are the least'),
+        (
+            {'reps': np.ones([5, 3])},
+            ': reps has 3 features, but known are 8 (pool_3), 7 (spatial), 6 (dinov2), 5 (demo)',
+        ),
+        ({**GOOD, 'format': 9}, ' has format 9, but this version reads format 1'),
+        ({**GOOD, 'format': 'one'}, ': format is <U3 [], not of type int'),
+        ({**OURS, 'count': 'many'}, ': count is <U4 [], not of type int'),
+        ({**OURS, 'image_shape': 3}, ': image_shape is int64 [], not of type list'),
+        ({**OURS, 'versions': MU}, ': versions is float64 [8], not of type str'),
+        ({**OURS, 'detector_id': 'theirs'}, ' has the unknown detector theirs'),
+        (
+            {**OURS, 'fd_dinov2.mu': MU},
+            ' has no fd_dinov2.sigma, only fd_dinov2.mu, format, mu, sigma: make one with fid.py '
+            'ref',
+        ),
+    ],
+)
 def test_other_npz_files(tmp_path, arrays, problem):
     path = tmp_path / 'a.npz'
     np.savez(path, **arrays)
     assert refused(path) == f'{path}{problem}'
 
 
-@pytest.mark.parametrize('content, problem', [
-    ({}, ' has neither mu and sigma nor fid nor fd_dinov2, only nothing: make one with fid.py ref'),
-    ([1, 2], ' has neither mu and sigma nor fid nor fd_dinov2, only nothing: make one with fid.py '
-             'ref'),
-    ({'num_images': 5, 'kid': {}}, ' has neither mu and sigma nor fid nor fd_dinov2, only '
-                                   'num_images, kid: make one with fid.py ref'),
-    ({'num_images': 'x', 'fid': GOOD}, ': num_images is x, not a number of images'),
-    ({'fid': {'mu': MU}}, ': fid: it is no array'),
-    ({'fid': {'mu': MU, 'sigma': SIGMA.astype(np.int64)}}, ': fid: one of its arrays is not of '
-                                                           'little-endian float32 or float64'),
-    ({'fid': {'mu': MU, 'sigma': SIGMA.astype('>f8')}}, ': fid: one of its arrays is not of '
-                                                        'little-endian float32 or float64'),
-    ({'fid': {'mu': MU, 'sigma': SIGMA[:3]}}, ': fid: mu has shape [8] and sigma [3, 8], not [d] '
-                                              'and [d, d]'),
-    ({'mu': MU, 'sigma': SIGMA * np.nan}, ': sigma holds something else than finite numbers'),
-    ({'mu': MU[:2], 'sigma': SIGMA[:2, :2]}, ' has 2 features, but known are 8 (pool_3), 7 '
-                                             '(spatial), 6 (dinov2), 5 (demo)'),
-])
+@pytest.mark.parametrize(
+    'content, problem',
+    [
+        (
+            {},
+            ' has neither mu and sigma nor fid nor fd_dinov2, only nothing: make one with fid.py '
+            'ref',
+        ),
+        (
+            [1, 2],
+            ' has neither mu and sigma nor fid nor fd_dinov2, only nothing: make one with fid.py '
+            'ref',
+        ),
+        (
+            {'num_images': 5, 'kid': {}},
+            ' has neither mu and sigma nor fid nor fd_dinov2, only num_images, kid: make one with '
+            'fid.py ref',
+        ),
+        ({'num_images': 'x', 'fid': GOOD}, ': num_images is x, not a number of images'),
+        ({'fid': {'mu': MU}}, ': fid: it is no array'),
+        (
+            {'fid': {'mu': MU, 'sigma': SIGMA.astype(np.int64)}},
+            ': fid: one of its arrays is not of little-endian float32 or float64',
+        ),
+        (
+            {'fid': {'mu': MU, 'sigma': SIGMA.astype('>f8')}},
+            ': fid: one of its arrays is not of little-endian float32 or float64',
+        ),
+        (
+            {'fid': {'mu': MU, 'sigma': SIGMA[:3]}},
+            ': fid: mu has shape [8] and sigma [3, 8], not [d] and [d, d]',
+        ),
+        ({'mu': MU, 'sigma': SIGMA * np.nan}, ': sigma holds something else than finite numbers'),
+        (
+            {'mu': MU[:2], 'sigma': SIGMA[:2, :2]},
+            ' has 2 features, but known are 8 (pool_3), 7 (spatial), 6 (dinov2), 5 (demo)',
+        ),
+    ],
+)
 def test_other_pickles(tmp_path, content, problem):
     path = tmp_path / 'a.pkl'
     path.write_bytes(pickle.dumps(content, 4))
@@ -462,7 +522,9 @@ def test_damaged_and_missing_files(tmp_path):
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
     assert refused(
         path) == f"{path} is damaged or not a file of statistics: Bad CRC-32 for file 'sigma.npy'"
-    assert refused(tmp_path
-                   / 'none.npz') == f'{tmp_path}/none.npz: no such file of statistics: make one with fid.py ref'
+    assert (
+        refused(tmp_path / 'none.npz')
+        == f'{tmp_path}/none.npz: no such file of statistics: make one with fid.py ref'
+    )
     assert refused(
         tmp_path) == f'{tmp_path} is a folder, not a file of statistics: make one with fid.py ref'

@@ -101,16 +101,21 @@ def test_ten_gigabytes_are_no_trouble(tmp_path):
     batch = SampleBatch(path)
     assert len(batch) == 50_000 and batch.image_shape == [3, 256, 256]
     last = batch.images(range(49_999, 50_000))
-    assert last.sum() == 15 and last[0, :, -1, -1].tolist() == [3, 4, 5] and last[0, :, -1,
-                                                                                  -2].tolist() == [
-                                                                                      0, 1, 2]
+    assert (
+        last.sum() == 15
+        and last[0, :, -1, -1].tolist() == [3, 4, 5]
+        and last[0, :, -1, -2].tolist() == [0, 1, 2]
+    )
     assert not batch.images(range(0, 2)).any()
     assert len(batch.fingerprint()) == 64
 
 
 def test_a_compressed_file_is_decompressed_once_where_pieces_come_in_order(tmp_path, monkeypatch):
-    images, opened, sizes = np.random.default_rng(1).integers(0, 256, [300, 32, 32, 3],
-                                                              dtype=np.uint8), [], []
+    images, opened, sizes = (
+        np.random.default_rng(1).integers(0, 256, [300, 32, 32, 3], dtype=np.uint8),
+        [],
+        [],
+    )
     path = saved(tmp_path / 'a', images, 'compressed')
     original, decompressed = zipfile.ZipExtFile.read, zipfile.ZipExtFile._read1
     monkeypatch.setattr(zipfile.ZipExtFile, 'read', lambda self, n=-1: opened.append(n)

@@ -81,8 +81,9 @@ def test_inception_score_of_consecutive_parts():
     logits = 3 * normal(23, 5)
     parts = [0, 7, 15, 23]
     expected = [inception_score(logits[a:b], 1)[0] for a, b in itertools.pairwise(parts)]
-    assert inception_score(logits, 3) == pytest.approx((np.mean(expected), np.std(expected)),
-                                                       rel=1e-12)
+    assert inception_score(logits, 3) == pytest.approx(
+        (np.mean(expected), np.std(expected)), rel=1e-12
+    )
     with pytest.raises(ValueError, match='^the Inception Score takes 10 parts, but there are only '
                                          '9 images$'):
         inception_score(logits[:9])

@@ -163,8 +163,10 @@ def write_graphdef(path, weights):
 
 def write_tgz(path, weights):
     with tarfile.open(path, 'w:gz', compresslevel=0) as archive:
-        for name, content in (('LICENSE', b'Apache'), ('./classify_image_graph_def.pb',
-                                                       graph(weights))):
+        for name, content in (
+            ('LICENSE', b'Apache'),
+            ('./classify_image_graph_def.pb', graph(weights)),
+        ):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
@@ -286,9 +288,14 @@ def evil_storage(path):
     inner = io.BytesIO()
     torch.save(Evil(path), inner, _use_new_zipfile_serialization=False)
     name = b'ctorch.storage\n_load_from_bytes\n'
-    return b'\x80\x02' + name + b'B' + struct.pack('<I',
-                                                   len(
-                                                       inner.getvalue())) + inner.getvalue() + b'\x85R.'
+    return (
+        b'\x80\x02'
+        + name
+        + b'B'
+        + struct.pack('<I', len(inner.getvalue()))
+        + inner.getvalue()
+        + b'\x85R.'
+    )
 
 
 def test_programs_are_refused_and_not_run(tmp_path):
@@ -341,8 +348,9 @@ def test_other_files_are_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match="is damaged or not a file of Inception's weights: it is "
                                          "no Protocol Buffers"):
         load_weights(path)
-    wrong = constant('softmax/biases', np.zeros(4)).replace(field(2, field(1, 4)),
-                                                            field(2, field(1, 5)))
+    wrong = constant('softmax/biases', np.zeros(4)).replace(
+        field(2, field(1, 4)), field(2, field(1, 5))
+    )
     path.write_bytes(wrong)
     with pytest.raises(ValueError, match=r'softmax/biases is no float32 tensor of shape \[5\]'):
         load_weights(path)
@@ -370,10 +378,12 @@ def test_locate_says_what_to_do(home):
     assert cache.parent == home / '.cache/limpid/downloads'
     assert str(error.value) == (
         'FID needs the published weights of Inception, which are not on this machine: download '
-        'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth '
+        'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/'
+        'pt_inception-2015-12-05-6726825d.pth '
         '(95628359 bytes, sha256 6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2) '
         f'to {cache}, or set LIMPID_DETECTOR to the file; for a trial without '
-        'them detector=demo measures the distance of random features, which is NOT FID')
+        'them detector=demo measures the distance of random features, which is NOT FID'
+    )
 
 
 def test_locate_prefers_what_is_named_then_our_cache_then_others(home, monkeypatch):

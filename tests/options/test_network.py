@@ -53,8 +53,11 @@ def run(network, folder, *more):
 
 def evaluations(result):
     assert result.exit_code == 0, result.output
-    [line] = [line for line in result.output.splitlines() if line.startswith('Evaluations of the '
-                                                                             'network: ')]
+    [line] = [
+        line
+        for line in result.output.splitlines()
+        if line.startswith('Evaluations of the network: ')
+    ]
     return float(line.split()[4])
 
 
@@ -80,16 +83,21 @@ def test_evaluations_are_counted_and_weight_one_is_no_guidance(classes, tmp_path
 
 def test_what_has_no_effect_is_refused(classes, tmp_path):
     for more, message in [
-            (['--guidance-rescale=0.5'], '--guidance-rescale would have no effect without '
-                                         '--guidance'),
-            ([f'--guide-network={classes}'], '--guide-network would have no effect without '
-                                             '--guidance'),
-            (['--guidance=2', '--guidance-space=x0'], '--guidance-space would have no effect '
-                                                      'without --guidance-rescale'),
-            (['--guidance=2', '--guidance-interval=1'], '--guidance-interval needs two noise '
-                                                        'levels, LO,HI, not 1'),
-            (['--null-class=3'], f'null_class=3 would have no effect: {classes} is no folder of '
-                                 f'diffusers')]:
+        (['--guidance-rescale=0.5'], '--guidance-rescale would have no effect without --guidance'),
+        ([f'--guide-network={classes}'], '--guide-network would have no effect without --guidance'),
+        (
+            ['--guidance=2', '--guidance-space=x0'],
+            '--guidance-space would have no effect without --guidance-rescale',
+        ),
+        (
+            ['--guidance=2', '--guidance-interval=1'],
+            '--guidance-interval needs two noise levels, LO,HI, not 1',
+        ),
+        (
+            ['--null-class=3'],
+            f'null_class=3 would have no effect: {classes} is no folder of diffusers',
+        ),
+    ]:
         result = run(classes, tmp_path, *more)
         assert (result.exit_code, result.output) == (2, f'Error: {message}\n')
 
@@ -145,8 +153,10 @@ def test_networks_that_cannot_start_at_infinity_are_refused_before_drawing(tmp_p
                  ['--sigmas=inf,1', '--sampler=ddim']):
         result = CliRunner().invoke(generate.main, [f'--network={edm}', f'--outdir={tmp_path}',
                                                     '--device=cpu', *more])
-        assert (result.exit_code, result.output) == (2, f'Error: this network cannot work at sigma '
-                                                        f'= inf: {REASON}\n')
+        assert (result.exit_code, result.output) == (
+            2,
+            f'Error: this network cannot work at sigma = inf: {REASON}\n',
+        )
     ended = str(trained(0.1, tmp_path / 'ended', sigma_max=80.0))
     result = CliRunner().invoke(generate.main, [f'--network={ended}', f'--outdir={tmp_path}',
                                                 '--device=cpu', '--disc=cosine',
@@ -168,8 +178,10 @@ def test_a_guide_that_ends_before_infinity(tmp_path):
         'cpu'), 'With --guidance-interval=0,HI the guide is asked up to HI only'
     v = str(trained(0.1, tmp_path / 'v', V(noise_label='timestep', schedule=TABLE)))
     ended = str(trained(0.1, tmp_path / 'ended', V(), 80.0))
-    edm, ended_edm = str(trained(0.1, tmp_path / 'edm')), str(trained(0.1, tmp_path / 'ended_edm',
-                                                                      EDM(), 80.0))
+    edm, ended_edm = (
+        str(trained(0.1, tmp_path / 'edm')),
+        str(trained(0.1, tmp_path / 'ended_edm', EDM(), 80.0)),
+    )
     first = float(TABLE.sigma[TABLE.sigma <= 80][-1])
     for guide, reason in [(ended, ''), (ended_edm, f', as {REASON}')]:
         drawing = open_with_plan(v, None, options(guidance=2.0, guide_network=guide), cpu)
@@ -211,11 +223,16 @@ def test_guided_networks_are_told_apart(classes):
 
 
 def test_the_options_are_the_fields_of_guidance(classes):
-    drawing = open_with_plan(classes, None, options(guidance=3.0, guidance_rescale=0.7,
-                                                  guidance_space='x0',
-                                                  guidance_interval=[0.5, 2.0]),
-                           torch.device('cpu'))
-    assert isinstance(drawing.net, Guided) and drawing.net.guidance == Guidance(3.0, 0.7, 'x0',
-                                                                                (0.5, 2.0))
+    drawing = open_with_plan(
+        classes,
+        None,
+        options(
+            guidance=3.0, guidance_rescale=0.7, guidance_space='x0', guidance_interval=[0.5, 2.0]
+        ),
+        torch.device('cpu'),
+    )
+    assert isinstance(drawing.net, Guided) and drawing.net.guidance == Guidance(
+        3.0, 0.7, 'x0', (0.5, 2.0)
+    )
     net, notes = guided_network('a network', options(guidance=None))
     assert (net, notes) == ('a network', [])

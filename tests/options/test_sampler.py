@@ -48,8 +48,11 @@ def resolve(lowest=0.0, highest=float('inf'), **given):
 def test_defaults_are_the_papers():
     sampling = resolve()
     assert sampling.sampler == FlowSampler(SecondOrder(1), LinearSchedule(), NoScaling(), Churn())
-    assert sampling.steps == EDMSteps(0.002, 80,
-                                               7) and sampling.num_steps == 18 and sampling.notes == ()
+    assert (
+        sampling.steps == EDMSteps(0.002, 80, 7)
+        and sampling.num_steps == 18
+        and sampling.notes == ()
+    )
 
 
 @pytest.mark.parametrize(('family', 'steps', 'schedule', 'scaling', 'solver'), [
@@ -162,8 +165,11 @@ class Conditional(Gaussian):
     img_channels, img_resolution, label_dim = 3, 4, 5
 
     def __call__(self, x, sigma, class_labels=None, **conditions):
-        mu = class_labels.to(x) @ torch.linspace(-1, 1, 5,
-                                                 dtype=x.dtype) if class_labels is not None else torch.zeros(1, dtype=x.dtype)
+        mu = (
+            class_labels.to(x) @ torch.linspace(-1, 1, 5, dtype=x.dtype)
+            if class_labels is not None
+            else torch.zeros(1, dtype=x.dtype)
+        )
         sigma = torch.as_tensor(sigma).reshape(-1, 1, 1, 1)
         mu = mu.reshape(-1, 1, 1, 1)
         D = (0.25 * x + sigma**2 * mu) / (0.25 + sigma**2)
@@ -230,8 +236,7 @@ def test_one_and_two_steps_work_with_every_sampler(given, num_steps):
 
 
 def test_every_combination_of_the_rows_runs():
-    for disc, schedule, scaling, solver in itertools.product(STEPS, SCHEDULES, SCALINGS,
-                                                             SOLVERS):
+    for disc, schedule, scaling, solver in itertools.product(STEPS, SCHEDULES, SCALINGS, SOLVERS):
         x = images_of(Conditional(), resolve(num_steps=6, disc=disc, schedule=schedule,
                                              scaling=scaling, solver=solver), [0, 1])
         assert bool(x.isfinite().all()), (disc, schedule, scaling, solver)
@@ -240,10 +245,15 @@ def test_every_combination_of_the_rows_runs():
 def test_a_watched_network_keeps_its_answers_by_noise_level():
     net = Counting(Conditional(), keep_frames=True)
     images_of(net, resolve(num_steps=4), [0, 1])
-    assert sorted(net.frames, reverse=True) == pytest.approx(EDMSteps().sigmas(4).tolist(),
-                                                             rel=1e-12)
+    assert sorted(net.frames, reverse=True) == pytest.approx(
+        EDMSteps().sigmas(4).tolist(), rel=1e-12
+    )
     assert {frame.shape for frame in net.frames.values()} == {(2, 3, 4, 4)}
-    assert net.noise_levels()[0] == 80 and len(net.noise_levels()) == 7 and traits(net).image_shape == (3, 4, 4)
+    assert (
+        net.noise_levels()[0] == 80
+        and len(net.noise_levels()) == 7
+        and traits(net).image_shape == (3, 4, 4)
+    )
     with pytest.raises(ValueError, match='a trajectory needs one noise level for all images'):
         images_of(net, resolve(sampler='rk45'), [0, 1])
 
@@ -265,10 +275,14 @@ def test_the_ideal_denoiser_in_place_of_a_network(digits, tmp_path):
     result = CliRunner().invoke(generate.main, [*arguments, f'--outdir={tmp_path}/one', '--stats',
                                                 '--trajectory'])
     assert result.exit_code == 0, result.output
-    assert ('Evaluations of the network: 23 per image (NFE)' in result.output and 'Noise levels '
-                                                                                  '(12): 80, ' in result.output)
-    assert PIL.Image.open(tmp_path / 'one' / 'trajectory.png').size == (4 * (12 * 9 + 1),
-                                                                        4 * (9 * 9 + 1))
+    assert (
+        'Evaluations of the network: 23 per image (NFE)' in result.output
+        and 'Noise levels (12): 80, ' in result.output
+    )
+    assert PIL.Image.open(tmp_path / 'one' / 'trajectory.png').size == (
+        4 * (12 * 9 + 1),
+        4 * (9 * 9 + 1),
+    )
     two = torchrun(2, 'generate.py', *arguments, f'--outdir={tmp_path}/two', '--stats',
                    '--trajectory')
     assert two.returncode == 0, two.stderr

@@ -91,82 +91,137 @@ def blob(data):
 
 # Each writes a file if Python's own pickle opens it.
 LIVE = {
-    'os.system, protocol 0': b'cos\nsystem\n(S\'' + SHELL.encode() + b"'\ntR.",
+    'os.system, protocol 0': b"cos\nsystem\n(S'" + SHELL.encode() + b"'\ntR.",
     'os.system, protocol 2': SYSTEM,
-    **{f'exec, protocol {protocol}': pickle.dumps({'ema': Reduce(exec, CODE)}, protocol)
-       for protocol in range(6)},
-    'eval': pickle.dumps(Reduce(eval,
-                                f'open({MARK.replace("os.", "__import__(chr(111)+chr(115)).")}, '
-                                f'"w")'), 4),
-    'getattr of a module': b'\x80\x02' + called(called(
-        name('builtins', 'getattr'), called(name('builtins', '__import__'), text('os')),
-        text('system')), text(SHELL)) + b'.',
-    'operator.attrgetter': b'\x80\x02' + called(called(
-        called(name('operator', 'attrgetter'), text('system')),
-        called(name('builtins', '__import__'), text('os'))), text(SHELL)) + b'.',
-    'operator.methodcaller': b'\x80\x02' + called(called(
-        name('operator', 'methodcaller'), text('system'), text(SHELL)),
-                                                  called(name('builtins', '__import__'),
-                                                         text('os'))) + b'.',
-    'functools.partial': b'\x80\x02' + called(called(name('functools', 'partial'),
-                                                     name('os', 'system'), text(SHELL))) + b'.',
-    'a dotted name': b'\x80\x04' + text('shutil') + text('os.system') + b'\x93' + text(SHELL)
-    + b'\x85R.', 'subprocess': b'\x80\x02' + called(name('subprocess', 'getoutput'), text(SHELL))
-    + b'.', 'timeit': b'\x80\x02' + called(name('timeit', 'timeit'), text(CODE), text('pass'),
-                                           name('time', 'time'), b'K\x01') + b'.',
+    **{
+        f'exec, protocol {protocol}': pickle.dumps({'ema': Reduce(exec, CODE)}, protocol)
+        for protocol in range(6)
+    },
+    'eval': pickle.dumps(
+        Reduce(eval, f'open({MARK.replace("os.", "__import__(chr(111)+chr(115)).")}, "w")'), 4
+    ),
+    'getattr of a module': b'\x80\x02'
+    + called(
+        called(
+            name('builtins', 'getattr'),
+            called(name('builtins', '__import__'), text('os')),
+            text('system'),
+        ),
+        text(SHELL),
+    )
+    + b'.',
+    'operator.attrgetter': b'\x80\x02'
+    + called(
+        called(
+            called(name('operator', 'attrgetter'), text('system')),
+            called(name('builtins', '__import__'), text('os')),
+        ),
+        text(SHELL),
+    )
+    + b'.',
+    'operator.methodcaller': b'\x80\x02'
+    + called(
+        called(name('operator', 'methodcaller'), text('system'), text(SHELL)),
+        called(name('builtins', '__import__'), text('os')),
+    )
+    + b'.',
+    'functools.partial': b'\x80\x02'
+    + called(called(name('functools', 'partial'), name('os', 'system'), text(SHELL)))
+    + b'.',
+    'a dotted name': b'\x80\x04'
+    + text('shutil')
+    + text('os.system')
+    + b'\x93'
+    + text(SHELL)
+    + b'\x85R.',
+    'subprocess': b'\x80\x02' + called(name('subprocess', 'getoutput'), text(SHELL)) + b'.',
+    'timeit': b'\x80\x02'
+    + called(name('timeit', 'timeit'), text(CODE), text('pass'), name('time', 'time'), b'K\x01')
+    + b'.',
     'INST': b"(S'" + SHELL.encode() + b"'\nios\nsystem\n.",
     'INST, protocol 2': b'\x80\x02(' + text(SHELL) + b'ios\nsystem\n.',
     'OBJ': b'\x80\x02(' + name('os', 'system') + text(SHELL) + b'o.',
     'within a tuple key': b'\x80\x02}' + called(name('os', 'system'), text(SHELL)) + b'\x85K\x01s.',
     'thrown away': b'\x80\x02' + called(name('os', 'system'), text(SHELL)) + b'0}.',
     'after the value': b'\x80\x02}' + called(name('os', 'system'), text(SHELL)) + b'0.',
-    'BUILD with __setstate__': b'\x80\x02' + name('collections', 'OrderedDict') + b')R}'
-    + text('__setstate__') + name(
-        'os', 'system') + b'sb' + text(SHELL) + b'b.',
+    'BUILD with __setstate__': b'\x80\x02'
+    + name('collections', 'OrderedDict')
+    + b')R}'
+    + text('__setstate__')
+    + name('os', 'system')
+    + b'sb'
+    + text(SHELL)
+    + b'b.',
     'state of a set': b'\x80\x04\x8f' + called(name('os', 'system'), text(SHELL)) + b'b.',
 }
 
 # No less hostile, but they need preparation, or another reader than pickle.
 OTHERS = {
-    'nested in the bytes of a storage': b'\x80\x04' + LOAD_BYTES + blob(old_stream(SYSTEM))
-    + b'\x85R.', 'in place of the bytes of a storage': b'\x80\x04' + LOAD_BYTES + blob(SYSTEM)
-    + b'\x85R.', 'in the keys of a storage': b'\x80\x04' + LOAD_BYTES
-    + blob(old_stream(b'\x80\x02' + storage(0, view=b'N') + b'.', SYSTEM)) + b'\x85R.',
-    'storages in storages': b'\x80\x04' + LOAD_BYTES + blob(
-        old_stream(b'\x80\x02' + LOAD_BYTES + blob(b'x') + b'\x85R.')) + b'\x85R.',
+    'nested in the bytes of a storage': b'\x80\x04'
+    + LOAD_BYTES
+    + blob(old_stream(SYSTEM))
+    + b'\x85R.',
+    'in place of the bytes of a storage': b'\x80\x04' + LOAD_BYTES + blob(SYSTEM) + b'\x85R.',
+    'in the keys of a storage': b'\x80\x04'
+    + LOAD_BYTES
+    + blob(old_stream(b'\x80\x02' + storage(0, view=b'N') + b'.', SYSTEM))
+    + b'\x85R.',
+    'storages in storages': b'\x80\x04'
+    + LOAD_BYTES
+    + blob(old_stream(b'\x80\x02' + LOAD_BYTES + blob(b'x') + b'\x85R.'))
+    + b'\x85R.',
     'an old stream': old_stream(SYSTEM),
     'a training state': zipped(SYSTEM),
-    'a type of storage': zipped(b'\x80\x02' + storage(1, kind=name('os', 'system')) + b'.',
-                                **{'data/0': b'1234'}),
-    'a storage that is called': zipped(b'\x80\x02' + called(name('torch', 'FloatStorage'), b'K\x01')
-                                       + b'.'),
+    'a type of storage': zipped(
+        b'\x80\x02' + storage(1, kind=name('os', 'system')) + b'.', **{'data/0': b'1234'}
+    ),
+    'a storage that is called': zipped(
+        b'\x80\x02' + called(name('torch', 'FloatStorage'), b'K\x01') + b'.'
+    ),
     'a persistent id of text': b'\x80\x02Pname\n.',
     'a persistent id outside of a zip': b'\x80\x02' + storage(1) + b'.',
-    'EXT1': b'\x80\x02\x82\x01.', 'EXT2': b'\x80\x02\x83\x01\x00.',
+    'EXT1': b'\x80\x02\x82\x01.',
+    'EXT2': b'\x80\x02\x83\x01\x00.',
     'EXT4': b'\x80\x02\x84\x01\x00\x00\x00.',
     'torch.load': b'\x80\x02' + called(name('torch', 'load'), text('x')) + b'.',
     'torch.hub': b'\x80\x02' + called(name('torch.hub', 'load'), text('x')) + b'.',
     'numpy.load': b'\x80\x02' + called(name('numpy', 'load'), text('x')) + b'.',
     'another class': b'\x80\x02' + name('training.networks', 'EDMPrecond') + b')\x81.',
     'rot13': b'\x80\x02' + called(name('_codecs', 'encode'), text('flfgrz'), text('rot13')) + b'.',
-    'a persistent object that is a module': b'\x80\x04' + called(
+    'a persistent object that is a module': b'\x80\x04'
+    + called(
         name('torch_utils.persistence', '_reconstruct_persistent_obj'),
-        pickle.dumps({'type': 'module'}, 2)[2:-1]) + b'.',
+        pickle.dumps({'type': 'module'}, 2)[2:-1],
+    )
+    + b'.',
     'a name of bytes': b'\x80\x04' + b'C\x02os' + b'C\x06system' + b'\x93.',
     'a call of a text': b'\x80\x02' + text('x') + b')R.',
     'arguments in a list': b'\x80\x02' + name('collections', 'OrderedDict') + b']R.',
-    'items of a record': b'\x80\x02' + name('torch.nn.modules.container', 'ModuleDict') + b')\x81'
-    + text('a') + b'K\x01s.', 'appending to a dictionary': b'\x80\x02}K\x01a.',
+    'items of a record': b'\x80\x02'
+    + name('torch.nn.modules.container', 'ModuleDict')
+    + b')\x81'
+    + text('a')
+    + b'K\x01s.',
+    'appending to a dictionary': b'\x80\x02}K\x01a.',
     'adding to a list': b'\x80\x04](K\x01\x90.',
     'state of a list': b'\x80\x02]}b.',
-    'NEWOBJ_EX': b'\x80\x04' + name('subprocess', 'Popen') + b'(' + text(SHELL) + b't}'
-    + text('shell') + b'\x88s\x92.', 'a buffer outside': b'\x80\x05\x97.',
+    'NEWOBJ_EX': b'\x80\x04'
+    + name('subprocess', 'Popen')
+    + b'('
+    + text(SHELL)
+    + b't}'
+    + text('shell')
+    + b'\x88s\x92.',
+    'a buffer outside': b'\x80\x05\x97.',
     'a web page': b'<!DOCTYPE html><html><body>Log in to download</body></html>',
     'a graph definition': b'\n\x0e\n\x05image\x12\x05Const' * 50,
     'a pointer of git-lfs': b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n',
-    'gzip': b'\x1f\x8b\x08\x00' + bytes(50), 'an empty file': b'', 'zeros': bytes(1000),
-    'TorchScript': zipped(b'\x80\x02}.', **{'constants.pkl': b'\x80\x02).',
-                                            'code/__torch__.py': CODE}),
+    'gzip': b'\x1f\x8b\x08\x00' + bytes(50),
+    'an empty file': b'',
+    'zeros': bytes(1000),
+    'TorchScript': zipped(
+        b'\x80\x02}.', **{'constants.pkl': b'\x80\x02).', 'code/__torch__.py': CODE}
+    ),
     'a zip of something else': zipped(b'\x80\x02}.')[:30] + b'PK\x05\x06' + bytes(18),
     'two data.pkl': zipped(b'\x80\x02}.', **{'x/data.pkl': b'\x80\x02}.'}),
 }
@@ -179,57 +234,91 @@ DAMAGED = {
     'a huge integer': b'\x80\x02\x8b' + struct.pack('<i', 1 << 30) + b'1.',
     'an integer of negative length': b'\x80\x02\x8b' + struct.pack('<i', -5) + b'1.',
     'a long integer as a key': b'\x80\x02}\x8a\x0f' + bytes(14) + b'\x01K\x01s.',
-    'an unknown entry of the memo': b'\x80\x02h\x07.', 'a memo of nothing': b'\x80\x02q\x00.',
-    'an unknown opcode': b'\x80\x02\xff.', 'an empty stack': b'\x80\x02s.',
-    'no mark': b'\x80\x02t.', 'an open mark': b'\x80\x02(}.', 'two values': b'\x80\x02}}.',
-    'no value': b'\x80\x02.', 'no end': b'\x80\x02}', 'protocol 77': b'\x80\x4d}.',
+    'an unknown entry of the memo': b'\x80\x02h\x07.',
+    'a memo of nothing': b'\x80\x02q\x00.',
+    'an unknown opcode': b'\x80\x02\xff.',
+    'an empty stack': b'\x80\x02s.',
+    'no mark': b'\x80\x02t.',
+    'an open mark': b'\x80\x02(}.',
+    'two values': b'\x80\x02}}.',
+    'no value': b'\x80\x02.',
+    'no end': b'\x80\x02}',
+    'protocol 77': b'\x80\x4d}.',
     'text that is none': b'\x80\x02X\x02\x00\x00\x00\xff\xfe.',
     'a name without an end': b'\x80\x02c' + b'x' * 5000,
-    'an odd number of items': b'\x80\x02}(K\x01u.', 'a list as a key': b'\x80\x02}]K\x01s.',
+    'an odd number of items': b'\x80\x02}(K\x01u.',
+    'a list as a key': b'\x80\x02}]K\x01s.',
     'a list in itself': b'\x80\x02]q\x00h\x00a.',
     'a dictionary in itself': b'\x80\x02}q\x00K\x01h\x00s.',
-    'a record in itself': b'\x80\x02' + name('torch.nn.modules.container', 'ModuleDict')
-    + b')\x81q\x00h\x00b.', 'deep lists': b'\x80\x02' + b']' * 300_000 + b'a' * 299_999 + b'.',
+    'a record in itself': b'\x80\x02'
+    + name('torch.nn.modules.container', 'ModuleDict')
+    + b')\x81q\x00h\x00b.',
+    'deep lists': b'\x80\x02' + b']' * 300_000 + b'a' * 299_999 + b'.',
     'deep tuples': b'\x80\x02)' + b'\x85' * 300_000 + b'.',
     'a deep key': b'\x80\x02})' + b'\x85' * 300_000 + b'K\x01s.',
-    'deep records': b'\x80\x02' + name('numpy', 'dtype') + b'q\x00' + b')R' + b'h\x00)R' * 100_000
-    + b'b' * 100_000 + b'.', 'laughs': b'\x80\x02()q\x00'
-    + b''.join(b'h' + bytes([i, 104, i]) + b'\x86q' + bytes([i + 1]) for i in range(100)) + b't.',
-    'endless opcodes': b'\x80\x02' + b'N' * 2_100_000 + b'.', 'a call for everything': b'\x80\x02]('
-    + b')' * 200_000 + b'eq\x00c_codecs\nencode\nq\x01' + text('x' * 200_000)
-    + b'q\x02(' + (b'h\x01h\x02' + text('latin1') + b'\x86R') * 30_000 + b't.',
+    'deep records': b'\x80\x02'
+    + name('numpy', 'dtype')
+    + b'q\x00'
+    + b')R'
+    + b'h\x00)R' * 100_000
+    + b'b' * 100_000
+    + b'.',
+    'laughs': b'\x80\x02()q\x00'
+    + b''.join(b'h' + bytes([i, 104, i]) + b'\x86q' + bytes([i + 1]) for i in range(100))
+    + b't.',
+    'endless opcodes': b'\x80\x02' + b'N' * 2_100_000 + b'.',
+    'a call for everything': b'\x80\x02]('
+    + b')' * 200_000
+    + b'eq\x00c_codecs\nencode\nq\x01'
+    + text('x' * 200_000)
+    + b'q\x02('
+    + (b'h\x01h\x02' + text('latin1') + b'\x86R') * 30_000
+    + b't.',
     'a storage that is missing': zipped(tensor_pickle(1)),
     'a storage that is too small': zipped(tensor_pickle(1 << 40), **{'data/0': b'1234'}),
-    'a storage in two ways': zipped(b'\x80\x02' + storage(1)
-                                    + storage(1, kind=b'ctorch\nIntStorage\n') + b'\x86.',
-                                    **{'data/0': b'1234'}),
-    'a tensor past its storage': zipped(tensor_pickle(4, offset=1, size=(4,)),
-                                        **{'data/0': bytes(16)}),
-    'a tensor before its storage': zipped(tensor_pickle(4, offset=-1, size=(4,)),
-                                          **{'data/0': bytes(16)}),
-    'a tensor with strides past its storage': zipped(tensor_pickle(4, size=(2, 2), stride=(3, 1)),
-                                                     **{'data/0': bytes(16)}),
-    'a tensor larger than its storage': zipped(tensor_pickle(4, size=(1 << 40,), stride=(0,)),
-                                               **{'data/0': bytes(16)}),
-    'negative strides': zipped(tensor_pickle(4, offset=3, size=(4,), stride=(-1,)),
-                               **{'data/0': bytes(16)}),
+    'a storage in two ways': zipped(
+        b'\x80\x02' + storage(1) + storage(1, kind=b'ctorch\nIntStorage\n') + b'\x86.',
+        **{'data/0': b'1234'},
+    ),
+    'a tensor past its storage': zipped(
+        tensor_pickle(4, offset=1, size=(4,)), **{'data/0': bytes(16)}
+    ),
+    'a tensor before its storage': zipped(
+        tensor_pickle(4, offset=-1, size=(4,)), **{'data/0': bytes(16)}
+    ),
+    'a tensor with strides past its storage': zipped(
+        tensor_pickle(4, size=(2, 2), stride=(3, 1)), **{'data/0': bytes(16)}
+    ),
+    'a tensor larger than its storage': zipped(
+        tensor_pickle(4, size=(1 << 40,), stride=(0,)), **{'data/0': bytes(16)}
+    ),
+    'negative strides': zipped(
+        tensor_pickle(4, offset=3, size=(4,), stride=(-1,)), **{'data/0': bytes(16)}
+    ),
     'sizes that are texts': zipped(tensor_pickle(4, size=('4',)), **{'data/0': bytes(16)}),
-    'twenty dimensions': zipped(tensor_pickle(4, size=(1,) * 20, stride=(1,) * 20),
-                                **{'data/0': bytes(16)}),
-    'an old stream with a huge storage': old_stream(b'\x80\x02' + storage(1 << 50, view=b'N')
-                                                    + b'.',
-                                                    pickle.dumps(['0'], 2)
-                                                    + struct.pack('<q', 1 << 50)),
-    'an old stream with other keys': old_stream(b'\x80\x02' + storage(1, view=b'N') + b'.',
-                                                pickle.dumps(['1'], 2) + struct.pack('<q', 1)
-                                                + b'1234'),
-    'an old stream without its numbers': old_stream(b'\x80\x02' + storage(1, view=b'N') + b'.',
-                                                    pickle.dumps(['0'], 2) + struct.pack('<q', 1)),
+    'twenty dimensions': zipped(
+        tensor_pickle(4, size=(1,) * 20, stride=(1,) * 20), **{'data/0': bytes(16)}
+    ),
+    'an old stream with a huge storage': old_stream(
+        b'\x80\x02' + storage(1 << 50, view=b'N') + b'.',
+        pickle.dumps(['0'], 2) + struct.pack('<q', 1 << 50),
+    ),
+    'an old stream with other keys': old_stream(
+        b'\x80\x02' + storage(1, view=b'N') + b'.',
+        pickle.dumps(['1'], 2) + struct.pack('<q', 1) + b'1234',
+    ),
+    'an old stream without its numbers': old_stream(
+        b'\x80\x02' + storage(1, view=b'N') + b'.', pickle.dumps(['0'], 2) + struct.pack('<q', 1)
+    ),
     'an old stream of no dictionary': STREAM_START + pickle.dumps(1001, 2) * 5,
     'a big-endian zip': zipped(b'\x80\x02}.', byteorder=b'big'),
-    'views of the same numbers': zipped(b'\x80\x02(' + (
-        tensor_pickle(25_000, size=(25_000,))[2:-1] + b'q\x00') + b'h\x00' * 1000 + b't.',
-                                        **{'data/0': bytes(100_000)}),
+    'views of the same numbers': zipped(
+        b'\x80\x02('
+        + (tensor_pickle(25_000, size=(25_000,))[2:-1] + b'q\x00')
+        + b'h\x00' * 1000
+        + b't.',
+        **{'data/0': bytes(100_000)},
+    ),
 }
 
 
@@ -247,8 +336,11 @@ def overlapping():
     start = data.index(b'PK\x01\x02')
     end = data.index(b'PK\x05\x06')
     directory = data[start:end] * 20
-    return data[:start] + directory + struct.pack('<IHHHHIIH', 0x06054b50, 0, 0, 40, 40,
-                                                  len(directory), start, 0)
+    return (
+        data[:start]
+        + directory
+        + struct.pack('<IHHHHIIH', 0x06054B50, 0, 0, 40, 40, len(directory), start, 0)
+    )
 
 
 DAMAGED |= {'a zip bomb': deflated(), 'a zip that overlaps itself': overlapping()}
@@ -334,12 +426,22 @@ def test_messages_say_what_was_found(tmp_path, title):
     assert message.endswith(MESSAGES[title])
 
 
-WORST = ['huge bytes', 'a huge frame', 'a huge text', 'deep tuples', 'a deep key', 'laughs',
-         'endless opcodes', 'a call for everything', 'a storage that is too small', 'a tensor '
-                                                                                    'larger than '
-                                                                                    'its storage',
-         'an old stream with a huge storage', 'a zip bomb', 'a zip that overlaps itself',
-         'views of the same numbers']
+WORST = [
+    'huge bytes',
+    'a huge frame',
+    'a huge text',
+    'deep tuples',
+    'a deep key',
+    'laughs',
+    'endless opcodes',
+    'a call for everything',
+    'a storage that is too small',
+    'a tensor larger than its storage',
+    'an old stream with a huge storage',
+    'a zip bomb',
+    'a zip that overlaps itself',
+    'views of the same numbers',
+]
 
 
 def test_the_worst_stay_within_their_memory(tmp_path):
@@ -450,8 +552,9 @@ def test_tensors_as_torch_reads_them(tmp_path):
                                expected[key]) and value[key].stride() == expected[key].stride()
             assert value[key].dtype == contents[key].dtype
         shapes = read_file(path, TENSORS, data=False)
-        assert [tensor.shape for tensor in tensors_in(shapes)] == [tensor.shape
-                                                                   for tensor in contents.values()]
+        assert [tensor.shape for tensor in tensors_in(shapes)] == [
+            tensor.shape for tensor in contents.values()
+        ]
         assert all(tensor.is_meta for tensor in tensors_in(shapes))
 
 

@@ -121,8 +121,11 @@ def test_distribution_of_the_labels():
     labels = EVERYTHING.draw(40000, [3, 8, 8], torch.Generator().manual_seed(0)).labels
     expected = [0.5, 0.5, 1, 0.5**0.5, 0.5**0.5, 0.75**0.5, 0.5, 1, 1]
     np.testing.assert_allclose(labels.std(dim=0).numpy(), expected, atol=0.015)
-    labels = AugmentPipe.from_config(AugmentConfig()).draw(40000, [3, 8, 8],
-                                                           torch.Generator().manual_seed(0)).labels
+    labels = (
+        AugmentPipe.from_config(AugmentConfig())
+        .draw(40000, [3, 8, 8], torch.Generator().manual_seed(0))
+        .labels
+    )
     used = (labels != 0).double().mean(dim=0).numpy()
     np.testing.assert_allclose(used[[0, 1, 2, 3, 4, 5, 7, 8]], [0.5, 0.06, *[0.12] * 6], atol=0.01)
     assert used[6] == pytest.approx(0.06, abs=0.01)   # sin a4 = 0 for half of the stretched ones
@@ -146,8 +149,9 @@ def test_draws_depend_on_the_generator_alone():
     a, b, c = (EVERYTHING.draw(4, [3, 8, 8], torch.Generator().manual_seed(seed))
                for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(a.labels, b.labels) and torch.equal(a.G_inv,
-                                                           b.G_inv) and a.margin == b.margin
+    assert (
+        torch.equal(a.labels, b.labels) and torch.equal(a.G_inv, b.G_inv) and a.margin == b.margin
+    )
     assert not torch.equal(a.labels, c.labels)
 
 

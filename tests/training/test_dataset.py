@@ -35,8 +35,10 @@ def png(image: np.ndarray, format: str = 'PNG', **options: Any) -> bytes:   # no
 def png_of_16_bits(color_type: int) -> bytes:
     """A 1x1 PNG of 16 bits per channel: grey (0) or RGB (2)."""
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I',
-                                                                        zlib.crc32(kind + data))
+        return (
+            struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+        )
+
     header = struct.pack('>IIBBBBB', 1, 1, 16, color_type, 0, 0, 0)
     rows = b'\0' + b'\x12\x34' * (1 if color_type == 0 else 3)
     return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(rows))
@@ -102,9 +104,14 @@ def test_without_labels_and_in_grey(tmp_path: Path) -> None:
 
 
 def test_vectors_as_labels(tmp_path: Path) -> None:
-    path = write(tmp_path / 'set', {'a.png': png(pixels(0)), 'b.png': png(pixels(1)),
-                                    'dataset.json': labelled([['b.png', [3, 4.5]],
-                                                              ['a.png', [1, -2]]])})
+    path = write(
+        tmp_path / 'set',
+        {
+            'a.png': png(pixels(0)),
+            'b.png': png(pixels(1)),
+            'dataset.json': labelled([['b.png', [3, 4.5]], ['a.png', [1, -2]]]),
+        },
+    )
     data = ImageFolderDataset(path, use_labels=True)
     assert data.label_dim == 2 and not data.has_onehot_labels
     np.testing.assert_array_equal(data[0][1], np.float32([1, -2]))
@@ -197,8 +204,10 @@ def test_config(tmp_path: Path) -> None:
 def test_fingerprint(tmp_path: Path) -> None:
     path = ten(tmp_path)
     original = ImageFolderDataset(path).fingerprint()
-    assert original == ImageFolderDataset(ten(tmp_path, 'copy.zip'), xflip=True,
-                                          max_size=2).fingerprint()
+    assert (
+        original
+        == ImageFolderDataset(ten(tmp_path, 'copy.zip'), xflip=True, max_size=2).fingerprint()
+    )
     assert len(original) == 64
     folder = tmp_path / 'folder'
     with zipfile.ZipFile(path) as archive:
@@ -223,64 +232,115 @@ def test_use_pyspng_is_not_ignored_silently(tmp_path: Path) -> None:
 A = png(pixels(0))
 GREY = png(pixels(0, channels=1))
 ERRORS: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
-    'empty': ({'a.txt': b''}, {}, 'SET holds no images (files that end in .bmp, .gif, .jpeg, .jpg, '
-              '.pgm, .png, .ppm, .tif, .tiff, .webp)'),
-    'not an image': ({'a.png': A, 'b.png': b'hello'}, {}, 'SET: b.png is not an image, or a '
-                                                          'damaged one'),
-    'first one bad': ({'a.png': b'', 'b.png': A}, {},
-                      'SET: a.png is not an image, or a damaged one'),
-    'rgba': ({'a.png': A, 'b.png': png(pixels(0, channels=4))}, {},
-             'SET: b.png is RGBA, not 8-bit greyscale (L) or RGB: convert the set with '
-             'dataset_tool.py'),
-    '16-bit grey': ({'a.png': png_of_16_bits(0)}, {},
-                    'SET: a.png is 16-bit, not 8-bit greyscale (L) or RGB: convert the set with '
-                    'dataset_tool.py'),
-    '16-bit rgb': ({'a.png': png_of_16_bits(2)}, {},
-                   'SET: a.png is 16-bit, not 8-bit greyscale (L) or RGB: convert the set with '
-                   'dataset_tool.py'),
-    'size': ({'a.png': A, 'b.png': png(pixels(0)[:3])}, {},
-             'SET: b.png is 4x3 pixels with 3 channels, but a.png is 4x4 pixels with 3 channels: '
-             'convert the set with dataset_tool.py'),
-    'channels': ({'a.png': A, 'b.png': GREY}, {},
-                 'SET: b.png is 4x4 pixels with 1 channel, but a.png is 4x4 pixels with 3 '
-                 'channels: convert the set with dataset_tool.py'),
-    'resolution': ({'a.png': A}, {'resolution': 8},
-                   'SET: a.png is 4x4 pixels with 3 channels, but resolution=8 means 8x8 pixels'),
-    'max_size': ({'a.png': A}, {'max_size': 0},
-                 'max_size=0: keep at least 1 image, or None for all'),
-    'no labels': ({'a.png': A}, {'use_labels': True},
-                  'SET has no labels: add a dataset.json with {"labels": [["name.png", label], '
-                  '...]}, or do without labels'),
-    'null labels': ({'a.png': A, 'dataset.json': b'{"labels": null}'}, {'use_labels': True},
-                    'SET has no labels: add a dataset.json with {"labels": [["name.png", label], '
-                    '...]}, or do without labels'),
-    'one missing': ({'a.png': A, 'b.png': A, 'dataset.json': labelled([['a.png', 1]])},
-                    {'use_labels': True}, 'SET: dataset.json has no label for b.png: label every '
-                                          'image or none'),
-    'comma': ({'a.png': A, 'dataset.json': b'{"labels": [["a.png", 1],]}'}, {'use_labels': True},
-              None),
+    'empty': (
+        {'a.txt': b''},
+        {},
+        'SET holds no images (files that end in .bmp, .gif, .jpeg, .jpg, .pgm, .png, .ppm, .tif, '
+        '.tiff, .webp)',
+    ),
+    'not an image': (
+        {'a.png': A, 'b.png': b'hello'},
+        {},
+        'SET: b.png is not an image, or a damaged one',
+    ),
+    'first one bad': (
+        {'a.png': b'', 'b.png': A},
+        {},
+        'SET: a.png is not an image, or a damaged one',
+    ),
+    'rgba': (
+        {'a.png': A, 'b.png': png(pixels(0, channels=4))},
+        {},
+        'SET: b.png is RGBA, not 8-bit greyscale (L) or RGB: convert the set with dataset_tool.py',
+    ),
+    '16-bit grey': (
+        {'a.png': png_of_16_bits(0)},
+        {},
+        'SET: a.png is 16-bit, not 8-bit greyscale (L) or RGB: convert the set with dataset_tool.py',
+    ),
+    '16-bit rgb': (
+        {'a.png': png_of_16_bits(2)},
+        {},
+        'SET: a.png is 16-bit, not 8-bit greyscale (L) or RGB: convert the set with dataset_tool.py',
+    ),
+    'size': (
+        {'a.png': A, 'b.png': png(pixels(0)[:3])},
+        {},
+        'SET: b.png is 4x3 pixels with 3 channels, but a.png is 4x4 pixels with 3 channels: '
+        'convert the set with dataset_tool.py',
+    ),
+    'channels': (
+        {'a.png': A, 'b.png': GREY},
+        {},
+        'SET: b.png is 4x4 pixels with 1 channel, but a.png is 4x4 pixels with 3 channels: convert '
+        'the set with dataset_tool.py',
+    ),
+    'resolution': (
+        {'a.png': A},
+        {'resolution': 8},
+        'SET: a.png is 4x4 pixels with 3 channels, but resolution=8 means 8x8 pixels',
+    ),
+    'max_size': (
+        {'a.png': A},
+        {'max_size': 0},
+        'max_size=0: keep at least 1 image, or None for all',
+    ),
+    'no labels': (
+        {'a.png': A},
+        {'use_labels': True},
+        'SET has no labels: add a dataset.json with {"labels": [["name.png", label], ...]}, or do '
+        'without labels',
+    ),
+    'null labels': (
+        {'a.png': A, 'dataset.json': b'{"labels": null}'},
+        {'use_labels': True},
+        'SET has no labels: add a dataset.json with {"labels": [["name.png", label], ...]}, or do '
+        'without labels',
+    ),
+    'one missing': (
+        {'a.png': A, 'b.png': A, 'dataset.json': labelled([['a.png', 1]])},
+        {'use_labels': True},
+        'SET: dataset.json has no label for b.png: label every image or none',
+    ),
+    'comma': (
+        {'a.png': A, 'dataset.json': b'{"labels": [["a.png", 1],]}'},
+        {'use_labels': True},
+        None,
+    ),
     'deep': ({'a.png': A, 'dataset.json': b'[' * 200_000}, {'use_labels': True}, None),
-    'list': ({'a.png': A, 'dataset.json': b'[["a.png", 1]]'}, {'use_labels': True},
-             'SET: dataset.json should be {"labels": [["name.png", label], ...]} or {"labels": '
-             'null}'),
-    'triple': ({'a.png': A, 'dataset.json': labelled([['a.png', 1, 2]])}, {'use_labels': True},
-               'SET: dataset.json should be {"labels": [["name.png", label], ...]} or {"labels": '
-               'null}'),
-    'word': ({'a.png': A, 'dataset.json': labelled([['a.png', 'cat']])}, {'use_labels': True},
-             'SET: dataset.json: the label of a.png is "cat", which is neither an integer from 0 '
-             'nor a list of finite numbers'),
-    'negative': ({'a.png': A, 'dataset.json': labelled([['a.png', -1]])}, {'use_labels': True},
-                 'SET: dataset.json: the label of a.png is -1, which is neither an integer from 0 '
-                 'nor a list of finite numbers'),
-    'nan': ({'a.png': A, 'dataset.json': labelled([['a.png', [1, float('nan')]]])},
-            {'use_labels': True}, 'SET: dataset.json: the label of a.png is [1, NaN], which is '
-                                  'neither an integer from 0 '
-            'nor a list of finite numbers'),
-    'mixture': ({'a.png': A, 'b.png': A,
-                 'dataset.json': labelled([['a.png', [1, 2]], ['b.png', 3]])},
-                {'use_labels': True},
-                'SET: dataset.json: the label of b.png is an integer, but that of a.png is a list '
-                'of 2'),
+    'list': (
+        {'a.png': A, 'dataset.json': b'[["a.png", 1]]'},
+        {'use_labels': True},
+        'SET: dataset.json should be {"labels": [["name.png", label], ...]} or {"labels": null}',
+    ),
+    'triple': (
+        {'a.png': A, 'dataset.json': labelled([['a.png', 1, 2]])},
+        {'use_labels': True},
+        'SET: dataset.json should be {"labels": [["name.png", label], ...]} or {"labels": null}',
+    ),
+    'word': (
+        {'a.png': A, 'dataset.json': labelled([['a.png', 'cat']])},
+        {'use_labels': True},
+        'SET: dataset.json: the label of a.png is "cat", which is neither an integer from 0 nor a '
+        'list of finite numbers',
+    ),
+    'negative': (
+        {'a.png': A, 'dataset.json': labelled([['a.png', -1]])},
+        {'use_labels': True},
+        'SET: dataset.json: the label of a.png is -1, which is neither an integer from 0 nor a '
+        'list of finite numbers',
+    ),
+    'nan': (
+        {'a.png': A, 'dataset.json': labelled([['a.png', [1, float('nan')]]])},
+        {'use_labels': True},
+        'SET: dataset.json: the label of a.png is [1, NaN], which is neither an integer from 0 nor '
+        'a list of finite numbers',
+    ),
+    'mixture': (
+        {'a.png': A, 'b.png': A, 'dataset.json': labelled([['a.png', [1, 2]], ['b.png', 3]])},
+        {'use_labels': True},
+        'SET: dataset.json: the label of b.png is an integer, but that of a.png is a list of 2',
+    ),
 }
 
 

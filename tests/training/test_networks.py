@@ -217,8 +217,9 @@ def test_work_of_one_forward_pass(name, gflop):
 @pytest.mark.parametrize('embedding_type', ['positional', 'fourier'])
 @pytest.mark.parametrize('encoder_type', ['standard', 'skip', 'residual'])
 @pytest.mark.parametrize('decoder_type', ['standard', 'skip'])
-def test_every_combination_of_kinds_trains_every_parameter(embedding_type, encoder_type,
-                                                           decoder_type):
+def test_every_combination_of_kinds_trains_every_parameter(
+    embedding_type, encoder_type, decoder_type
+):
     kinds = {'embedding_type': embedding_type, 'encoder_type': encoder_type,
              'decoder_type': decoder_type}
     net = fill(SongUNet(16, 3, 2, label_dim=4, augment_dim=9, resample_filter=[1, 3, 3, 1],
@@ -357,8 +358,9 @@ def test_fused_resampling_is_both_steps_at_the_higher_resolution(kernel):
                             **{way: True}))
         actual = fused(x)
         assert actual.shape == expected.shape
-        inside = (..., slice(3, -3), slice(3, -3)) if way == 'up' else (..., slice(1, -1),
-                                                                        slice(1, -1))
+        inside = (
+            (..., slice(3, -3), slice(3, -3)) if way == 'up' else (..., slice(1, -1), slice(1, -1))
+        )
         torch.testing.assert_close(actual[inside], expected[inside], rtol=1e-5, atol=1e-5)
 
 
@@ -580,9 +582,11 @@ def test_learned_variance():
 
 @pytest.mark.parametrize('model_type', MODELS)
 def test_precision_of_the_backbone(model_type):
-    net = tiny(EDMPrecond, 4, model_type=model_type, model_channels=64, embedding_type='fourier') \
-        if model_type == 'SongUNet' else tiny(EDMPrecond, 4, model_type=model_type,
-                                              model_channels=64)
+    net = (
+        tiny(EDMPrecond, 4, model_type=model_type, model_channels=64, embedding_type='fourier')
+        if model_type == 'SongUNet'
+        else tiny(EDMPrecond, 4, model_type=model_type, model_channels=64)
+    )
     half = fill(EDMPrecond(8, 3, 4, True, model_type=model_type,
                            **{**TINY, 'model_channels': 64})).eval()
     assert half.use_fp16 and not net.use_fp16
@@ -734,60 +738,97 @@ def test_constructor_arguments(name):
 
 # What does not fit
 
-@pytest.mark.parametrize('build, message', [
-    (lambda: tiny(width=3), "SongUNet takes no argument 'width' (known: attn_resolutions, "
-                            "augment_dim, "
-     'channel_mult, channel_mult_emb, channel_mult_noise, decoder_type, dropout, embedding_type, '
-     'encoder_type, label_dropout, model_channels, num_blocks, resample_filter)'),
-    (lambda: tiny(num_block=3), "SongUNet takes no argument 'num_block' (did you mean "
-                                "'num_blocks'?)"),
-    (lambda: tiny(model_type='SongUnet'), "model_type='SongUnet' is unknown (did you mean "
-                                          "'SongUNet'?)"),
-    (lambda: SongUNet(28, 1, 1), 'a resolution of 28 cannot be halved 3 times, as the 4 levels of '
-                                 'channel_mult='
-     '[1, 2, 2, 2] need: use a multiple of 8, or at most 3 levels'),
-    (lambda: DhariwalUNet(9, 1, 1, channel_mult=[1, 2]), 'a resolution of 9 cannot be halved 1 '
-                                                         'times, as the 2 levels of '
-     'channel_mult=[1, 2] need: use a multiple of 2, or at most 1 levels'),
-    (lambda: SongUNet(8, 1, 1, channel_mult=[]), 'channel_mult is empty; it takes one factor per '
-                                                 'resolution, such as '
-     '[1, 2, 2, 2]'),
-    (lambda: tiny(encoder_type='residuals'), "encoder_type='residuals' is unknown; it is one of "
-                                             "standard, skip, residual"),
-    (lambda: tiny(decoder_type='residual'), "decoder_type='residual' is unknown; it is one of "
-                                            "standard, skip"),
-    (lambda: tiny(embedding_type='sine'), "embedding_type='sine' is unknown; it is one of "
-                                          "positional, fourier"),
-    (lambda: tiny(resample_filter=[1, 2, 1]), 'resample_filter=[1, 2, 1] has an odd number of '
-                                              'taps, which cannot double '
-     'a resolution; use an even number, such as [1, 1] or [1, 3, 3, 1]'),
-    (lambda: tiny(model_channels=148), '148 channels cannot be normalised in 32 groups of at least '
-                                       '4; channel counts '
-     'that are multiples of 32 always can'),
-    (lambda: GroupNorm(3), '3 channels cannot be normalised in 1 groups of at least 4; channel '
-                           'counts that are '
-     'multiples of 32 always can'),
-    (lambda: UNetBlock(64, 64, 8, attention=True, num_heads=3), '64 channels cannot be shared '
-                                                                'among 3 attention heads; '
-     'use a multiple of 3'),
-    (lambda: PositionalEmbedding(5), 'an embedding of the noise level takes an even number of '
-                                     'channels, not 5'),
-    (lambda: Conv2d(3, 3, 3, up=True, down=True), 'a Conv2d takes up or down, not both'),
-    (lambda: initial([3], 'xavier', 3, 3), "init_mode='xavier' is unknown (did you mean "
-                                           "'xavier_normal'?)"),
-    (lambda: build_network(network_config(VE(), 0.02, 100, precision='half')), "precision='half' "
-                                                                               "is unknown (known: "
-     'bf16, fp16, fp32)'),
-    (lambda: tiny()(images(3, 3, 8, 8), torch.ones(2)), 'sigma has 2 noise levels for 3 images; '
-                                                        'give one, or one per '
-     'image'),
-    (lambda: tiny(EDMPrecond, 4)(images(3, 3, 8, 8), 1.0, torch.eye(5)[:3]), 'class_labels has '
-                                                                             'shape [3, 5]; this '
-     'network takes one-hot vectors [batch, 4]'),
-    (lambda: tiny(EDMPrecond, 4).model(images(3, 3, 8, 8), torch.ones(1),
-                                       None), 'a class-conditional backbone needs '
-     'class_labels; a vector of zeros stands for no class'),
-])
+@pytest.mark.parametrize(
+    'build, message',
+    [
+        (
+            lambda: tiny(width=3),
+            "SongUNet takes no argument 'width' (known: attn_resolutions, "
+            'augment_dim, '
+            'channel_mult, channel_mult_emb, channel_mult_noise, decoder_type, dropout, '
+            'embedding_type, encoder_type, label_dropout, model_channels, num_blocks, '
+            'resample_filter)',
+        ),
+        (
+            lambda: tiny(num_block=3),
+            "SongUNet takes no argument 'num_block' (did you mean 'num_blocks'?)",
+        ),
+        (
+            lambda: tiny(model_type='SongUnet'),
+            "model_type='SongUnet' is unknown (did you mean 'SongUNet'?)",
+        ),
+        (
+            lambda: SongUNet(28, 1, 1),
+            'a resolution of 28 cannot be halved 3 times, as the 4 levels of channel_mult=[1, 2, '
+            '2, 2] need: use a multiple of 8, or at most 3 levels',
+        ),
+        (
+            lambda: DhariwalUNet(9, 1, 1, channel_mult=[1, 2]),
+            'a resolution of 9 cannot be halved 1 times, as the 2 levels of channel_mult=[1, 2] '
+            'need: use a multiple of 2, or at most 1 levels',
+        ),
+        (
+            lambda: SongUNet(8, 1, 1, channel_mult=[]),
+            'channel_mult is empty; it takes one factor per resolution, such as [1, 2, 2, 2]',
+        ),
+        (
+            lambda: tiny(encoder_type='residuals'),
+            "encoder_type='residuals' is unknown; it is one of standard, skip, residual",
+        ),
+        (
+            lambda: tiny(decoder_type='residual'),
+            "decoder_type='residual' is unknown; it is one of standard, skip",
+        ),
+        (
+            lambda: tiny(embedding_type='sine'),
+            "embedding_type='sine' is unknown; it is one of positional, fourier",
+        ),
+        (
+            lambda: tiny(resample_filter=[1, 2, 1]),
+            'resample_filter=[1, 2, 1] has an odd number of taps, which cannot double a '
+            'resolution; use an even number, such as [1, 1] or [1, 3, 3, 1]',
+        ),
+        (
+            lambda: tiny(model_channels=148),
+            '148 channels cannot be normalised in 32 groups of at least 4; channel counts that are '
+            'multiples of 32 always can',
+        ),
+        (
+            lambda: GroupNorm(3),
+            '3 channels cannot be normalised in 1 groups of at least 4; channel counts that are '
+            'multiples of 32 always can',
+        ),
+        (
+            lambda: UNetBlock(64, 64, 8, attention=True, num_heads=3),
+            '64 channels cannot be shared among 3 attention heads; use a multiple of 3',
+        ),
+        (
+            lambda: PositionalEmbedding(5),
+            'an embedding of the noise level takes an even number of channels, not 5',
+        ),
+        (lambda: Conv2d(3, 3, 3, up=True, down=True), 'a Conv2d takes up or down, not both'),
+        (
+            lambda: initial([3], 'xavier', 3, 3),
+            "init_mode='xavier' is unknown (did you mean 'xavier_normal'?)",
+        ),
+        (
+            lambda: build_network(network_config(VE(), 0.02, 100, precision='half')),
+            "precision='half' is unknown (known: bf16, fp16, fp32)",
+        ),
+        (
+            lambda: tiny()(images(3, 3, 8, 8), torch.ones(2)),
+            'sigma has 2 noise levels for 3 images; give one, or one per image',
+        ),
+        (
+            lambda: tiny(EDMPrecond, 4)(images(3, 3, 8, 8), 1.0, torch.eye(5)[:3]),
+            'class_labels has shape [3, 5]; this network takes one-hot vectors [batch, 4]',
+        ),
+        (
+            lambda: tiny(EDMPrecond, 4).model(images(3, 3, 8, 8), torch.ones(1), None),
+            'a class-conditional backbone needs class_labels; a vector of zeros stands for no class',
+        ),
+    ],
+)
 def test_errors_say_what_would_be_right(build, message):
     with pytest.raises(ValueError) as error:
         build()

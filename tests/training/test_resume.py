@@ -278,8 +278,9 @@ def test_clipping_comes_after_the_repair_of_gradients(digits, bad):  # noqa: F81
     state.net.model.map_layer0.weight.register_hook(
         lambda grad: grad + torch.zeros_like(grad).index_fill(0, bad_row, bad))
     run_steps(config, 1, state)
-    norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in state.net.parameters()
-                                                 if p.grad is not None]))
+    norm = torch.linalg.vector_norm(
+        torch.stack([p.grad.norm() for p in state.net.parameters() if p.grad is not None])
+    )
     assert float(norm) == pytest.approx(0.5, rel=1e-5) and state.bad_steps == 1
 
 
@@ -315,8 +316,9 @@ def test_clipping_bounds_the_norm(digits):  # noqa: F811
         config = small_config(digits, loss_scaling=loss_scaling)
         config = replace(config, optimizer=replace(config.optimizer, clip=0.5))
         state = run_steps(config, 1)
-        norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in state.net.parameters()
-                                                     if p.grad is not None]))
+        norm = torch.linalg.vector_norm(
+            torch.stack([p.grad.norm() for p in state.net.parameters() if p.grad is not None])
+        )
         assert float(norm) == pytest.approx(0.5 * (loss_scaling or 1.0), rel=1e-5)
     config = replace(config, optimizer=replace(config.optimizer, clip=1e9))
     untouched = run_steps(small_config(digits, loss_scaling=None), 3)
@@ -438,9 +440,12 @@ def test_other_settings_are_refused_and_listed(digits, tmp_path):  # noqa: F811
     state, _ = prepare(longer, CPU, ('it', contents), fingerprint='abc')
     assert state.nimg == 16
     other = replace(config, batch_size=8, seed=4, averages=(HalfLife(200, 0.5), PowerFunction(0.1)))
-    expected = ['averages.1.sigma_rel: absent, now 0.1', 'averages.1.type: absent, now '
-                                                         'average/power', 'batch_size: 16, now 8',
-                'seed: 3, now 4']
+    expected = [
+        'averages.1.sigma_rel: absent, now 0.1',
+        'averages.1.type: absent, now average/power',
+        'batch_size: 16, now 8',
+        'seed: 3, now 4',
+    ]
     assert differences(contents['config'], other) == expected
     with pytest.raises(ValueError, match=r'it belongs to a run with other settings.*batch_size: '
                                          r'16, now 8; seed: 3, now 4$'):
@@ -513,8 +518,9 @@ def test_power_function_average_has_the_profile_of_its_name():
     """Averaging the counter itself: the weights of time follow τ^γ, so mean and width are known."""
     power = power_of(0.1)
     # as in EDM2
-    assert power == pytest.approx(6.94, abs=0.01) and power_of(0.05) == pytest.approx(16.97,
-                                                                                      abs=0.01)
+    assert power == pytest.approx(6.94, abs=0.01) and power_of(0.05) == pytest.approx(
+        16.97, abs=0.01
+    )
     for gamma in [0.0, 1.0, 7.0, 30.0]:
         assert power_of(width_of(gamma)) == pytest.approx(gamma, abs=1e-9)
     average = PowerFunction(0.1)
@@ -552,8 +558,9 @@ def test_reconstruction_from_stored_averages():
     exact = reconstruction_weights(stored, 8000.0, 0.10)
     assert exact[-1] == pytest.approx(1, abs=1e-6) and np.abs(exact[:-1]).max() < 1e-6
     quadrature = (profile(5000.0, 0.05) * profile(8000.0, 0.1)).mean() * 8000
-    assert inner_product(5000.0, power_of(0.05), 8000.0, power_of(0.1)) == pytest.approx(quadrature,
-                                                                                         rel=1e-4)
+    assert inner_product(5000.0, power_of(0.05), 8000.0, power_of(0.1)) == pytest.approx(
+        quadrature, rel=1e-4
+    )
 
 
 def test_files_of_the_first_format_stay_readable():
@@ -577,8 +584,9 @@ def test_reconstruct_puts_an_average_together(digits, tmp_path):  # noqa: F811
     do."""
     import checkpoint as command
 
-    config = small_config(digits, averages=(HalfLife(200, 0.5), PowerFunction(0.05),
-                                            PowerFunction(0.1)))
+    config = small_config(
+        digits, averages=(HalfLife(200, 0.5), PowerFunction(0.05), PowerFunction(0.1))
+    )
     state = build(config, CPU)
     for kimg in [1, 2, 3, 4]:
         run_steps(config, 1, state)

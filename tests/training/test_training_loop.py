@@ -227,9 +227,10 @@ def test_every_combination_trains_a_step(digits, precond, noise, weighting):
     state = run_steps(config, 2)
     assert math.isfinite(state.stats.take()['Loss/loss']['mean'])
     assert all(bool(p.isfinite().all()) for p in state.net.parameters())
-    moved = [not torch.equal(a, b) for a, b in zip(state.net.parameters(),
-                                                   build(config, CPU).net.parameters(),
-                                                   strict=True)]
+    moved = [
+        not torch.equal(a, b)
+        for a, b in zip(state.net.parameters(), build(config, CPU).net.parameters(), strict=True)
+    ]
     assert sum(moved) > 0.9 * len(moved)
 
 
