@@ -256,12 +256,14 @@ ERRORS: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     '16-bit grey': (
         {'a.png': png_of_16_bits(0)},
         {},
-        'SET: a.png is 16-bit, not 8-bit greyscale (L) or RGB: convert the set with dataset_tool.py',
+        'SET: a.png is 16-bit, not 8-bit greyscale (L) or RGB: '
+        'convert the set with dataset_tool.py',
     ),
     '16-bit rgb': (
         {'a.png': png_of_16_bits(2)},
         {},
-        'SET: a.png is 16-bit, not 8-bit greyscale (L) or RGB: convert the set with dataset_tool.py',
+        'SET: a.png is 16-bit, not 8-bit greyscale (L) or RGB: '
+        'convert the set with dataset_tool.py',
     ),
     'size': (
         {'a.png': A, 'b.png': png(pixels(0)[:3])},

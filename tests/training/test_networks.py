@@ -825,7 +825,8 @@ def test_constructor_arguments(name):
         ),
         (
             lambda: tiny(EDMPrecond, 4).model(images(3, 3, 8, 8), torch.ones(1), None),
-            'a class-conditional backbone needs class_labels; a vector of zeros stands for no class',
+            'a class-conditional backbone needs class_labels; '
+            'a vector of zeros stands for no class',
         ),
     ],
 )
