@@ -46,6 +46,7 @@ from options.common import BATCH, DEVICE, RNG, workers
 from options.guidance import guidance_options
 from options.network import CLASSES, CONDITIONS, network_options, open_with_plan
 from options.network import NAMES as NETWORK_NAMES
+from options.network import files as about_network
 from options.sampler import sampler_options
 from torch_utils import distributed
 from torch_utils.random import random_subset
@@ -161,15 +162,18 @@ DETECTOR_FILES = [
           help='Write the weights of FILE under canonical names as a plain file, .pth or '
                '.safetensors')]
 SWEEP = [
-    files('--network', 'network_path', metavar='PATH,...|DIR', required=True,
-          help='Snapshots, or anything else that generate.py takes, with commas between; the '
-               'folder of a run means all of its snapshots'),
-    files('--weights', metavar='NAME,...',
-          help='Which weights of the files, with commas between: ema, the main average; ema:NAME, '
-               'another  [default: ema]'),
-    files('--ema-length', type=FloatList(),
-          help='Instead of the snapshots of the run in --network: its power-function averages of '
-               'these relative widths at its end'),
+    about_network(
+        '--network', 'network_path', metavar='PATH,...|DIR', required=True,
+        help='Snapshots, or anything else that generate.py takes, with commas between; the folder '
+             'of a run means all of its snapshots'),
+    about_network(
+        '--weights', metavar='NAME,...',
+        help='Which weights of the files, with commas between: ema, the main average; ema:NAME, '
+             'another  [default: ema]'),
+    about_network(
+        '--ema-length', type=FloatList(),
+        help='Instead of the snapshots of the run in --network: its power-function averages of '
+             'these relative widths at its end'),
     *CONDITIONS, CLASSES, REF,
     files('--dest', metavar='DIR', required=True,
           help='The folder of sweep.csv, sweep.png and report.json; a second command adds to it'),
@@ -188,10 +192,11 @@ SEARCH = [
     number('--num', 'The number of images to generate for each setting', 5000, 2),
     FIRST_SEED,
     number('--confirm', 'The number of best settings to measure again, with more images', 3, 1),
-    number('--confirm-num', 'The number of images in each block then, from the same first seed '
-                            'on', 50000, 2),
-    number('--confirm-blocks', 'The number of blocks of seeds then. The block with the best first '
-                               'number counts, as in papers, which take 3', 1, 1),
+    number('--confirm-num', 'The number of images in each block of that second measurement, from '
+                            'the same first seed on', 50000, 2),
+    number('--confirm-blocks', 'The number of blocks of seeds of that second measurement. The '
+                               'block with the best first number counts, as in papers, which '
+                               'take 3', 1, 1),
     METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, searched_options, BATCH, RNG, DEVICE]
 
 EXAMPLES = {
