@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from metrics import scores as formulas
-from metrics.distances import frechet_distance, is_symmetric
+from metrics.distances import frechet_distance, is_symmetric, negative_eigenvalue
 from metrics.features import TAPS, FeatureExtractor
 from metrics.one_pass import Measured, Wanted
 from metrics.statistics import Statistics
@@ -191,6 +191,10 @@ def check(reference: Reference, metrics: Sequence[str], main: str,
             continue
         if not is_symmetric(stats.sigma):
             raise ValueError(f'{where}: the covariance of {tap} is not symmetric, so it is none; '
+                             f'make it anew')
+        negative = negative_eigenvalue(stats.sigma)
+        if negative:
+            raise ValueError(f'{where}: the covariance of {tap} has {negative}, so it is none; '
                              f'make it anew')
         mismatches = _mismatches(stats, tap, extractors[tap].digest, image_shape, precision)
         notes += _doubt(where, mismatches, allow_mismatch)

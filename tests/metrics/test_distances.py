@@ -10,7 +10,7 @@ import scipy.signal
 import torch
 
 from metrics.detectors import DETECTORS, load_detector
-from metrics.distances import frechet_distance
+from metrics.distances import frechet_distance, frechet_distances, negative_eigenvalue
 from metrics.features import TAPS, DemoDetector
 from metrics.statistics import CHUNK, Moments, chunks
 from torch_utils.digest import digest_of_tensors
@@ -241,3 +241,28 @@ def test_distance_of_what_does_not_fit(arguments, message):
     with pytest.raises(ValueError) as error:
         frechet_distance(*arguments)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize('S', [np.diag([4.0, 1.0, -0.5]), np.array([[1.0, 2, 0], [2, 1, 0],
+                                                                   [0, 0, 1]])])
+def test_distance_of_matrices_with_negative_eigenvalues(S):
+    """diag(4, 1, −½) and [[1, 2], [2, 1]], whose eigenvalues are 3 and −1, have no root."""
+    told = {4.0: '-0.5, where the largest is 4', 1.0: '-1, where the largest is 3'}[S[0, 0]]
+    zero, one = np.zeros(3), np.eye(3)
+    for arguments, name in (((zero, S, zero, one), 'sigma1'), ((zero, one, zero, S), 'sigma2')):
+        with pytest.raises(ValueError) as error:
+            frechet_distance(*arguments)
+        assert str(error.value) == (f'frechet_distance: {name} has the negative eigenvalue {told}, '
+                                    f'so it is no covariance')
+    with pytest.raises(ValueError, match=r'^frechet_distance: sigma2 has the negative eigenvalue '):
+        frechet_distances(zero, one, [(zero, S)])
+
+
+def test_rounding_in_float32_is_no_negative_eigenvalue():
+    """A covariance of rank 3 that was stored in float32 has some of −1e-7 of the largest."""
+    x = np.random.default_rng(0).standard_normal([4, 64])
+    S = np.cov(x.T)
+    rounded = S.astype(np.float32).astype(np.float64)
+    assert -1e-6 < np.linalg.eigvalsh(rounded)[0] / np.linalg.eigvalsh(rounded)[-1] < -1e-9
+    assert negative_eigenvalue(rounded) is None and negative_eigenvalue(np.zeros([4, 4])) is None
+    assert frechet_distance(np.zeros(64), rounded, np.zeros(64), S) == pytest.approx(0, abs=1e-3)

@@ -389,6 +389,11 @@ def test_references_that_say_too_little():
         str(error.value)
         == 'ref=real.npz: the covariance of demo is not symmetric, so it is none; make it anew'
     )
+    negative = changed(some_reference(), sigma=np.diag([8.0] * 223 + [-2.0]))
+    with pytest.raises(ValueError) as error:
+        checked(negative)
+    assert str(error.value) == ('ref=real.npz: the covariance of demo has the negative eigenvalue '
+                                '-2, where the largest is 8, so it is none; make it anew')
     other = Reference('adm.npz', some_reference().moments, some_reference().features,
                       image_shape=[3, 64, 64])
     with pytest.raises(ValueError) as error:
