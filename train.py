@@ -23,6 +23,7 @@ from dnnlib.download import is_url
 from dnnlib.files import atomic_write, held
 from dnnlib.logfile import LogFile
 from evaluation.while_training import EvalConfig, WhileTraining
+from limpid.denoiser import Denoiser
 from limpid.loss import InverseVariance, UniformTimestep
 from metrics.definitions import METRICS
 from metrics.judge import PARAMETERS
@@ -206,8 +207,13 @@ def prepared(config: TrainConfig, device: torch.device,
             raise ValueError(f'{error.origin} belongs to a run with other settings, so it cannot '
                              f'be continued with these (--resume=never starts anew): '
                              f'{"; ".join(error.changed)}') from error
-    source = None if transfer is None else (transfer, open_network(transfer))
-    return prepare(config, device, transfer=source, fingerprint=fingerprint)
+    if transfer is None:
+        return prepare(config, device, fingerprint=fingerprint)
+    source = open_network(transfer)
+    if not isinstance(source, Denoiser):
+        raise ValueError(f'--transfer={transfer} is the ideal denoiser of a data set, which has no '
+                         'weights; name a snapshot or a published checkpoint')
+    return prepare(config, device, transfer=(transfer, source), fingerprint=fingerprint)
 
 
 def state_to_resume(resume: str | None, run_dir: Path | None) -> tuple[str, dict[str, Any]] | None:

@@ -10,6 +10,7 @@ import torch
 from checkpoints.diffusers import is_diffusers, read_diffusers
 from checkpoints.read import read_network
 from dnnlib.download import fetch, is_url
+from limpid.denoiser import Network
 from limpid.ideal import IdealDenoiser
 from limpid.pixels import from_uint8
 from training.dataset import ImageFiles, ImageFolderDataset
@@ -18,7 +19,7 @@ IDEAL = 'ideal:'
 
 
 def open_network(spec: str | os.PathLike[str], device: torch.device | str = 'cpu',
-                 weights: str | None = None, **options: Any) -> Any:   # noqa: ANN401 (a Denoiser)
+                 weights: str | None = None, **options: Any) -> Network:
     """Return a denoiser, called as net(x, sigma, class_labels), on `device`.
 
     `spec` is one of these:

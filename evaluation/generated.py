@@ -5,13 +5,13 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from limpid.denoiser import Counting, Network, traits
 from limpid.guidance import Guided
+from limpid.ideal import IdealDenoiser
 from limpid.sampling import Plan
 from limpid.seeds import generate
 from options.network import check_classes
@@ -69,7 +69,7 @@ class GeneratedImages:
                         self.device, self.rng)
 
 
-def digest_of(net: Any) -> str:  # noqa: ANN401 (any denoiser)
+def digest_of(net: Network) -> str:
     """Return a text that is equal for equal networks.
 
     It tells the weights, or the data of an ideal denoiser, and how they are used.
@@ -82,6 +82,8 @@ def digest_of(net: Any) -> str:  # noqa: ANN401 (any denoiser)
     if isinstance(net, torch.nn.Module):
         return (f'{type(net).__name__} {getattr(net, "precond", None)!r} '
                 f'{getattr(net, "dtype", None)} {digest_of_tensors(net.state_dict())}')
+    if not isinstance(net, IdealDenoiser):
+        raise ValueError(f'{type(net).__name__} has neither weights nor data to tell it by')
     data = hashlib.sha256(net.images.detach().cpu().contiguous().numpy().tobytes())
     if net.labels is not None:
         data.update(net.labels.detach().cpu().contiguous().numpy().tobytes())

@@ -206,14 +206,16 @@ def _column(values: Tensor, x: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (x.ndim - 1)) if values.ndim else values
 
 
-def _twice(value: Any) -> Any:  # noqa: ANN401 (any condition)
+def _twice(value: object) -> object:
     """Repeat what is given for each image, for two copies of the batch; leave alone what is given
     once."""
-    per_image = isinstance(value, Tensor) and value.ndim > 0 and len(value) > 1
-    return torch.cat([value, value]) if per_image else value
+    if isinstance(value, Tensor) and value.ndim > 0 and len(value) > 1:
+        return torch.cat([value, value])
+    return value
 
 
-def _as_tuple(answer: Any) -> tuple[Tensor, ...]:  # noqa: ANN401 (D, or D and more)
+def _as_tuple(answer: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return D alone, or D and what else the network answers, as a tuple."""
     return answer if isinstance(answer, tuple) else (answer,)
 
 

@@ -1,6 +1,6 @@
 """Table 1 of the paper. Hold it beside the page: columns are columns, rows are rows.
 
-`python -m limpid.table1` prints it, formulas and numbers, from the objects below. COLUMNS has one
+`python -m limpid` prints it, formulas and numbers, from the objects below. COLUMNS has one
 more: networks that predict v, for discrete timesteps up to zero signal-to-noise ratio, of Lin et
 al. 2023.
 """
@@ -161,7 +161,3 @@ def _shown(cell: object) -> str:
         return cell
     formula = (cell.__doc__ or '').splitlines()[0]
     return formula if isinstance(cell, type) else f'{formula}    {cell}'
-
-
-if __name__ == '__main__':
-    print_table()

@@ -38,7 +38,7 @@ from options.common import PHRASES, count, not_negative, positive
 T = TypeVar('T')
 
 # The rows of Table 1 are the default; the others replace solver, schedule and scaling in one.
-SAMPLERS: dict[str, Any] = {'table1': FlowSampler, **EARLIER, **ANGLE, **SDES, **ADAPTIVE}
+SAMPLERS: dict[str, Any] = {'flow': FlowSampler, 'table1': FlowSampler, **EARLIER, **ANGLE, **SDES, **ADAPTIVE}
 # the others: edm
 NATURAL_STEPS = {'em': 'vp', 'pc': 've', 'ancestral': 'iddpm', 'ddim': 'iddpm', 'adaptive': 'vp'}
 
@@ -79,11 +79,11 @@ others = heading('Other samplers: each option belongs to the samplers that it na
 
 OPTIONS = [
     rows('--sampler', type=click.Choice(list(SAMPLERS)),
-         help='The sampler. table1 is the one that the rows below describe. em (Euler-Maruyama for '
-              'VP), pc (predictor-corrector for VE), ancestral (DDPM and iDDPM) and ddim are those '
-              'of earlier work. angle is of second order and can start at σ = ∞. sde solves the '
-              'SDE of Eq. 6. rk45 and adaptive solve the ODE and an SDE with steps that they '
-              'choose themselves  [default: table1; ddim for time steps of a discrete schedule, if '
+         help='The sampler. flow, also called table1, is the one that the rows below describe. em '
+              '(Euler-Maruyama for VP), pc (predictor-corrector for VE), ancestral (DDPM and '
+              'iDDPM) and ddim are those of earlier work. angle is of second order and can start '
+              'at σ = ∞. sde solves the SDE of Eq. 6. rk45 and adaptive solve the ODE and an SDE '
+              'with steps that they choose themselves  [default: flow; ddim for time steps of a discrete schedule, if '
               'the network was trained on discrete timesteps or they start at σ = ∞]'),
     rows('--family', type=click.Choice(list(TABLE_1)),
          help='The column of Table 1 from which the rows that are not given come  [default: edm]'),
@@ -227,8 +227,11 @@ def resolve_sampler(options: Mapping[str, Any], told: Traits = Traits(),
 
 def with_preset(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that were given, and those of the preset beneath them."""
-    return {**PRESETS.get(options.get('preset') or '', {}),
-            **{name: value for name, value in options.items() if value is not None}}
+    given = {**PRESETS.get(options.get('preset') or '', {}),
+             **{name: value for name, value in options.items() if value is not None}}
+    if given.get('sampler') == 'flow':
+        given['sampler'] = 'table1'   # its older name, which scripts have
+    return given
 
 
 def _column(given: Mapping[str, Any]) -> Column:

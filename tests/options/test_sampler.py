@@ -300,3 +300,8 @@ def test_the_ideal_denoiser_in_place_of_a_network(digits, tmp_path):
     assert distance.min(axis=1).max() < 2   # within two levels of some training image on average
     assert labels[distance.argmin(axis=1)].argmax(axis=1).tolist() == [0, 1, 2] * 3
     assert isinstance(open_network(f'ideal:{digits}'), IdealDenoiser)
+
+
+def test_the_papers_sampler_has_two_names():
+    for given in ({}, {'solver': 'euler'}, {'S_churn': 5.0, 'rho': 5.0}):
+        assert resolve(sampler='flow', **given) == resolve(sampler='table1', **given)
