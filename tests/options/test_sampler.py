@@ -215,12 +215,10 @@ def test_evaluations_are_counted(given):
                          denoise.levels(sampling.steps, 5), torch.randn_like, nfe=counts)
         assert watched.images == sum(counts) and watched.calls == max(counts)
         return
-    expected = {'pc': 10}.get(given.get('sampler'), 5)
+    expected = {'pc': 10, 'flow': 9, 'table1': 9, 'angle': 9}.get(given.get('sampler'), 5)
     if given.get('solver') == 'adams':
         expected = 7
-    elif given.get('solver') == 'heun' or given.get('sampler') in ('table1',
-                                                                   'angle') or list(given) == [
-                                                                       'S_churn']:
+    elif given.get('solver') == 'heun' or list(given) == ['S_churn']:
         expected = 9
     watched = Counting(Conditional())
     images_of(watched, resolve(num_steps=5, **given), [0, 1])
