@@ -39,7 +39,7 @@ DEST_HELP = ('File to write: a snapshot if its name ends in .pkl, or .safetensor
 
 @click.group(context_settings=SETTINGS)
 def main() -> None:
-    """Look into checkpoints, convert them, and check them, without running any of their code.
+    """Describe, convert and check checkpoints, without running any code in them.
 
     FILE is a snapshot or training state of this project, of EDM, or of a project built on EDM;
     ADM's 64x64_diffusion.pt; a checkpoint_*.pth of DDPM++ cont. (VP) or NCSN++ cont. (VE); a
@@ -165,9 +165,10 @@ def check_finite(path: Path) -> tuple[int, int]:
 def reconstruct(run_dir: str, width: float, kimg: float | None, dest: str) -> None:
     """Make an average that was never stored.
 
-    A power-function average of any width is made of those in the snapshots of a run. The stored
-    profiles are combined so as to come closest, in least squares, to the profile asked for (Karras
-    et al. 2024, EDM2, Section 3). More snapshots come closer; the error is printed.
+    A power-function average of any width is computed from those in the snapshots of a run. The
+    stored profiles are combined so as to come closest, in least squares, to the profile asked for
+    (Karras et al. 2024, EDM2, Section 3). With more snapshots the result comes closer; the error is
+    printed.
 
     Examples:
     python checkpoint.py reconstruct --run=runs/mine --width=0.075 --dest=runs/mine/width-0.075.pkl

@@ -390,13 +390,13 @@ method = heading('What to do with each image')
             'digits stands for 1,797 scanned digits with labels, 16x16 unless --resolution is '
             'given; it needs scikit-learn.')
 @files('--dest', metavar='PATH', required=True,
-       help='Data set to write: a zip if the name ends in .zip, which replaces one that is there; '
+       help='Data set to write: a zip if the name ends in .zip, which replaces an existing one; '
             'else a folder, which must be new or empty.')
 @files('--max-images', type=click.IntRange(min=1), metavar='INT',
        help='Use only the first INT images of the source.  [default: all]')
 @method('--transform', type=click.Choice(list(TRANSFORMS)), metavar='NAME',
         help='Way of cropping. center-crop cuts out the middle square and resizes it to '
-             '--resolution. center-crop-wide cuts out the middle rows in the aspect W:H of '
+             '--resolution. center-crop-wide cuts out the middle rows with the aspect ratio W:H of '
              '--resolution, resizes them and adds black bars to make them WxW; images smaller than '
              'WxH are skipped. Both give RGB.  [default: no cropping; --resolution squeezes images '
              'that are not square]')
@@ -412,7 +412,8 @@ def main(source: str, dest: str, max_images: int | None, transform: str | None,
     """Turn images into a data set for train.py: square PNG files of one size, with labels.
 
     The images may be BMP, GIF, JPEG, PNG, PPM, TIFF or WebP. Transparent parts become white, and
-    16 bits become 8. The results must be square and of one size, all greyscale or all RGB.
+    16-bit values become 8-bit ones. The results must be square and of one size, all greyscale or
+    all RGB.
 
     Labels come from dataset.json in the source, {"labels": [["cats/1.png", 0], ...]}, where a label
     is a class from 0 or a list of numbers; without that file, each top-level folder is a class, in

@@ -1,4 +1,4 @@
-"""Judge images: a folder, a file or a network + a reference -> FID and its relatives."""
+"""Judge images: a folder, a file or a network + a reference -> FID and other metrics."""
 
 import dataclasses
 import json
@@ -57,17 +57,18 @@ reports = heading('Reports and files written')
 
 WIDE = {'max_content_width': 110}
 DETECTOR_HELP = (
-    'The network that turns images into features. inception: that of the published FID, with '
-    'weights found on this machine. A file: its weights, in any published format. demo: a small '
-    'one with random weights, whose distance is for demonstrations and is NOT FID')
-METRICS_HELP = f'The numbers to compute, with commas between: {", ".join(METRICS)}'
+    'The network that turns images into features. inception is that of the published FID, with '
+    'weights found on this machine. A PATH names a file of its weights, in any published format. '
+    'demo is a small network with random weights, whose distance is for demonstrations and is NOT '
+    'FID')
+METRICS_HELP = f'The metrics to compute, separated by commas: {", ".join(METRICS)}'
 
 DETECTOR = method('--detector', help=DETECTOR_HELP, metavar='inception|demo|PATH',
                   default='inception', show_default=True)
 PRECISION = method(
     '--precision', type=click.Choice(PRECISIONS), default='float32', show_default=True,
-    help='The precision of the detectors. tf32 is what published programs use, unasked, on newer '
-         'GPUs')
+    help='The precision of the detectors. tf32 is what published programs use on newer GPUs, '
+         'without saying so')
 METRICS_OPTION = method('--metrics', help=METRICS_HELP, metavar='LIST', default='fid',
                         show_default=True)
 REF = files(
@@ -81,7 +82,8 @@ MISMATCH = method(
          'another image size')
 STATE = reports(
     '--state', metavar='DIR',
-    help='A folder for the progress. The same command continues from it, on any number of devices')
+    help='A folder in which progress is saved. The same command continues from it, on any number '
+         'of devices')
 SAVE = reports('--save', metavar='NPZ|PKL',
                help='Write the statistics of these images to this file, as fid.py ref does')
 JSON = reports('--json', 'json_path', metavar='FILE',
@@ -92,7 +94,7 @@ SPEED = [BATCH, WORKERS, DEVICE]
 
 def number(name: str, help: str, default: int | None, least: int,
            group: Callable[..., Any] = method) -> Callable[..., Any]:
-    """An option whose value is an integer from `least` on."""
+    """Return an option whose value is an integer of at least `least`."""
     return group(name, help=help, type=click.IntRange(min=least), metavar='INT', default=default,
                  show_default=default is not None)
 
@@ -113,7 +115,7 @@ CALC = [
 GEN = [
     network_options, CLASSES, REF, NUM_GENERATED, FIRST_SEED,
     number('--blocks', 'The number of blocks of seeds, one after the other. Papers report the '
-                       'lowest number of 3', 1, 1),
+                       'lowest result of 3 blocks', 1, 1),
     METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, STATE, SAVE, JSON, sampler_options,
     guidance_options, BATCH, RNG, DEVICE]
 MAKE_REF = [
@@ -122,9 +124,10 @@ MAKE_REF = [
     files('--dest', metavar='NPZ|PKL', required=True,
           help="The file of statistics to write; a name that ends in .pkl gets EDM2's format"),
     method('--metrics', metavar='LIST', default='fid', show_default=True,
-           help=f'The metrics that it is to serve, with commas between: {", ".join(METRICS)}'),
-    number('--features', 'For kid, pr and dc: the number of images whose features are kept, a '
-                         'random subset', MAX_FEATURES, 2),
+           help=f'The metrics that the file is to serve, separated by commas: '
+                f'{", ".join(METRICS)}'),
+    number('--features', 'For kid, pr and dc: the number of images, chosen at random, whose '
+                         'features are kept', MAX_FEATURES, 2),
     DETECTOR, PRECISION, STATE, SPEED]
 NEAREST = [
     files('--images', 'path', help='The generated images: a folder, a zip or an npz file',
@@ -133,13 +136,13 @@ NEAREST = [
           required=True),
     files('--control', help='Real images that it was not trained on, which show what is normal',
           metavar='DIR|ZIP|NPZ'),
-    number('--num', 'The number of images to look at, of --control too. If there are more, a '
-                    'random subset  [default: all]', None, 1),
+    number('--num', 'The number of images to look at, in --control too. If there are more, a '
+                    'random subset is used  [default: all]', None, 1),
     number('--seed', 'The random seed of that subset', 0, 0),
     method('--xflip', is_flag=True,
            help='Compare with mirrored training images too, as for a network trained with x-flips'),
-    number('--among', 'The number of further neighbours with whose mean distance the ratio '
-                      'compares the nearest', AMONG, 1),
+    number('--among', 'The number of further neighbours. The ratio compares the distance of the '
+                      'nearest with the mean of theirs', AMONG, 1),
     method('--threshold', help='An image whose ratio is below this counts as a copy',
            type=click.FloatRange(0, 1, min_open=True), metavar='FLOAT', default=THRESHOLD,
            show_default='1/3'),
@@ -147,9 +150,11 @@ NEAREST = [
            default='inception', show_default=True),
     PRECISION,
     reports('--dest', metavar='PNG', required=True,
-            help='The picture to write: images beside their nearest, the lowest ratio first'),
-    number('--k', 'The number of neighbours that it shows in each space', 3, 1, reports),
-    number('--show', 'The number of images that it shows', 64, 1, reports),
+            help='The picture to write, which shows images beside their nearest neighbours, the '
+                 'lowest ratio first'),
+    number('--k', 'The number of neighbours in the picture, in pixels and in features', 3, 1,
+           reports),
+    number('--show', 'The number of images in the picture', 64, 1, reports),
     reports('--csv', 'csv_path', metavar='FILE',
             help='Write the neighbours and the ratio of every image to this file'),
     JSON, SPEED]
@@ -164,16 +169,16 @@ DETECTOR_FILES = [
 SWEEP = [
     about_network(
         '--network', 'network_path', metavar='PATH,...|DIR', required=True,
-        help='Snapshots, or anything else that generate.py takes, with commas between; the folder '
+        help='Snapshots, or anything else that generate.py takes, separated by commas; the folder '
              'of a run means all of its snapshots'),
     about_network(
         '--weights', metavar='NAME,...',
-        help='Which weights of the files, with commas between: ema, the main average; ema:NAME, '
-             'another  [default: ema]'),
+        help='Which weights of the files to use, separated by commas: ema, the main average; '
+             'ema:NAME, another average  [default: ema]'),
     about_network(
         '--ema-length', type=FloatList(),
-        help='Instead of the snapshots of the run in --network: its power-function averages of '
-             'these relative widths at its end'),
+        help='Judge the power-function averages of these relative widths at the end of the run in '
+             '--network, instead of its snapshots'),
     *CONDITIONS, CLASSES, REF,
     files('--dest', metavar='DIR', required=True,
           help='The folder of sweep.csv, sweep.png and report.json; a second command adds to it'),
@@ -205,11 +210,11 @@ EXAMPLES = {
         python fid.py ref --data=datasets/digits-16x16.zip --dest=out/digits.npz --detector=demo
         python fid.py calc --images=out/images --ref=out/digits.npz --num=64 --detector=demo
 
-        # What papers on ImageNet report, in one pass, for a sample batch of ADM's
+        # The metrics that papers on ImageNet report, in one pass, for a sample batch of ADM
         python fid.py calc --images=samples_50000x64x64x3.npz \\
             --ref=VIRTUAL_imagenet64_labeled.npz --metrics=fid,sfid,is,pr
 
-        # On 8 GPUs; without the two dashes torchrun would take --num for an option of its own
+        # On 8 GPUs; without the two dashes torchrun would take --num as an option of its own
         torchrun --standalone --nproc_per_node=8 -- fid.py calc --images=out/images \\
             --ref=out/digits.npz --num=64 --detector=demo
         """,
@@ -246,7 +251,7 @@ EXAMPLES = {
         python fid.py detector inception-2015-12-05.pkl --convert=inception.pth
         """,
     'sweep': """
-        # Which solver for how many evaluations? 12 points, a curve each for Euler and Heun
+        # Which solver is best at each cost? 12 points, with one curve for Euler and one for Heun
         torchrun --standalone --nproc_per_node=8 -- fid.py sweep --network=net.pkl \\
             --ref=cifar10-32x32.npz --dest=out/sweep --steps=8,12,18,32,64,128 --solver=euler,heun
 
@@ -276,10 +281,10 @@ EXAMPLES = {
 
 @click.group(context_settings=WIDE)
 def main() -> None:
-    """Judge generated images by comparing them with real ones: FID, and what else papers report.
+    """Judge generated images by comparing them with real ones: FID and other published metrics.
 
-    `ref` turns the real images into a file of statistics, `calc` measures images against it, and
-    `gen` the images of a network, without writing any. Each command has a --help of its own.
+    `ref` turns the real images into a file of statistics. `calc` compares images with it, and `gen`
+    compares the images of a network, without writing them. Each command has a --help of its own.
 
     \b
     Examples:
@@ -307,10 +312,10 @@ def command(options: list[Any]) -> Callable[[Callable[..., Any]], click.Command]
 def calc(path: str, ref: str, num: int, seed: int, metrics: str, detector: str, precision: str,
          allow_mismatch: bool, state: str | None, save: str | None, json_path: str | None,
          batch: int, workers: int, device: str) -> None:
-    """Judge images against a reference; the last line is the first number alone.
+    """Judge images against a reference; the last line is the value of the first metric alone.
 
-    The numbers depend on how many images there are: compare those of equal --num only. They are
-    the same, bit for bit, on any number of devices of a kind.
+    The numbers depend on how many images there are: compare only those of equal --num. They are
+    the same, bit for bit, on any number of devices of the same kind.
     """
     names = check_metrics(metrics.split(','))
     check_outputs(save, json_path, needs(names, main_tap(detector)))
@@ -338,7 +343,7 @@ def gen(network_path: str, weights: str | None, classes: list[int] | None, ref: 
     """Judge the images that a network generates from seeds, without writing any.
 
     The images are those that generate.py writes for the same seeds and options. The last line is
-    the best first number of all blocks, which is what papers report.
+    the best value of the first metric over all blocks, which is what papers report.
     """
     names = check_metrics(metrics.split(','))
     check_outputs(save, json_path, needs(names, main_tap(detector)))
@@ -372,7 +377,7 @@ def gen(network_path: str, weights: str | None, classes: list[int] | None, ref: 
 
 def say_blocks(judge: Judge, results: Sequence[Result]) -> dict[str, object]:
     """Print the numbers of one block, or the summary of several; return all of them for JSON."""
-    # the spread within a block is no score
+    # the spread within a block is not a score
     scores = [{name: value for name, value in result.scores.items() if not name.endswith('_std')}
               for result in results]
     numbers = summary(scores)
@@ -389,8 +394,8 @@ def ref(path: str, dest: str, metrics: str, features: int, detector: str, precis
         state: str | None, batch: int, workers: int, device: str) -> None:
     """Compute the statistics of all images of a data set, for fid.py calc and gen.
 
-    The file holds mu and sigma in float64 under the names that EDM's program reads, and where they
-    come from.
+    The file holds mu and sigma in float64 under the names that EDM's program reads, and a record of
+    where they come from.
     """
     names = check_metrics(metrics.split(','))
     wanted = needs_of_reference(names, main_tap(detector))
@@ -404,7 +409,7 @@ def ref(path: str, dest: str, metrics: str, features: int, detector: str, precis
     if len(images) < 2:
         raise ValueError(f'--data={path} has 1 image, which has no covariance: 2 are the least')
     keep = random_subset(len(images), features) if wanted.features else None
-    # Statistics of every tap: they say where its features come from.
+    # Statistics are written for every tap, since they say where its features come from.
     wanted = Wanted(wanted.moments | wanted.features, wanted.features, keep)
     measured = measure(images, distinct(extractors.values()), wanted, device=chosen, batch=batch,
                        precision=precision, state=state)
@@ -431,13 +436,13 @@ def nearest(path: str, data: str, control: str | None, num: int | None, seed: in
             among: int, threshold: float, detector: str, precision: str, dest: str, k: int,
             show: int, csv_path: str | None, json_path: str | None, batch: int, workers: int,
             device: str) -> None:
-    """Look for memorised images: for each generated image the nearest training images, in pixels
-    and in features.
+    """Look for memorised images: find the training images nearest to each generated image.
 
-    The ratio of an image is the distance of the nearest training image over the mean distance of
-    the --among that follow it. It is near 1 where none stands out and 0 for an exact copy; what is
-    below --threshold counts as a copy. What is normal depends on the data: --control shows it for
-    real images that were not trained on.
+    Distances are measured in pixels and in features. The ratio of an image is the distance of the
+    nearest training image divided by the mean distance of the --among that follow it. It is near 1
+    where none stands out and 0 for an exact copy; an image whose ratio is below --threshold counts
+    as a copy. The normal ratio depends on the data: --control shows it for real images that were
+    not trained on.
     """
     for option, file in (('--dest', dest), ('--csv', csv_path), ('--json', json_path)):
         if file is not None:
@@ -481,8 +486,8 @@ def nearest(path: str, data: str, control: str | None, num: int | None, seed: in
 def detector(paths: tuple[str, ...], fetch: str | None, dest: str | None) -> None:
     """Say what a file of detector weights is; nothing in it is executed.
 
-    Files of the same weights have the same digest, whatever their format. Without a FILE: where the
-    weights are looked for on this machine, and what is there.
+    Files of the same weights have the same digest, whatever their format. Without a FILE, the
+    command lists the places on this machine where it looks for weights, and whether they are there.
     """
     if dest is not None and len(paths) != 1:
         raise ValueError(f'--convert={dest} takes one FILE, not {len(paths)}')
@@ -510,22 +515,22 @@ def sweep(network_path: str, weights: str | None, ema_length: list[float] | None
           classes: list[int] | None, ref: str, dest: str, num: int, seed: int, blocks: int,
           metrics: str, detector: str, precision: str, allow_mismatch: bool, batch: int,
           rng: str | None, device: str, **options: Any) -> None:  # noqa: ANN401 (click's)
-    """Judge a network with many samplers: a table, a picture, and the best.
+    """Judge a network with many samplers: write a table and a picture, and name the best.
 
-    Each sampler option takes several values with commas between (--sigmas, which is a list already,
-    takes one), and all combinations are measured with all networks. The table, sweep.csv, has a
-    line for each; it is complete at any time, and what is in it is not measured again. So the same
-    command continues after a kill, also in the middle of a point and on another number of devices,
-    and a longer list of values adds to a shorter one. The progress of a point is in DIR/state until
-    it is in the table.
+    Each sampler option takes several values, separated by commas (--sigmas, which is a list
+    already, takes one), and all combinations are measured with all networks. The table, sweep.csv,
+    has a line for each. It is a complete file at any time, and points that are in it are not
+    measured again. So the same command continues after a kill, even in the middle of a point and on
+    another number of devices, and a longer list of values adds to a shorter one. The progress of a
+    point is in DIR/state until it is in the table.
 
     The picture, sweep.png, and report.json show the first of the --metrics for the points of this
-    command: the best value, and, the rule of the paper, the fewest evaluations of the network (NFE)
-    with a value within 3 % of it. The exit code is 1 if a combination was refused; the table says
-    why.
+    command: the best value and, by the rule of the paper, the fewest evaluations of the network
+    (NFE) with a value within 3 % of the best. The exit code is 1 if a combination was refused; the
+    table says why.
     """
     names = check_metrics(metrics.split(','))
-    pyplot()   # a picture that cannot be drawn is to be known now
+    pyplot()   # fail now, not after the measurements, if pictures cannot be drawn
     chosen = start(device)
     judge = Judge(open_reference(ref), names, device=chosen, detector=detector, batch=batch,
                   precision=precision, allow_mismatch=allow_mismatch)
@@ -568,12 +573,12 @@ def search(network_path: str, weights: str | None, classes: list[int] | None, re
     """Search for the best S_churn, S_min, S_max and S_noise of a network, by the first of the
     --metrics.
 
-    The values tried are those of the paper's Table 5. With --rounds=0 all 11,253 combinations are;
-    otherwise one number after the other with the best values of the others, some 40 settings in a
-    round. Settings that draw the same images with these --steps are measured once. The best ones
-    are then measured with more images. The other sampler options are fixed. Like fid.py sweep, this
-    continues where it was stopped, from DIR/search.csv. The last line is the best setting as
-    options for generate.py.
+    By default the values tried are those of Table 5 of the paper. With --rounds=0 all 11,253
+    combinations are tried. Otherwise the four numbers are varied one after the other, while the
+    others keep their best values so far: about 40 settings in a round. Settings that draw the same
+    images with these --steps are measured once. The best settings are then measured again with more
+    images. The other sampler options are fixed. Like fid.py sweep, the command continues where it
+    was stopped, from DIR/search.csv. The last line is the best setting as options for generate.py.
     """
     names = check_metrics(metrics.split(','))
     grids = Grids(**{name: tuple(values) for name in NUMBERS
@@ -648,7 +653,7 @@ def check_folder(option: str, path: str) -> None:
 
 
 def notes_on(images: Images, main_of: str) -> list[str]:
-    """Tell what makes a reference doubtful."""
+    """Return notes on what makes a reference doubtful."""
     notes = [JPEG] if images.lossy else []
     if len(images) <= TAPS[main_of].dim:
         notes.append(f'{len(images)} images say little about {TAPS[main_of].dim} features')
@@ -656,7 +661,7 @@ def notes_on(images: Images, main_of: str) -> list[str]:
 
 
 def save_statistics(path: str | None, result: Result) -> None:
-    """Write the statistics of images that were judged, where a file is named."""
+    """Write the statistics of images that were judged, if a file is named."""
     if path is not None:
         measured = result.measured
         write_reference(path, {tap: measured.statistics(tap) for tap in measured.moments},
@@ -664,7 +669,7 @@ def save_statistics(path: str | None, result: Result) -> None:
 
 
 def save_json(path: str | None, told: dict[str, Any]) -> None:
-    """Write a report, where a file is named."""
+    """Write a report, if a file is named."""
     if path is not None:
         with atomic_write(path) as file:
             file.write((json.dumps(told, indent=2) + '\n').encode())

@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {'max_content_width': 110}
 
 IMAGES = [
     files('--images', metavar='PATH|ZIP', required=True,
-          help='A folder or zip of images, as large as those of the network. A class-conditional '
+          help='A folder or zip of images of the size that the network makes. A class-conditional '
                'network also takes their labels'),
     files('--max-images', 'num', type=count, metavar='INT',
           help='Use only this many images, a random subset chosen by --seed  [default: all]'),
@@ -52,7 +52,7 @@ ENCODE = [
     files('--dest', metavar='NPZ', required=True,
           help='The file of latents to write'),
     files('--check', is_flag=True,
-          help='Also decode the latents, and print how close that comes to the images'),
+          help='Also decode the latents, and print how close the results come to the images'),
     sampler_options, *SPEED]
 DECODE = [
     NETWORK, WEIGHTS,
@@ -85,7 +85,7 @@ LIKELIHOOD = [
                 'with a backward pass'),
     method('--sigma_min', type=positive, metavar='FLOAT', default=EDMSteps.sigma_min,
            show_default=True,
-           help='The lowest noise level. The density is that of images with this much noise'),
+           help='The lowest noise level. The density is that of images with noise of this level'),
     method('--sigma_max', type=positive, metavar='FLOAT', default=EDMSteps.sigma_max,
            show_default=True,
            help='The highest noise level'),
@@ -95,7 +95,8 @@ LIKELIHOOD = [
            help='The number of random directions over which the trace of the Jacobian is averaged '
                 '(Hutchinson\'s estimator)'),
     method('--draws', type=count, metavar='INT', default=1, show_default=True,
-           help='The number of draws of the dequantisation noise to average over'),
+           help='The number of draws of the dequantisation noise over which the result is '
+                'averaged'),
     *SPEED]
 
 EXAMPLES = {
@@ -124,8 +125,9 @@ EXAMPLES = {
 def main() -> None:
     """Follow the probability flow in both directions.
 
-    It leads from images to their latents and back, along paths between images, and tells how likely
-    the network finds an image. Under torchrun the work is shared, and the results are the same.
+    The commands turn images into latents and back, draw paths between images, and compute how
+    likely the network finds an image. Under torchrun the devices share the work, and the results
+    are the same.
     """
 
 
@@ -144,8 +146,8 @@ def encode_command(network_path: str, weights: str | None, images: str, dest: st
                    **options: Any) -> None:  # noqa: ANN401 (of the sampler)
     """Find the latents from which the deterministic sampler arrives at the given images.
 
-    Each image is taken as one with noise of the level sigma_min; its latent is where the flow
-    carries it at sigma_max. The file holds `latents` [N, C, H, W], the `labels` that were used and
+    Each image is taken to have noise of level sigma_min, and its latent is where the flow carries
+    it at sigma_max. The file holds `latents` [N, C, H, W], the `labels` that were used and
     the `names` of the images. The default is 64 steps; --check tells whether these are enough.
     """
     _ends_in(dest, '--dest', ('.npz',))
@@ -249,7 +251,7 @@ def likelihood_command(network_path: str, weights: str | None, images: str, dest
 
     def work(positions: np.ndarray) -> dict[str, np.ndarray]:
         pixels = torch.from_numpy(dataset.batch(positions)[0]).to(chosen)
-        # Each image has a generator of its own, so that it does not matter which images come along.
+        # Each image has its own generator, so that its result does not depend on the other images.
         generator = StackedGenerator([seed * 2**20 + int(dataset.get_details(i).raw_idx)
                                       for i in positions], chosen)
         denoise = _denoise(net, labels, positions, chosen)
@@ -358,7 +360,7 @@ def _mean_log_likelihood(denoise: Conditioned, pixels: Tensor, sigmas: Tensor,
 def _in_float32(net: Network) -> None:
     """Make a network work in single precision.
 
-    Half precision is for drawing images; what is solved backwards or differentiated needs more.
+    Half precision is for drawing images; solving the flow backwards and differentiating need more.
     """
     if isinstance(net, Denoiser):
         net.dtype = torch.float32
@@ -469,8 +471,8 @@ def _shared_work(count: int, batch: int, work: Callable[[np.ndarray], dict[str, 
                  ) -> dict[str, np.ndarray] | None:
     """Return what `work(positions)` returns for all positions below `count`, in their order.
 
-    Each rank works through its share alone; the results meet once, at the end, on rank 0. The other
-    ranks get None.
+    Each rank works through its share alone; the results are gathered once, at the end, on rank 0.
+    The other ranks get None.
     """
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     shares = [share for share in share_of(range(count), batch, rank, world_size) if len(share)]

@@ -23,7 +23,7 @@ from options.sampler import sampler_options
 from torch_utils import distributed
 from torch_utils.grids import save_grid, save_png
 
-TRAJECTORY = 12, 16   # at most so many noise levels and images are shown
+TRAJECTORY = 12, 16   # the largest numbers of noise levels and of images that are shown
 
 
 class GridSize(click.ParamType):  # type: ignore[type-arg]
@@ -51,8 +51,8 @@ FILES = [
           help='Write a single picture, grid.png, with R rows and C columns, instead of a file for '
                'each image'),
     files('--trajectory', is_flag=True,
-          help='Also write trajectory.png, which shows in a row for each of the first 16 images '
-               'what the network answered at noise levels on the way'),
+          help='Also write trajectory.png. It has a row for each of the first 16 images, which '
+               'shows the answers of the network at noise levels on the way to the image'),
     files('--stats', is_flag=True,
           help='Also print the number of network evaluations, the time per image and the noise '
                'levels'),
@@ -62,7 +62,7 @@ EXAMPLES = """
     # 64 images of a snapshot, deterministic, 18 steps (35 evaluations of the network)
     python generate.py --network=out/demo/run/network-snapshot-000064.pkl --outdir=out/images
 
-    # One picture, a column for each class; how it came about; and what it took
+    # One picture with a column for each class, another of how it came about, and the cost
     python generate.py --network=out/demo/run/network-snapshot-000064.pkl --outdir=out \\
         --grid=4x10 --class=0-9 --trajectory --stats
 
@@ -100,8 +100,8 @@ def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] |
          **options: Any) -> None:  # noqa: ANN401 (of the network, the sampler and guidance)
     """Generate images from a trained network.
 
-    Each image depends on its seed alone: not on the batch size, the number of devices, or the other
-    seeds. The same command runs on one device and, under torchrun, on many.
+    Each image depends on its own seed, but not on the batch size, the number of devices, or the
+    other seeds. The same command runs on one device and, under torchrun, on many.
     """
     seeds = seeds_for(seeds, grid)
     chosen = distributed.init(device)
@@ -173,10 +173,9 @@ def save_images(outdir: str, seeds: Sequence[int], images: np.ndarray, subdirs: 
 
 
 def frames_of(net: Counting, images: np.ndarray) -> np.ndarray:
-    """Return what the network answered on the way to `images`, and these: [B, noise levels, C, H,
-    W].
+    """Return the network's answers on the way to `images`, followed by the images themselves.
 
-    There are at most 12 noise levels, the highest first.
+    The shape is [B, noise levels, C, H, W], with at most 12 noise levels, the highest first.
     """
     sigmas = sorted(net.frames, reverse=True)
     chosen = np.linspace(0, len(sigmas) - 1, min(len(sigmas), TRAJECTORY[0] - 1))
@@ -199,7 +198,7 @@ def write_trajectory(path: Path, frames: dict[int, np.ndarray]) -> None:
 
 
 def merged(parts: dict[int, np.ndarray]) -> list[np.ndarray]:
-    """Return what all ranks have, in the order of its positions; collective."""
+    """Return the parts of all ranks, in the order of their positions; collective."""
     everything = {i: value for part in distributed.gather_objects(parts)
                   for i, value in part.items()}
     return [everything[i] for i in sorted(everything)]

@@ -47,25 +47,25 @@ __all__ = ['check_batch', 'main', 'notes_on']
 judging = heading('Evaluation while training')
 JUDGING_OPTIONS = [
     judging('--eval', 'eval_kimg', type=click.FloatRange(min=0, min_open=True), metavar='KIMG',
-            help='Interval at which the averaged network is judged, thousands of images, a '
-                 'multiple of --tick; it is judged at the end, too. The numbers go to stats.jsonl, '
+            help='Interval at which the averaged network is judged, in thousands of images, a '
+                 'multiple of --tick; it is also judged at the end. The numbers go to stats.jsonl, '
                  'and network-best.pkl is a link to the best snapshot'),
     judging('--ref', metavar='NPZ|PKL|PT|URL|ZIP|DIR',
-            help='The real images, for --eval: a file of statistics from fid.py ref, or whatever '
-                 'else fid.py takes'),
+            help='Real images, for --eval: a file of statistics from fid.py ref, or anything else '
+                 'that fid.py takes as --ref'),
     judging('--metrics', metavar='LIST',
             help=f'Metrics, separated by commas: {", ".join(METRICS)}. The snapshot with the '
-                 f'lowest value of the first is the best  [default: fid]'),
+                 f'lowest value of the first metric is the best  [default: fid]'),
     judging('--eval-num', type=click.IntRange(min=2), metavar='INT',
-            help='Number of images, of seeds 0, 1, ... Compare numbers of equal --eval-num only  '
-                 '[default: 50000]'),
+            help='Number of images to generate, from the seeds 0, 1, ... Compare only results of '
+                 'equal --eval-num  [default: 50000]'),
     judging('--eval-detector', '--detector', 'eval_detector', metavar='inception|demo|PATH',
             help='Detector that turns images into features, as in fid.py: inception, demo, or a '
                  'file of weights  [default: inception]'),
     judging('--eval-steps', type=click.IntRange(min=1), metavar='INT',
             help='Steps of the deterministic sampler  [default: 18]'),
     judging('--allow-mismatch', is_flag=True,
-            help='Compare although the reference was made in another way'),
+            help='Compare even if the reference was made in another way'),
 ]
 
 # The options that fields of EvalConfig come from.
@@ -84,7 +84,7 @@ python train.py --outdir=runs --data=datasets/digits-16x16.zip --cond=1 --cbase=
 torchrun --standalone --nproc_per_node=8 train.py --outdir=runs \\
     --data=datasets/cifar10-32x32.zip --cond=1 --arch=ddpmpp
 
-# The same, judged every 5 million images; the snapshot of the lowest FID is network-best.pkl
+# The same, judged every 5 million images; network-best.pkl is the snapshot with the lowest FID
 torchrun --standalone --nproc_per_node=8 train.py --run-dir=runs/cifar10 \\
     --data=datasets/cifar10-32x32.zip --cond=1 --eval=5000 --ref=cifar10-32x32.npz
 
@@ -110,9 +110,10 @@ def main(**given: Any) -> None:  # noqa: ANN401 (click's own)
     configuration F of its Table 2. The same command runs on one device and, under torchrun, on
     many. Units: KIMG and MIMG are thousands and millions of images shown.
 
-    With --run, the same command again continues where the run was, and the result is bit for bit
-    that of a run that was never interrupted. SIGTERM, SIGINT and SIGUSR1 finish the step, save
-    everything and leave with exit code 75 (under torchrun, torchrun itself reports 1).
+    With --run, repeating the same command continues the run where it stopped, and the result is bit
+    for bit that of a run that was never interrupted. On SIGTERM, SIGINT or SIGUSR1 the program
+    finishes the step, saves everything and ends with exit code 75 (under torchrun, torchrun itself
+    reports 1).
     """
     start = time.monotonic()
     check_paths(given)
@@ -133,7 +134,7 @@ def main(**given: Any) -> None:  # noqa: ANN401 (click's own)
 
 
 def check_paths(given: dict[str, Any]) -> None:
-    """Raise UsageError for options of folders and files that do not go together or are missing."""
+    """Raise UsageError for options of folders and files that are missing or contradict others."""
     outdir, run, resume, transfer = (given[name] for name in ('outdir', 'run', 'resume',
                                                               'transfer'))
     if (outdir is None) == (run is None):
@@ -161,7 +162,7 @@ def known_folder(given: dict[str, Any]) -> Path | None:
 
 def train(given: dict[str, Any], config: TrainConfig, dataset: ImageFolderDataset,
           evaluated: EvalConfig | None, device: torch.device, deadline: float) -> int:
-    """Train as `config` says and return the exit code; nothing is written before all is well."""
+    """Train as `config` says and return the exit code; write nothing before all is checked."""
     fixed = known_folder(given)
     stored = state_to_resume(given['resume'], fixed)
     state, origin = prepared(config, device, stored, given['transfer'], dataset.fingerprint())
@@ -199,7 +200,7 @@ def train(given: dict[str, Any], config: TrainConfig, dataset: ImageFolderDatase
 def prepared(config: TrainConfig, device: torch.device,
              stored: tuple[str, dict[str, Any]] | None, transfer: str | None,
              fingerprint: str) -> tuple[TrainState, str]:
-    """Return what `prepare` does, from files, with its errors in terms of the options."""
+    """Return the result of `prepare` from files, with its errors in terms of the options."""
     if stored is not None:
         try:
             return prepare(config, device, resume=stored, fingerprint=fingerprint)
@@ -232,9 +233,9 @@ def state_to_resume(resume: str | None, run_dir: Path | None) -> tuple[str, dict
 
 @contextlib.contextmanager
 def graceful_signals() -> Iterator[Callable[[], bool]]:
-    """Let SIGTERM, SIGINT and SIGUSR1 only ask to stop while the block runs.
+    """Turn SIGTERM, SIGINT and SIGUSR1 into requests to stop while the block runs.
 
-    The block is given the function that says whether one came. A second SIGINT stops at once.
+    The block is given a function that says whether one of them came. A second SIGINT stops at once.
     """
     received: list[int] = []
 
@@ -257,9 +258,10 @@ def graceful_signals() -> Iterator[Callable[[], bool]]:
 
 
 def eval_config(tick_nimg: int, given: dict[str, Any]) -> EvalConfig | None:
-    """Return how to judge while training, or None without --eval.
+    """Return the settings for judging while training, or None without --eval.
 
-    Raises ValueError for options that have no effect, and for an interval that is not one of ticks.
+    Raises ValueError for options that have no effect, and for an interval that is not a whole
+    number of ticks.
     """
     metrics, kimg = given['metrics'], given['eval_kimg']
     settings = {
@@ -282,8 +284,11 @@ def eval_config(tick_nimg: int, given: dict[str, Any]) -> EvalConfig | None:
 
 
 def eval_interval(kimg: float, tick_nimg: int) -> int:
-    """Return the interval between evaluations in images: whole ticks, each with a name of its
-    own."""
+    """Return the interval between evaluations, in images.
+
+    It is a whole number of ticks that are long enough for snapshots to have different names;
+    raises ValueError otherwise.
+    """
     interval = round(kimg * 1000)
     if tick_nimg < 1000:
         raise ValueError(f'--tick={tick_nimg / 1000:g} is too short for --eval, as snapshots are '
@@ -297,8 +302,7 @@ def eval_interval(kimg: float, tick_nimg: int) -> int:
 
 
 def make_run_dir(fixed: Path | None, outdir: str | None, name: str) -> Path:
-    """Make the folder of the run, the same on every rank: the fixed one, or a numbered one in
-    --outdir."""
+    """Make the folder of the run: `fixed`, or a numbered one in `outdir`; the same on all ranks."""
     def made() -> Path:
         if fixed is not None:
             fixed.mkdir(parents=True, exist_ok=True)
@@ -316,7 +320,7 @@ def make_run_dir(fixed: Path | None, outdir: str | None, name: str) -> Path:
 
 @contextlib.contextmanager
 def in_run_dir(run_dir: Path) -> Iterator[None]:
-    """Hold the folder of the run and keep a log in it while the block runs; rank 0 does."""
+    """Hold the folder of the run and keep a log in it while the block runs, on rank 0."""
     if distributed.get_rank() > 0:
         yield
         return
@@ -336,7 +340,7 @@ def write_options(config: TrainConfig, state: TrainState, run_dir: Path) -> None
 
 
 def notes_on(config: TrainConfig, device: torch.device) -> list[str]:
-    """Return what a user may not expect of these options."""
+    """Return notes on what the user may not expect of these options."""
     notes = []
     if config.network.precision == 'fp16' and device.type == 'cpu':
         notes.append('--fp16 has no effect on the CPU: the network works in float32')

@@ -18,7 +18,7 @@ speed = heading('Performance')
 DEVICE = speed(
     '--device', metavar='NAME', default='auto', show_default=True,
     help='The device to compute on: cpu, cuda, cuda:1 (the second GPU), mps, or auto, which is '
-         'CUDA where there is one, else MPS, else the CPU')
+         'CUDA if it is available, else MPS, else the CPU')
 BATCH = speed(
     '--batch', type=count, metavar='INT', default=64, show_default=True,
     help='The largest number of images in a batch, on each device')
@@ -35,7 +35,7 @@ def workers(default: int) -> Callable[..., Any]:
         help='The number of processes that read images ahead, for each device; 0 for none')
 
 
-# What the library calls by the names of its arguments, and the options that set them.
+# Phrases in which the library names its arguments, and the same phrases with the options instead.
 PHRASES = {
     GUIDED_BELOW: 'With --guidance-interval=0,HI the guide is asked up to HI only',
     'the range of the network and of the steps': 'the range of the network and of --sigma_min and '

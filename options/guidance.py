@@ -21,8 +21,8 @@ OPTIONS = [
             help='How far, from 0 to 1, the standard deviation of each image is brought back to '
                  'what it is without guidance. The paper uses 0.7 with w = 7.5  [default: 0]'),
     guiding('--guidance-space', type=click.Choice(SPACES),
-            help='Where the rescaling is done: in the prediction of v, in the denoised image (x0) '
-                 'or in the noise (eps)  [default: v]'),
+            help='The quantity that is rescaled: the prediction of v, the denoised image (x0) or '
+                 'the noise (eps)  [default: v]'),
     guiding('--guidance-interval', type=FloatList(), metavar='LO,HI',
             help='The lowest and the highest noise level with guidance  [default: 0,inf]'),
     guiding('--guide-network', metavar='PATH',
@@ -44,7 +44,7 @@ def guided_network(net: Network, options: Mapping[str, Any],
                    guide: Network | None = None) -> tuple[Network, list[str]]:
     """Return `net`, guided as the options say (None: not given), and notes for the user.
 
-    Raises ValueError in one line for options without effect.
+    Raises ValueError, in one line, for options without effect.
     """
     given: dict[str, Any] = {name: options[name] for name in NAMES
                              if options.get(name) is not None}
@@ -66,7 +66,7 @@ def guided_network(net: Network, options: Mapping[str, Any],
 
 
 def _notes(net: Network, given: Mapping[str, Any], guide: Network | None) -> list[str]:
-    if given.get('guidance', 1) == 1:   # sweeps pass through it: no error
+    if given.get('guidance', 1) == 1:   # no error, since a sweep may include this weight
         return [f'{FLAGS[name]} has no effect with --guidance=1' for name in given
                 if name != 'guidance']
     told = traits(net)

@@ -1,6 +1,6 @@
 """The command-line options that choose a network, and the network with its plan that they open.
 
-Every command that draws images shares them, like the options of the sampler and of guidance.
+Every command that draws images uses them, like the options of the sampler and of guidance.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,14 +34,14 @@ WEIGHTS = files(
          'variant, such as fp16  [default: ema]')
 CONDITIONS = [   # for networks of diffusers
     files('--embeddings', metavar='FILE',
-          help='For a diffusers U-Net with cross-attention: a file of its conditions, each of '
-               'which then counts as a class, an array [N, tokens, dim] in .npy, .npz or '
-               '.safetensors. This option and the next two also apply to --guide-network'),
+          help='For a diffusers U-Net with cross-attention: a file of its conditions, an array '
+               '[N, tokens, dim] in .npy, .npz or .safetensors. Each of them then counts as a '
+               'class. This option and the next two also apply to --guide-network'),
     files('--null-class', type=click.IntRange(min=0), metavar='INT',
           help='For a diffusers U-Net: the class that stands for no class'),
     files('--timesteps', type=click.Choice(['nearest', 'interpolated']),
-          help='For a diffusers U-Net: the timestep that it is given for a noise level between '
-               'two of its own, either the nearest one or a fraction  [default: nearest]'),
+          help='For a diffusers U-Net: the timestep that it receives for a noise level between '
+               'two of its own, either the nearest one or a fractional one  [default: nearest]'),
 ]
 NAMES = ('embeddings', 'null_class', 'timesteps')   # arguments of open_network
 CLASSES = files(
@@ -57,7 +57,7 @@ def network_options(command: F) -> F:
 
 @dataclass(frozen=True)
 class Opened:
-    """A network, guided if it is to be, and the plan by which images are drawn from it.
+    """A network, guided if that was asked for, and the plan by which images are drawn from it.
 
     counted  the networks within, which count their evaluations
     notes    what the user should know
@@ -80,10 +80,10 @@ class Opened:
 
 def open_with_plan(network: str, weights: str | None, options: Mapping[str, Any],
                    device: torch.device) -> Opened:
-    """Open what the options of network, guidance and sampler choose (None: not given).
+    """Open the network that the options choose, with guidance and a sampler (None: not given).
 
-    Raises ValueError or FileNotFoundError in one line for what cannot be opened or does not go
-    together.
+    Raises ValueError or FileNotFoundError, in one line, for files that cannot be opened and for
+    options that do not go together.
     """
     chosen = {name: options.get(name) for name in NAMES}
     networks = [open_to_draw(network, device, weights, **chosen)]
@@ -94,7 +94,7 @@ def open_with_plan(network: str, weights: str | None, options: Mapping[str, Any]
 
 
 def _check_variance(plan: Plan, net: Network) -> None:
-    """Raise ValueError for a learned variance where there is none."""
+    """Raise ValueError if a learned variance is asked of a network that has none."""
     if not isinstance(plan.sampler, Ancestral) or plan.sampler.variance != 'learned':
         return
     instead = "use variance='small' or 'large' (--variance=small)"
@@ -107,7 +107,7 @@ def _check_variance(plan: Plan, net: Network) -> None:
 
 def open_to_draw(network: str, device: torch.device, weights: str | None = None,
                  **chosen: Any) -> Network:  # noqa: ANN401 (options of open_network)
-    """Open a network whose images can be shown; ValueError for latents."""
+    """Open a network whose images can be shown; raise ValueError for one that makes latents."""
     net = open_network(network, device, weights, **chosen)
     shape = traits(net).image_shape
     if shape is not None and shape[0] not in (1, 3):
@@ -118,9 +118,9 @@ def open_to_draw(network: str, device: torch.device, weights: str | None = None,
 
 
 def planned(networks: Sequence[Network], options: Mapping[str, Any]) -> Opened:
-    """Make the plan for a network, and for its guide if it has one. ValueError as open_with_plan.
+    """Make the plan for a network, and for its guide if it has one.
 
-    `options` are those of guidance and of the sampler.
+    `options` are those of guidance and of the sampler. Raises ValueError as `open_with_plan` does.
     """
     counted = tuple(Counting(net, keep_sigmas=False) for net in networks)
     net, notes = guidance.guided_network(counted[0], options, *counted[1:])

@@ -1,6 +1,6 @@
-"""The command-line options that choose a sampler, and what they resolve to.
+"""The command-line options that choose a sampler, and the sampler that they resolve to.
 
-Shared by every command that draws images, so that they all take the same options.
+Every command that draws images uses them, so that all of these take the same options.
 """
 
 import dataclasses
@@ -37,17 +37,19 @@ from options.common import PHRASES, count, not_negative, positive
 
 T = TypeVar('T')
 
-# The rows of Table 1 are the default; the others replace solver, schedule and scaling in one.
-SAMPLERS: dict[str, Any] = {'flow': FlowSampler, 'table1': FlowSampler, **EARLIER, **ANGLE, **SDES, **ADAPTIVE}
-# the others: edm
+# flow, made of the rows of Table 1, is the default; the others replace several rows at once.
+SAMPLERS: dict[str, Any] = {'flow': FlowSampler, 'table1': FlowSampler, **EARLIER, **ANGLE, **SDES,
+                            **ADAPTIVE}
+# The time steps of samplers that were made for others than those of EDM.
 NATURAL_STEPS = {'em': 'vp', 'pc': 've', 'ancestral': 'iddpm', 'ddim': 'iddpm', 'adaptive': 'vp'}
 
-# The options of EDM's own command line: one without effect is worth a note, one of ours an error.
+# The options of EDM's own command line: if one of these has no effect there is a note, while for
+# an option of this project it is an error.
 OLD = {'solver', 'disc', 'schedule', 'scaling', 'sigma_min', 'sigma_max', 'rho', 'S_churn', 'S_min',
        'S_max', 'S_noise', 'num_steps'}
-# with any of them, not the steps of the network
+# If any of these is given, the steps are not those of the network.
 OWN_STEPS = {'disc', 'family', 'sigmas'}
-# with any of them, table1 is the default
+# If any of these is given, the default sampler is flow.
 ROWS = {*OWN_STEPS, 'preset', 'solver', 'schedule', 'scaling'}
 
 # the fields of a sampler that are rows of Table 1; the others are numbers, each with an option
@@ -81,12 +83,13 @@ OPTIONS = [
     rows('--sampler', type=click.Choice(list(SAMPLERS)),
          help='The sampler. flow, also called table1, is the one that the rows below describe. em '
               '(Euler-Maruyama for VP), pc (predictor-corrector for VE), ancestral (DDPM and '
-              'iDDPM) and ddim are those of earlier work. angle is of second order and can start '
-              'at σ = ∞. sde solves the SDE of Eq. 6. rk45 and adaptive solve the ODE and an SDE '
-              'with steps that they choose themselves  [default: flow; ddim for time steps of a discrete schedule, if '
-              'the network was trained on discrete timesteps or they start at σ = ∞]'),
+              'iDDPM) and ddim are those of earlier work. angle is a second-order method that can '
+              'start at σ = ∞. sde solves the SDE of Eq. 6. rk45 and adaptive solve the ODE and an '
+              'SDE, and choose their steps themselves  [default: flow; but ddim for time steps of '
+              'a discrete schedule, if the network was trained on discrete timesteps or they start '
+              'at σ = ∞]'),
     rows('--family', type=click.Choice(list(TABLE_1)),
-         help='The column of Table 1 from which the rows that are not given come  [default: edm]'),
+         help='The column of Table 1 that supplies the rows that are not given  [default: edm]'),
     rows('--preset', type=click.Choice(list(PRESETS)),
          help='All settings of an experiment in the paper, by name; other options override them'),
     rows('--steps', 'num_steps', type=count, metavar='INT',
@@ -157,8 +160,8 @@ OPTIONS = [
     others('--clip', type=bool, metavar='BOOL',
            help='ancestral, ddim: clip the denoised image to [-1, 1]  [default: False]'),
     others('--eta', type=click.FloatRange(0, 1), metavar='FLOAT',
-           help='ddim: the share of fresh noise, from 0, deterministic, to 1, as much as ancestral '
-                ' [default: 0]'),
+           help='ddim: the share of fresh noise, from 0 (deterministic) to 1 (as much as '
+                'ancestral)  [default: 0]'),
     others('--rule', type=click.Choice(RULES),
            help='angle: heun, Heun\'s method in the angle; or rotation, a rule that is exact as '
                 'long as the denoised image stays the same  [default: heun]'),
@@ -182,7 +185,7 @@ OPTIONS = [
     others('--exponent', type=positive, metavar='FLOAT',
            help='adaptive: the exponent of the next step size, r in its paper  [default: 0.9]'),
     others('--h_init', type=positive, metavar='FLOAT',
-           help='adaptive: the first step size, as a fraction of the time  [default: 0.01]'),
+           help='adaptive: the first step size, as a fraction of the whole time  [default: 0.01]'),
 ]
 FLAGS = flags_of(OPTIONS)   # num_steps: --steps
 
@@ -194,7 +197,7 @@ def sampler_options(command: F) -> F:
 
 @dataclass(frozen=True)
 class Sampling:
-    """A sampler and its steps as the options choose them, and what the user should know of it."""
+    """A sampler and its steps as the options choose them, and notes on them for the user."""
     steps: Steps
     num_steps: int
     sampler: Sampler
@@ -209,10 +212,10 @@ def resolve_sampler(options: Mapping[str, Any], told: Traits = Traits(),
                     limit: str = 'the network supports no more') -> Sampling:
     """Turn options (None: not given) into steps and a sampler, for a network with these traits.
 
-    `limit` says why the network supports nothing above its sigma_max. Raises ValueError in one line
-    for a sampler that cannot start at σ = ∞ with steps that do, for --zero-terminal-snr where the
-    network cannot, and for an option of ours that has no effect in this combination; an option of
-    EDM's command line gets a note instead.
+    `limit` says why the network supports nothing above its sigma_max. Raises ValueError, in one
+    line, if the steps start at σ = ∞ and the sampler cannot, if --zero-terminal-snr is asked of a
+    network that cannot work there, and if an option has no effect in this combination. An option
+    of EDM's command line without effect only gets a note.
     """
     given = with_preset(options)
     num_steps = given.get('num_steps', 18)
@@ -226,7 +229,7 @@ def resolve_sampler(options: Mapping[str, Any], told: Traits = Traits(),
 
 
 def with_preset(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that were given, and those of the preset beneath them."""
+    """Return the options that were given, and for the others those of the preset."""
     given = {**PRESETS.get(options.get('preset') or '', {}),
              **{name: value for name, value in options.items() if value is not None}}
     if given.get('sampler') == 'flow':
@@ -239,7 +242,7 @@ def _column(given: Mapping[str, Any]) -> Column:
 
 
 def _is_free(given: Mapping[str, Any]) -> bool:
-    """Whether neither a sampler nor rows of Table 1 were asked for, the time steps apart."""
+    """Return whether neither a sampler nor rows of Table 1 other than time steps were chosen."""
     return not {'sampler', *ROWS - {'disc'}} & given.keys()
 
 
@@ -256,7 +259,7 @@ def choose_steps(given: Mapping[str, Any], told: Traits) -> Steps:
 
 
 def _named_steps(given: Mapping[str, Any], told: Traits) -> Steps:
-    """Choose those of --disc, of the network, of --family, or those natural for the sampler."""
+    """Choose the steps of --disc, of the network, of --family, or those natural for the sampler."""
     native, sampler = told.native_steps, given.get('sampler', 'table1')
     if 'disc' in given:
         steps = STEPS[given['disc']]()
@@ -277,10 +280,10 @@ def _named_steps(given: Mapping[str, Any], told: Traits) -> Steps:
 
 def starting_level(given: Mapping[str, Any], steps: Steps, num_steps: int, told: Traits,
                    limit: str) -> tuple[float, list[str]]:
-    """Return the highest noise level that is visited, and what is to be said of it.
+    """Return the highest noise level that is visited, and notes on it for the user.
 
-    Raises ValueError where no levels are left, and where zero terminal SNR was asked for of a
-    network that cannot start at σ = ∞.
+    Raises ValueError where no levels are left, and where zero terminal SNR was asked of a network
+    that cannot start at σ = ∞.
     """
     def first(lowest: float = 0.0, highest: float = math.inf) -> float:
         return float(steps.sigmas(num_steps, lowest, highest)[0])
@@ -304,7 +307,7 @@ def starting_level(given: Mapping[str, Any], steps: Steps, num_steps: int, told:
 
 def choose_sampler(given: Mapping[str, Any], steps: Steps, start: float,
                    told: Traits) -> tuple[str, Sampler]:
-    """Return the sampler that the options choose and describe, after its name in SAMPLERS."""
+    """Return the sampler that the options describe, preceded by its name in SAMPLERS."""
     name = given.get('sampler', 'table1')
     discrete = isinstance(steps, DiscreteSteps)
     if _is_free(given) and discrete and (told.native_steps is not None or math.isinf(start)):
@@ -317,7 +320,7 @@ def choose_sampler(given: Mapping[str, Any], steps: Steps, start: float,
 
 
 def _rows(given: Mapping[str, Any], steps: Steps, told: Traits) -> dict[str, Any]:
-    """Return the rows of Table 1 that a sampler may take, as they are given or in the column."""
+    """Return the rows of Table 1 that a sampler may take: those given, else the column's."""
     column = _column(given)
     solver = SOLVERS[given['solver']]() if 'solver' in given else column.solver
     schedule = SCHEDULES[given['schedule']]() if 'schedule' in given else column.schedule
@@ -336,7 +339,7 @@ def _taken(sampler: object) -> set[str]:
 
 def note_unused(options: Mapping[str, Any], given: Mapping[str, Any], steps: Steps, name: str,
                 sampler: Sampler) -> list[str]:
-    """Return notes on EDM's options without effect; raise ValueError for one of ours."""
+    """Return notes on EDM's options without effect; raise ValueError for any other such option."""
     described = f'--sampler={name}'
     if name == 'table1' and 'solver' in given:
         described += f' --solver={given["solver"]}'

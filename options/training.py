@@ -52,9 +52,9 @@ other = heading('Other options')
 probability = click.FloatRange(min=0, max=1)
 boolean: dict[str, Any] = {'type': bool, 'metavar': 'BOOL', 'show_default': True}
 
-OPTIONS = [   # the first of them, in the order of `--help`
+OPTIONS = [   # those that `--help` lists first, in its order
     files('--outdir', metavar='DIR',
-          help='Where to make the folder of the run  [required, unless --run is given]'),
+          help='Folder in which to make the folder of the run  [required, unless --run is given]'),
     files('--data', metavar='ZIP|DIR', required=True,
           help='Data set: a zip or a folder made by dataset_tool.py'),
     files('--nosubdir', is_flag=True,
@@ -69,8 +69,9 @@ OPTIONS = [   # the first of them, in the order of `--help`
                'that fits is copied, also from a network of another resolution or with other '
                'classes; transfer.json lists them'),
     files('--resume', metavar='auto|never|PT',
-          help='Training state to continue from, or auto, the newest in the folder of the run, or '
-               'never  [default: auto with --run or --nosubdir, else never]'),
+          help='Training state to continue from: a file; auto for the newest state in the folder '
+               'of the run, if there is one; or never  [default: auto with --run or --nosubdir, '
+               'else never]'),
 
     column('--cond', **boolean, default=False,
            help='Train a class-conditional network on the labels of the data set'),
@@ -110,30 +111,31 @@ OPTIONS = [   # the first of them, in the order of `--help`
                 'angle]'),
 
     sizes('--cbase', type=count, metavar='INT',
-          help='Channel multiplier  [default: by --arch]'),
+          help='Base number of channels  [default: by --arch]'),
     sizes('--cres', type=IntList(),
-          help='Channels per resolution, e.g. 1,2,2,2  [default: by --arch]'),
+          help='Channels per resolution, as multiples of --cbase, e.g. 1,2,2,2  [default: by '
+               '--arch]'),
     sizes('--blocks', type=count, metavar='INT',
           help='Residual blocks per resolution  [default: by --arch]'),
     sizes('--attn', type=IntList(),
           help='Resolutions with self-attention, e.g. 16,8  [default: by --arch]'),
 
     hyper('--duration', type=positive, metavar='MIMG', default=200, show_default=True,
-          help='Training duration, millions of images'),
+          help='Training duration, in millions of images'),
     hyper('--batch', type=count, metavar='INT', default=TrainConfig.batch_size, show_default=True,
           help='Total batch size over all devices'),
     hyper('--batch-gpu', type=count, metavar='INT',
-          help='Most images at a time on one device. Gradients are accumulated over the rest of '
-               'its share of the batch  [default: no limit]'),
+          help='Largest number of images at a time on one device. If its share of the batch is '
+               'larger, gradients are accumulated  [default: no limit]'),
     hyper('--lr', type=positive, metavar='FLOAT', default=OptimizerConfig.lr, show_default=True,
           help='Learning rate of Adam'),
     hyper('--lr-rampup', type=not_negative, metavar='MIMG',
           default=OptimizerConfig.lr_rampup_nimg / 1e6, show_default=True,
-          help='Linear ramp-up of the learning rate, millions of images'),
+          help='Linear ramp-up of the learning rate, in millions of images'),
     hyper('--ema', type=FloatList(), metavar='MIMG', default=f'{HalfLife.halflife_nimg / 1e6:g}',
           show_default=True,
-          help='Half-life of the average of the weights, millions of images. Several give several '
-               'averages, e.g. 0.5,0.05'),
+          help='Half-life of the average of the weights, in millions of images. Several values, '
+               'e.g. 0.5,0.05, give several averages'),
     hyper('--ema-power', type=FloatList(),
           help='Also keep power-function averages of these relative widths, e.g. 0.05,0.1, for '
                'checkpoint.py reconstruct'),
@@ -151,7 +153,7 @@ OPTIONS = [   # the first of them, in the order of `--help`
     hyper('--augment', type=probability, metavar='FLOAT', default=0.12, show_default=True,
           help='Augmentation probability; 0 means no augmentation'),
     hyper('--xflip', **boolean, default=False,
-          help='Double the data set by mirrored images'),
+          help='Double the data set by adding mirrored images'),
 
     speed('--fp16', **boolean, default=False,
           help='Mixed precision: float16 in the backbone, on a GPU'),
@@ -168,7 +170,7 @@ OPTIONS = [   # the first of them, in the order of `--help`
     DEVICE,
 
     output('--tick', type=positive, metavar='KIMG', default=50, show_default=True,
-           help='Interval of the status line and statistics, thousands of images'),
+           help='Interval of the status line and statistics, in thousands of images'),
     output('--snap', type=count, metavar='TICKS', default=50, show_default=True,
            help='Interval of snapshots and pictures, in ticks'),
     output('--dump', type=count, metavar='TICKS', default=500, show_default=True,
@@ -178,11 +180,11 @@ OPTIONS = [   # the first of them, in the order of `--help`
            help='Number of training states to keep, the newest ones'),
     output('--keep-snapshots', type=NumberOr('all', integer=True), metavar='INT|all',
            default='all', show_default=True,
-           help='Number of snapshots to keep, evenly spread over the run, the first and the last '
-                'among them'),
+           help='Number of snapshots to keep, evenly spread over the run and including the first '
+                'and the last'),
 ]
 
-# Those that `--help` lists last, after the options of other modules.
+# The options that `--help` lists last, after those of other modules.
 LAST_OPTIONS = [
     trouble('--max-time', type=Seconds(),
             help='Save and stop before this much time has passed, e.g. 30m, 47h, 2d, with exit '
@@ -207,7 +209,7 @@ LAST_OPTIONS = [
 
 
 def data_config(given: dict[str, Any]) -> DataConfig:
-    """Return what to train on; raises ValueError for options that do not go together."""
+    """Return the data set to train on; raise ValueError for options that do not go together."""
     check_batch(given['batch'], distributed.get_world_size())
     if given['fp16'] and given['bf16']:
         raise ValueError('--fp16 and --bf16 exclude each other')
@@ -222,7 +224,7 @@ def resolve(given: dict[str, Any], data: DataConfig, dataset: ImageFolderDataset
     """Turn options into the configuration of a run on `dataset`, which is `data` opened.
 
     `given` has a value for each of the options above, by the name of its parameter. Raises
-    ValueError in one line for what does not go together.
+    ValueError, in one line, for options that do not go together.
     """
     precond, loss = rows_of_table_1(given)
     augment, ls = given['augment'], given['ls']
@@ -279,8 +281,8 @@ def discrete_schedule(given: dict[str, Any], cells: Column,
                       noise: NoiseDistribution) -> DiscreteSchedule | None:
     """Return the discrete schedule to train with, if any.
 
-    Its last timestep has σ = ∞ by default if the network can work there; ValueError if that is
-    asked for and it cannot.
+    Its last timestep has σ = ∞ by default if the network can work there. Raises ValueError if that
+    is asked for and the network cannot.
     """
     name, zero = given['schedule'], given['zero_terminal_snr']
     if not isinstance(noise, UniformTimestep):
@@ -318,8 +320,8 @@ def choose_loss(given: dict[str, Any], cells: Column, noise: NoiseDistribution,
                 weighting: Weighting) -> Loss:
     """Return the loss of --loss or --hybrid, else that of the column.
 
-    A hybrid loss needs the other rows of its own column: with others the default is the denoising
-    loss, and ValueError where the hybrid one was asked for.
+    A hybrid loss needs the other rows of its own column. With different rows the default is the
+    denoising loss, and asking for the hybrid one raises ValueError.
     """
     name, hybrid = given['loss'], given['hybrid']
     if None not in (name, hybrid) and hybrid != (name == 'hybrid'):
@@ -378,7 +380,7 @@ def network_config(given: dict[str, Any], precond: Preconditioner, noise: NoiseD
     check_attention(given['attn'] or [], resolution, chosen.get('channel_mult')
                     or preset.get('channel_mult'))
     sigma_min, sigma_max = sigma_range(noise)
-    if isinstance(precond, IDDPM):   # whatever it is trained with, it has no levels but its own
+    if isinstance(precond, IDDPM):   # whatever it is trained with, it only has levels of its own
         lowest, highest = precond.sigma_range()
         sigma_min, sigma_max = max(sigma_min, lowest), min(sigma_max, highest)
     network = NetworkConfig(
@@ -386,7 +388,7 @@ def network_config(given: dict[str, Any], precond: Preconditioner, noise: NoiseD
         img_resolution=resolution, img_channels=num_channels, label_dim=dataset.label_dim,
         precision='fp16' if given['fp16'] else 'bf16' if given['bf16'] else 'fp32',
         model=complete_arguments(model_type, {**preset, **chosen}))
-    with torch.device('meta'):   # costs nothing, and says what does not fit
+    with torch.device('meta'):   # costs nothing, and raises for sizes that do not fit
         build_network(network)
     return network
 
