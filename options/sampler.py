@@ -131,7 +131,7 @@ OPTIONS = [
     numbers('--order', type=click.IntRange(1, 3), metavar='INT',
             help='The order of the adams solver  [default: 3]'),
     numbers('--S_churn', 'S_churn', type=not_negative, metavar='FLOAT',
-            help='The amount of fresh noise, for table1 and angle; 0 makes the sampler '
+            help='The amount of fresh noise, for flow and angle; 0 makes the sampler '
                  'deterministic  [default: 0]'),
     numbers('--S_min', 'S_min', type=not_negative, metavar='FLOAT',
             help='The lowest noise level at which fresh noise is added  [default: 0]'),
