@@ -20,11 +20,13 @@ import tqdm
 
 from dnnlib.cli import GroupedCommand, heading, is_terminal, one_line_errors
 from dnnlib.files import atomic_write
-from training.dataset import ImageFiles, label_array
+from training.dataset import ImageFiles
+from training.labels import common_folders, label_array, normal
 
 Image = PIL.Image.Image
 Size = tuple[int, int]   # width, height in pixels, as in Pillow
 KINDS = {'L': 'greyscale', 'RGB': 'RGB'}
+WRITTEN = re.compile(r'\d{5}/img\d{8}\.png')   # names that this tool gives
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Source:
     labels: dict[str, Any] = field(default_factory=dict)   # empty: no labels
     resolution: Size | None = None                         # used where --resolution is not given
     classes: tuple[str, ...] = ()                          # the folder of each class, if any
+    note: Callable[[], str] = str                          # tells what was passed over
 
 
 def is_digits(path: str) -> bool:
@@ -64,9 +67,7 @@ def is_folder(path: str) -> bool:
 def read_folder(path: str) -> Source:
     """Read a folder and its subfolders, sorted part by part: a/z.png comes before a.b/c.png."""
     files = ImageFiles(path)
-    names = sorted(files.names, key=lambda name: name.split('/'))
-    labels, classes = find_labels(files, names)
-    return Source(names, files.image, labels, classes=classes)
+    return source_of(files, sorted(files.names, key=lambda name: name.split('/')))
 
 
 def is_zip(path: str) -> bool:
@@ -77,34 +78,48 @@ def is_zip(path: str) -> bool:
 def read_zip(path: str) -> Source:
     """Read a zip, in the order of the sorted names."""
     files = ImageFiles(path)
-    labels, classes = find_labels(files, files.names)
-    return Source(files.names, files.image, labels, classes=classes)
+    return source_of(files, files.names)
 
 
-def find_labels(files: ImageFiles, names: list[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return {name: label} and the names of the classes, which are () unless they are folders.
+def source_of(files: ImageFiles, names: list[str]) -> Source:
+    """Return the images of a folder or a zip, in the order of `names`, with their labels.
 
-    The labels are those of dataset.json, else the top-level folders; {} if neither has any.
+    The labels are those of dataset.json, else the folders of the images; {} if neither has any.
     """
     found = files.labels()
-    if not found:
-        return folder_labels(names)
-    known = {name: found[name] for name in names if found.get(name) is not None}
-    if known:   # labels that train.py would refuse are refused here, before the work
-        label_array(known, list(known), f'{files.path}: dataset.json')
-    return known, ()
+    if found is not None:   # labels that train.py would refuse are refused here, before the work
+        label_array(found, names, f'{files.path}: dataset.json')
+        return Source(names, files.image, found, note=files.note)
+    labels, classes = folder_labels(names)
+    return Source(names, files.image, labels, classes=classes, note=files.note)
 
 
 def folder_labels(names: list[str]) -> tuple[dict[str, int], tuple[str, ...]]:
     """Return {name: class} and the names of the classes: the sorted top-level folders.
 
-    Images outside of folders are a class of their own, called ''. A single class is none: ({}, ()).
+    Where all images lie in folders of one folder, these are the classes. Folders whose names are
+    all numbers are sorted as numbers. Images outside of folders are a class of their own, called
+    ''. A single class is none, and so are the folders that this tool makes: ({}, ()).
     """
-    tops = {name: name.partition('/')[0] if '/' in name else '' for name in names}
-    classes = {top: i for i, top in enumerate(sorted(set(tops.values())))}
+    paths = {name: normal(name) for name in names}
+    if all(WRITTEN.fullmatch(path) for path in paths.values()):
+        return {}, ()
+    above = common_folders(paths.values())[:1]
+    inside = {name: path.split('/')[len(above):-1] for name, path in paths.items()}
+    if not all(inside.values()):   # images beside folders in one folder are no classes
+        inside = {name: path.split('/')[:-1] for name, path in paths.items()}
+    tops = {name: (folders or [''])[0] for name, folders in inside.items()}
+    classes = {top: i for i, top in enumerate(in_order(set(tops.values())))}
     if len(classes) == 1:
         return {}, ()
     return {name: classes[top] for name, top in tops.items()}, tuple(classes)
+
+
+def in_order(folders: set[str]) -> list[str]:
+    """Return the names of folders sorted as numbers, if they all are whole numbers, or as text."""
+    if all(re.fullmatch('[0-9]+', folder) for folder in folders - {''}):
+        return sorted(folders, key=lambda folder: (int(folder or -1), folder))
+    return sorted(folders)
 
 
 def is_unsupported(path: str) -> bool:
@@ -327,45 +342,33 @@ def convert(source: Source, dest: str, max_images: int | None = None,
     """Write the data set `dest`, and return a summary, after the classes if they are folders.
 
     Images are called `00000/img00000000.png` by their number in the source, so skipped ones leave
-    gaps. dataset.json holds {"labels": [[name, label], ...]}, or null unless every image has one.
+    gaps. dataset.json holds {"labels": [[name, label], ...]}, or null where there are none.
     """
     resolution = resolution or source.resolution
     check_transform(transform, resolution)
     labels: list[tuple[str, Any]] = []
-    unlabelled: list[str] = []
     with open_dest(dest) as save:
         for index, name, image in images(source, max_images, transform, resolution, color):
             file = f'{index // 1000:05d}/img{index:08d}.png'
             save(file, encode_png(image))
             labels.append((file, source.labels.get(name)))
-            if name not in source.labels:
-                unlabelled.append(name)
         if not labels:
             raise ValueError(f'--transform={transform} skips images smaller than --resolution: '
                              'all of them are')
-        save('dataset.json', json.dumps({'labels': None if unlabelled else labels}).encode())
+        save('dataset.json', json.dumps({'labels': labels if source.labels else None}).encode())
     considered = min(len(source.names), max_images or len(source.names))
     skipped = f', {considered - len(labels)} skipped' if considered > len(labels) else ''
-    return (f'{summary_of_classes(source, unlabelled)}{dest}: {len(labels)} images, '
-            f'{image.width}x{image.height} {KINDS[image.mode]}, '
-            f'{summary_of_labels(source, unlabelled)}{skipped}')
+    labelled = 'with labels' if source.labels else 'without labels'
+    return (f'{summary_of_classes(source)}{dest}: {len(labels)} images, '
+            f'{image.width}x{image.height} {KINDS[image.mode]}, {labelled}{skipped}')
 
 
-def summary_of_classes(source: Source, unlabelled: list[str]) -> str:
-    """Return a line for each class that is a folder, if all images have labels."""
-    if unlabelled:
-        return ''
-    return ''.join(f'class {number}: {name or "(no folder)"}\n'
-                   for number, name in enumerate(source.classes))
-
-
-def summary_of_labels(source: Source, unlabelled: list[str]) -> str:
-    """Return whether there are labels, and if only some images have one, how many do not."""
-    if not unlabelled:
-        return 'with labels'
-    if not source.labels:
-        return 'without labels'
-    return f'without labels ({len(unlabelled)} have none, {unlabelled[0]} for one)'
+def summary_of_classes(source: Source) -> str:
+    """Return a line for each class that is a folder, and one on what was passed over."""
+    lines = [f'class {number}: {name or "(no folder)"}\n'
+             for number, name in enumerate(source.classes)]
+    note = source.note()
+    return ''.join([*lines, f'{note}\n' if note else ''])
 
 
 class Resolution(click.ParamType):   # type: ignore[type-arg]
@@ -416,8 +419,8 @@ def main(source: str, dest: str, max_images: int | None, transform: str | None,
     all RGB.
 
     Labels come from dataset.json in the source, {"labels": [["cats/1.png", 0], ...]}, where a label
-    is a class from 0 or a list of numbers; without that file, each top-level folder is a class, in
-    sorted order. Unless every image has a label, the result has none.
+    is a class from 0 or a list of numbers, for every image; without that file, each top-level
+    folder is a class, in sorted order.
 
     Examples:
     # a first data set, which needs no download

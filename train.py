@@ -120,6 +120,8 @@ def main(**given: Any) -> None:  # noqa: ANN401 (click's own)
     device = distributed.init(given['device'])
     data = data_config(given)
     with data.open() as dataset:
+        if dataset.files.note():
+            distributed.print0(f'Note: {dataset.files.note()}')
         config = resolve(given, data, dataset)
         evaluated = eval_config(config.tick_nimg, given)
         if given['dry_run']:

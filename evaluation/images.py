@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metrics.images import ArrayImages, Images
+from torch_utils import distributed
 from training.dataset import ImageFolderDataset
 
 LOSSY = ('.jpg', '.jpeg', '.webp')
@@ -81,10 +82,20 @@ def open_images(path: str, num: int | None = None, seed: int = 0,
     """
     if path.lower().endswith(ARRAYS) and not os.path.isdir(path):
         return ArrayImages(path, num, seed)
-    return FolderImages(path, num, seed, workers)
+    return _told(FolderImages(path, num, seed, workers))
 
 
 def open_reference(path: str, workers: int = 0) -> str | Images:
     """Open real images, a folder or a zip; the path of any other reference stays a path."""
     is_zip = path.lower().endswith('.zip') and os.path.isfile(path)
-    return FolderImages(path, workers=workers) if is_zip or os.path.isdir(path) else path
+    if is_zip or os.path.isdir(path):
+        return _told(FolderImages(path, workers=workers))
+    return path
+
+
+def _told(images: FolderImages) -> FolderImages:
+    """Say which files are not among the images that are judged."""
+    note = images.dataset.files.note()
+    if note:
+        distributed.print0(f'Note: {note}')
+    return images

@@ -3,14 +3,13 @@
 import functools
 import hashlib
 import io
-import json
 import os
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -18,20 +17,39 @@ import torch
 from torch import Tensor
 
 from torch_utils.random import random_subset
+from training import labels
 
 # Pillow knows more formats, some of which start other programs: only these are ever opened.
 IMAGE_FORMATS = {
-    '.bmp': 'BMP', '.gif': 'GIF', '.jpeg': 'JPEG', '.jpg': 'JPEG', '.pgm': 'PPM', '.png': 'PNG',
-    '.ppm': 'PPM', '.tif': 'TIFF', '.tiff': 'TIFF', '.webp': 'WEBP',
+    '.bmp': 'BMP', '.gif': 'GIF', '.jfif': 'JPEG', '.jpe': 'JPEG', '.jpeg': 'JPEG', '.jpg': 'JPEG',
+    '.pbm': 'PPM', '.pgm': 'PPM', '.png': 'PNG', '.pnm': 'PPM', '.ppm': 'PPM', '.tif': 'TIFF',
+    '.tiff': 'TIFF', '.webp': 'WEBP',
+}
+JSON = 'dataset.json'
+# folders that systems put beside images, besides those that begin with a dot
+SYSTEM = ('@eaDir', '__MACOSX', '#recycle', '$RECYCLE.BIN', 'System Volume Information')
+
+# EXIF tag 274: how the stored pixels are to be turned to stand upright
+ORIENTATION = 274
+Transpose = PIL.Image.Transpose
+UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
 }
 
 
 class ImageFiles:
     """The image files of a zip or of a folder and its subfolders, named like `00000/a.png`.
 
-    `names` are sorted as strings. The zip is opened anew in every process that reads from it, so
-    that no two processes share a position in the file; a copy made by pickle is independent too.
-    Raises ValueError, in one line, where `path` is missing, damaged or holds no image.
+    `names` are sorted as strings. Links are followed. What is hidden (a name that begins with a
+    dot, a folder of the system such as @eaDir), what has another ending, and a link to a folder
+    that it lies in are passed over: `passed_over` is {reason: names}, and `note()` tells it. Of a
+    file with several images in a row, which `several` then names, the first is read.
+
+    The zip is opened anew in every process that reads from it, so that no two processes share a
+    position in the file; a copy made by pickle is independent too. Raises ValueError, in one line,
+    where `path` is missing, damaged or holds no image.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -39,20 +57,61 @@ class ImageFiles:
         self.is_zip = os.path.isfile(self.path)
         self._zip: zipfile.ZipFile | None = None
         self._process = 0
+        self.passed_over: dict[str, list[str]] = {}
+        self.several: set[str] = set()
         if not os.path.exists(self.path):
             raise ValueError(f'{self.path}: no such zip or folder')
-        names = self._zip_names() if self.is_zip else self._folder_names()
-        self.names = sorted(filter(_is_image, names))
+        found: list[str] = []
+        self._jsons: list[str] = []   # the files dataset.json, at the top and below
+        for name in self._zip_names() if self.is_zip else self._folder_names():
+            reason = _reason(name)
+            if reason == JSON:
+                self._jsons.append(name)
+            elif reason:
+                self.passed_over.setdefault(reason, []).append(name)
+            else:
+                found.append(name)
+        self.names = sorted(found)
         if not self.names:
             endings = ', '.join(IMAGE_FORMATS)
             raise ValueError(f'{self.path} holds no images (files that end in {endings})')
 
-    def _zip_names(self) -> list[str]:
-        return list(self._archive().NameToInfo)
+    def note(self) -> str:
+        """Return what was passed over so far, and why, in a sentence; '' if nothing was."""
+        reasons = ', '.join(f'{len(names)} {reason} ({_one_of(names)})'
+                            for reason, names in sorted(self.passed_over.items()))
+        told = [f'passed over {reasons}'] if reasons else []
+        if self.several:
+            told.append(f'took the first of several images in {len(self.several)} '
+                        f'file{"s" if len(self.several) > 1 else ""} ({_one_of(self.several)})')
+        return f'{self.path}: {"; ".join(told)}' if told else ''
 
-    def _folder_names(self) -> list[str]:
-        found = (Path(root, file) for root, _, files in os.walk(self.path) for file in files)
-        return [file.relative_to(self.path).as_posix() for file in found]
+    def _zip_names(self) -> list[str]:
+        return [name for name in self._archive().NameToInfo if not name.endswith('/')]
+
+    def _folder_names(self) -> Iterator[str]:
+        return self._walk('', (os.path.realpath(self.path),))
+
+    def _walk(self, inside: str, above: tuple[str, ...]) -> Iterator[str]:
+        """Yield the files below a folder, and its hidden folders, which end in a slash.
+
+        `above` are the real paths of the folder and of those that led to it.
+        """
+        try:
+            entries = list(os.scandir(os.path.join(self.path, inside)))
+        except OSError as error:
+            raise ValueError(f'{self.path}: {inside or "."} cannot be read: '
+                             f'{error.strerror}') from error
+        for entry in entries:
+            name = inside + entry.name
+            if not entry.is_dir():
+                yield name
+            elif _is_hidden(entry.name):
+                yield f'{name}/'
+            elif (real := os.path.realpath(entry.path)) in above:
+                self.passed_over.setdefault('linked in a circle', []).append(name)
+            else:
+                yield from self._walk(f'{name}/', (*above, real))
 
     def _archive(self) -> zipfile.ZipFile:
         if self._zip is None or self._process != os.getpid():
@@ -94,32 +153,40 @@ class ImageFiles:
             raise ValueError(f'{self.path}: {name} is not an image, or a damaged one') from error
         except Exception as error:   # so do Pillow's decoders
             raise ValueError(f'{self.path}: {name} is damaged: {error}') from error
-        return image
+        if _has_several(image, data):
+            self.several.add(name)
+        return upright(image)
 
     def labels(self) -> dict[str, Any] | None:
-        """Return {name: label} from dataset.json, {"labels": [[name, label], ...]}.
+        """Return {name: label} for all images, from the dataset.json of the set.
 
-        The result is None where there are no labels.
+        dataset.json is {"labels": [[name, label], ...]} and lies at the top, or in the one folder
+        that holds everything. The result is None where there are no labels. Raises ValueError where
+        an image has none but others do.
         """
-        where = f'{self.path}: dataset.json'
-        if not self._has_json():
+        file = self._json()
+        if file is None:
             return None
-        try:
-            content = json.loads(self.read('dataset.json'))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f'{where} is not JSON: {error}') from error
-        pairs = content.get('labels') if isinstance(content, dict) else 'not a dictionary'
+        where = f'{self.path}: {file}'
+        pairs = labels.parse(self.read(file), where)
         if pairs is None:
             return None
-        if not isinstance(pairs, list) or not all(map(_is_pair, pairs)):
-            raise ValueError(f'{where} should be {{"labels": [["name.png", label], ...]}} '
-                             'or {"labels": null}')
-        return {name.replace('\\', '/'): label for name, label in pairs}
+        found = labels.matched(pairs, self.names, where)
+        return None if all(label is None for label in found.values()) else found
 
-    def _has_json(self) -> bool:
-        if self.is_zip:
-            return 'dataset.json' in self._archive().NameToInfo
-        return Path(self.path, 'dataset.json').is_file()
+    def _json(self) -> str | None:
+        """Return the name of the dataset.json that tells the labels, if there is one.
+
+        Raises ValueError for one that lies beside some of the images only.
+        """
+        if JSON in self._jsons:
+            return JSON
+        above = '/'.join([*labels.common_folders(map(labels.normal, self.names)), JSON])
+        for name in self._jsons:
+            if not above.startswith(f'{labels.normal(name).rpartition("/")[0]}/'):
+                raise ValueError(f'{self.path}: {name} is not at the top of the set, where the '
+                                 'labels of all images belong: move it there or delete it')
+        return self._jsons[0] if self._jsons else None
 
     def fingerprint(self) -> str:
         """Return the sha256 of dataset.json and of the sorted names, sizes and, in a zip, CRC-32s.
@@ -129,8 +196,8 @@ class ImageFiles:
         digest = hashlib.sha256()
         for name in self.names:
             digest.update(os.fsencode(name) + f'\0{self._signature(name)}\n'.encode())
-        if self._has_json():
-            digest.update(self.read('dataset.json'))
+        if JSON in self._jsons:
+            digest.update(self.read(JSON))
         return digest.hexdigest()
 
     def _signature(self, name: str) -> str:
@@ -140,54 +207,52 @@ class ImageFiles:
         return str(os.path.getsize(Path(self.path, name)))
 
 
-def _is_image(name: str) -> bool:
-    """Return whether this is an image, by its extension.
-
-    `._photo.png`, which macOS puts beside `photo.png` in a zip, is none.
-    """
-    file = name.rpartition('/')[2]
-    return os.path.splitext(file)[1].lower() in IMAGE_FORMATS and not file.startswith('._')
-
-
-def _is_pair(pair: object) -> bool:
-    return isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
-
-
-def label_array(labels: dict[str, Any], names: list[str], where: str) -> np.ndarray:
-    """Return the labels of `names`: int64 [N] of classes from 0, or float32 [N, L] of vectors.
-
-    Raises ValueError, naming the image and `where` it was looked up, for a label that is missing,
-    is neither an integer nor a list of finite numbers, or is of another kind than the first.
-    """
-    for name in names:
-        if name not in labels:
-            raise ValueError(f'{where} has no label for {name}: label every image or none')
-        label, first = labels[name], labels[names[0]]
-        if not (_is_class(label) or _is_vector(label)):
-            raise ValueError(f'{where}: the label of {name} is {json.dumps(label)}, '
-                             'which is neither an integer from 0 nor a list of finite numbers')
-        if _length(label) != _length(first):
-            raise ValueError(f'{where}: the label of {name} is {_describe(label)}, '
-                             f'but that of {names[0]} is {_describe(first)}')
-    values = [labels[name] for name in names]
-    return np.array(values, dtype=np.int64 if _is_class(values[0]) else np.float32)
+def _reason(name: str) -> str:
+    """Return why a file is passed over, JSON for a dataset.json, or '' for an image."""
+    *folders, file = name.replace('\\', '/').split('/')
+    if _is_hidden(file) or any(map(_is_hidden, folders)) or not file:
+        return 'hidden'
+    ending = os.path.splitext(file)[1].lower()
+    if file == JSON:
+        return JSON
+    if not ending:
+        return 'without an ending'
+    return '' if ending in IMAGE_FORMATS else 'with other endings'
 
 
-def _is_class(label: object) -> TypeGuard[int]:
-    return type(label) is int and 0 <= label < 2**31
+def _one_of(names: Collection[str]) -> str:
+    return f'{min(names)}{", ..." if len(names) > 1 else ""}'
 
 
-def _is_vector(label: object) -> TypeGuard[list[float]]:
-    return isinstance(label, list) and len(label) > 0 and all(
-        type(value) in (int, float) and abs(value) <= np.finfo(np.float32).max for value in label)
+def _has_several(image: PIL.Image.Image, data: bytes) -> bool:
+    if image.format in ('PNG', 'WEBP'):
+        return getattr(image, 'n_frames', 1) > 1
+    if image.format not in ('GIF', 'TIFF'):   # a photograph may bring previews of itself
+        return False
+    try:
+        with PIL.Image.open(io.BytesIO(data), formats=[image.format]) as again:
+            return getattr(again, 'n_frames', 1) > 1
+    except Exception:   # the first is whole, the others need not be
+        return True
 
 
-def _length(label: int | list[float]) -> int:
-    return len(label) if isinstance(label, list) else 0
+def _is_hidden(part: str) -> bool:
+    return part.startswith('.') or part in SYSTEM
 
 
-def _describe(label: int | list[float]) -> str:
-    return f'a list of {len(label)}' if isinstance(label, list) else 'an integer'
+def upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Return the image turned as its EXIF data say, like every program that shows it."""
+    if not image.info:
+        return image
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except Exception:   # what is written beside the pixels may be of any kind
+        return image
+    if orientation not in UPRIGHT:
+        return image
+    turned = image.transpose(UPRIGHT[orientation])
+    turned.format = image.format
+    return turned
 
 
 @dataclass(frozen=True)
@@ -246,11 +311,11 @@ class ImageFolderDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]
         self._present: np.ndarray | None = None
 
     def _read_labels(self) -> np.ndarray:
-        labels = self.files.labels()
-        if labels is None:
+        found = self.files.labels()
+        if found is None:
             raise ValueError(f'{self.path} has no labels: add a dataset.json with '
-                             '{"labels": [["name.png", label], ...]}, or do without labels')
-        values = label_array(labels, self.files.names, f'{self.path}: dataset.json')
+                             f'{labels.SHAPE}, or do without labels')
+        values = labels.label_array(found, self.files.names, f'{self.path}: dataset.json')
         self.label_dim = int(values.max()) + 1 if values.ndim == 1 else values.shape[1]
         return values
 

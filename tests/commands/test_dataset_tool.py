@@ -210,15 +210,75 @@ def test_order_of_folders_and_zips(tmp_path: Path) -> None:
     ([['a/3.png', 7], ['b/1.png', 5], ['b/2.png', 3]], [7, 5, 3], 'with labels'),
     ([['a/3.png', [1, 2.5]], ['b/1.png', [0, 0]], ['b/2.png', [3, 4]]], [[1, 2.5], [0, 0], [3, 4]],
      'with labels'),
-    ([['a/3.png', 7], ['b/1.png', 5]], None, 'without labels (1 have none, b/2.png for one)'),
+    ([['a/3.png', None], ['b/1.png', None], ['b/2.png', None]], [0, 1, 1], 'with labels'),
     (None, [0, 1, 1], 'with labels'),     # as if absent
-], ids=['classes', 'vectors', 'one missing', 'null'])
+], ids=['classes', 'vectors', 'nulls', 'null'])
 def test_labels_of_dataset_json(photos: Path, tmp_path: Path, content: Any, expected: Any,
                                 said: str) -> None:
     (photos / 'dataset.json').write_text(json.dumps({'labels': content}))
     assert convert(photos, tmp_path / 'out').endswith(said)
     written = labels(tmp_path / 'out')
     assert (written and [label for _, label in written]) == expected
+
+
+def test_labels_of_some_images_are_no_labels(photos: Path, tmp_path: Path) -> None:
+    (photos / 'dataset.json').write_text('{"labels": [["a/3.png", 7], ["b/1.jpg", 5]]}')
+    assert fails(photos, tmp_path / 'out') == (
+        f'{photos}: dataset.json has no label for b/1.png: label every image or none; '
+        'its label of b/1.jpg is that of no image')
+
+
+def test_what_was_passed_over_is_said(photos: Path, tmp_path: Path) -> None:
+    """Not a class: what Jupyter, a Synology server and macOS leave behind."""
+    for name in ('.ipynb_checkpoints/a.png', '@eaDir/b.png', 'a/.thumbnails/c.png',
+                 '__MACOSX/a/._3.png'):
+        save(photos / name.replace('._', ''), random_image(9, 8, 8, 3))
+    (photos / 'a' / 'photo').write_bytes(b'')
+    (photos / 'a' / 'photo.heic').write_bytes(b'')
+    (photos / 'Thumbs.db').write_bytes(b'')
+    dest = tmp_path / 'out'
+    result = run(f'--source={photos}', f'--dest={dest}')
+    assert result.output == (
+        'class 0: a\nclass 1: b\n'
+        f'{photos}: passed over 4 hidden (.ipynb_checkpoints/, ...), '
+        '2 with other endings (Thumbs.db, ...), 1 without an ending (a/photo)\n'
+        f'{dest}: 3 images, 8x8 RGB, with labels\n')
+
+
+def test_the_first_of_several_images_is_taken(tmp_path: Path) -> None:
+    frames = [PIL.Image.fromarray(random_image(i, 4, 4)) for i in range(3)]
+    (tmp_path / 'in').mkdir()
+    frames[0].save(tmp_path / 'in' / '0.gif')
+    for ending in ('gif', 'png', 'tif', 'webp'):
+        frames[0].save(tmp_path / 'in' / f'1.{ending}', save_all=True, append_images=frames[1:],
+                       **({'lossless': True} if ending == 'webp' else {}))
+    result = run(f'--source={tmp_path}/in', f'--dest={tmp_path}/out', '--color=grey')
+    assert result.output.startswith(
+        f'{tmp_path}/in: took the first of several images in 4 files (1.gif, ...)\n')
+    for i in range(5):
+        np.testing.assert_array_equal(load(tmp_path / 'out', f'00000/img{i:08d}.png'),
+                                      random_image(0, 4, 4))
+
+
+def test_a_set_of_this_tool_without_labels_stays_without(tmp_path: Path) -> None:
+    """Its folders of a thousand images are no classes."""
+    for i in (0, 1000):
+        save(tmp_path / 'in' / f'{i // 1000:05d}' / f'img{i:08d}.png', random_image(i, 4, 4))
+    (tmp_path / 'in' / 'dataset.json').write_text('{"labels": null}')
+    assert convert(tmp_path / 'in', tmp_path / 'out').endswith('without labels')
+
+
+def test_folders_that_are_numbers_are_sorted_as_numbers() -> None:
+    names = [f'{i}/a.png' for i in (10, 9, 2, 1)]
+    assert dataset_tool.folder_labels(names) == (
+        {'1/a.png': 0, '2/a.png': 1, '9/a.png': 2, '10/a.png': 3}, ('1', '2', '9', '10'))
+    assert dataset_tool.folder_labels([*names, 'x/a.png'])[1] == ('1', '10', '2', '9', 'x')
+
+
+def test_one_folder_above_the_classes() -> None:
+    names = ['photos/dog/1.png', 'photos\\cat\\2.png']
+    assert dataset_tool.folder_labels(names) == (dict(zip(names, (1, 0), strict=True)),
+                                                 ('cat', 'dog'))
 
 
 def test_folder_labels() -> None:
@@ -370,7 +430,8 @@ def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_labels_that_training_would_refuse(photos: Path, tmp_path: Path) -> None:
-    (photos / 'dataset.json').write_text('{"labels": [["a/3.png", "cat"]]}')
+    (photos / 'dataset.json').write_text(
+        '{"labels": [["a/3.png", "cat"], ["b/1.png", 0], ["b/2.png", 1]]}')
     assert fails(photos, tmp_path / 'out.zip') == (
         f'{photos}: dataset.json: the label of a/3.png is "cat", '
         'which is neither an integer from 0 nor a list of finite numbers')

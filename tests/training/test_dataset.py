@@ -235,8 +235,8 @@ ERRORS: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     'empty': (
         {'a.txt': b''},
         {},
-        'SET holds no images (files that end in .bmp, .gif, .jpeg, .jpg, .pgm, .png, .ppm, .tif, '
-        '.tiff, .webp)',
+        'SET holds no images (files that end in .bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .pbm, '
+        '.pgm, .png, .pnm, .ppm, .tif, .tiff, .webp)',
     ),
     'not an image': (
         {'a.png': A, 'b.png': b'hello'},

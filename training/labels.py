@@ -1,0 +1,119 @@
+"""The labels in a dataset.json, and which image each of them belongs to.
+
+A dataset.json is often written on another computer than the one that holds the images: names are
+compared without regard to how they spell a path or an accent, and to the folders above the set.
+"""
+
+import json
+import posixpath
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeGuard
+
+import numpy as np
+
+SHAPE = '{"labels": [["name.png", label], ...]}'
+
+
+def normal(name: str) -> str:
+    """Return a file name with / between its parts, without ./, and with composed accents (NFC)."""
+    path = posixpath.normpath(unicodedata.normalize('NFC', name).replace('\\', '/'))
+    return path.lstrip('/')
+
+
+def common_folders(names: Iterable[str]) -> list[str]:
+    """Return the folders that all these normal names lie in, from the top."""
+    path = posixpath.commonpath({posixpath.dirname(name) for name in names})
+    return path.split('/') if path else []
+
+
+def parse(data: bytes, where: str) -> list[tuple[str, Any]] | None:
+    """Return the pairs of a name and a label in a dataset.json, or None where it says null.
+
+    Raises ValueError, which names `where` it was found, for anything of another shape.
+    """
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{where} is not JSON: {error}') from error
+    pairs = content.get('labels', 'missing') if isinstance(content, dict) else 'not a dictionary'
+    if pairs is None:
+        return None
+    if not isinstance(pairs, list) or not all(map(_is_pair, pairs)):
+        raise ValueError(f'{where} should be {SHAPE} or {{"labels": null}}')
+    return [(name, label) for name, label in pairs]
+
+
+def _is_pair(pair: object) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
+
+
+def matched(pairs: Sequence[tuple[str, Any]], names: Sequence[str], where: str) -> dict[str, Any]:
+    """Return the label of each of the image files `names`.
+
+    Names are compared in their normal form, if need be without folders that all images or all
+    labels lie in, so that /home/me/set/cats/1.png is cats/1.png. Labels of images that are not
+    there are left out. Raises ValueError, which shows a name of either side, for an image without
+    a label, and for one with two.
+    """
+    given: dict[str, Any] = {}
+    for name, label in pairs:
+        if given.setdefault(normal(name), label) != label:
+            raise ValueError(f'{where} has two labels for {name}: '
+                             f'{json.dumps(given[normal(name)])} and {json.dumps(label)}')
+    files = {name: normal(name) for name in names}
+    above, above_labels = common_folders(files.values()), common_folders(given or [''])
+    spellings = [(depth, '/'.join([*above_labels[:more], '']).lstrip('/'))
+                 for depth in range(len(above) + 1) for more in range(len(above_labels) + 1)]
+    best: tuple[int, dict[str, str]] = 0, {}
+    for depth, prefix in spellings:
+        found = {name: key for name, file in files.items()
+                 if (key := prefix + '/'.join(file.split('/')[depth:])) in given}
+        if len(found) == len(files):
+            return {name: given[key] for name, key in found.items()}
+        best = max(best, (len(found), found), key=lambda pair: pair[0])
+    raise ValueError(_mismatch(list(names), [name for name, _ in pairs], best[1], where))
+
+
+def _mismatch(names: list[str], labelled: list[str], found: dict[str, str], where: str) -> str:
+    """Return a message that shows an image without a label, and a label without an image."""
+    image = next(name for name in names if name not in found)
+    used = set(found.values())
+    unused = [name for name in labelled if normal(name) not in used]
+    other = f'; its label of {unused[0]} is that of no image' if unused else ''
+    return f'{where} has no label for {image}: label every image or none{other}'
+
+
+def label_array(labels: dict[str, Any], names: list[str], where: str) -> np.ndarray:
+    """Return the labels of `names`: int64 [N] of classes from 0, or float32 [N, L] of vectors.
+
+    Raises ValueError, naming the image and `where` it was looked up, for a label that is neither an
+    integer nor a list of finite numbers, or is of another kind than the first.
+    """
+    for name in names:
+        label, first = labels[name], labels[names[0]]
+        if not (_is_class(label) or _is_vector(label)):
+            raise ValueError(f'{where}: the label of {name} is {json.dumps(label)}, '
+                             'which is neither an integer from 0 nor a list of finite numbers')
+        if _length(label) != _length(first):
+            raise ValueError(f'{where}: the label of {name} is {_describe(label)}, '
+                             f'but that of {names[0]} is {_describe(first)}')
+    values = [labels[name] for name in names]
+    return np.array(values, dtype=np.int64 if _is_class(values[0]) else np.float32)
+
+
+def _is_class(label: object) -> TypeGuard[int]:
+    return type(label) is int and 0 <= label < 2**31
+
+
+def _is_vector(label: object) -> TypeGuard[list[float]]:
+    return isinstance(label, list) and len(label) > 0 and all(
+        type(value) in (int, float) and abs(value) <= np.finfo(np.float32).max for value in label)
+
+
+def _length(label: int | list[float]) -> int:
+    return len(label) if isinstance(label, list) else 0
+
+
+def _describe(label: int | list[float]) -> str:
+    return f'a list of {len(label)}' if isinstance(label, list) else 'an integer'
