@@ -11,7 +11,7 @@ from torch import Tensor
 
 from checkpoints.read import METADATA, WHAT, read_network
 from checkpoints.reconstruct import reconstructed
-from dnnlib.cli import GroupedCommand, heading, naming_flags, one_line_errors
+from dnnlib.cli import GroupedCommand, check_apart, heading, naming_flags, one_line_errors
 from dnnlib.download import fetch, is_url
 from limpid.denoiser import Denoiser
 from torch_utils import checkpoint
@@ -95,6 +95,7 @@ def convert(file: str, dest: str, weights: str | None) -> None:
     if kind not in ('.pkl', '.safetensors') or Path(dest).is_dir():
         raise ValueError(f'--dest={dest} should be the name of a file that ends in .pkl or '
                          f'.safetensors')
+    check_apart({'--dest': dest}, {'FILE': file})
     path = _local(file)
     net, info = read_network(path, weights)
     tensors = checkpoint.state_dict_of(net)
@@ -175,6 +176,8 @@ def reconstruct(run_dir: str, width: float, kimg: float | None, dest: str) -> No
     """
     if not dest.endswith('.pkl') or Path(dest).is_dir():
         raise ValueError(f'--dest={dest} should be the name of a file that ends in .pkl')
+    check_apart({'--dest': dest}, {f'a snapshot of --run={run_dir}': str(path)
+                                   for path in Path(run_dir).glob('network-snapshot-*.pkl')})
     contents, count, error = reconstructed(run_dir, width, None if kimg is None else kimg * 1000)
     checkpoint.save(contents, dest)
     print(f'Wrote the average of width {width:g} at {contents["nimg"] / 1000:g} kimg, made of '

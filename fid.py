@@ -10,7 +10,14 @@ from typing import Any
 import click
 import torch
 
-from dnnlib.cli import FloatList, GroupedCommand, heading, naming_flags, one_line_errors
+from dnnlib.cli import (
+    FloatList,
+    GroupedCommand,
+    check_apart,
+    heading,
+    naming_flags,
+    one_line_errors,
+)
 from dnnlib.files import atomic_write
 from dnnlib.plots import pyplot
 from evaluation.blocks import summary
@@ -318,7 +325,7 @@ def calc(path: str, ref: str, num: int, seed: int, metrics: str, detector: str, 
     the same, bit for bit, on any number of devices of the same kind.
     """
     names = check_metrics(metrics.split(','))
-    check_outputs(save, json_path, needs(names, main_tap(detector)))
+    check_outputs(save, json_path, needs(names, main_tap(detector)), images=path, ref=ref)
     chosen = start(device)
     judge = Judge(open_reference(ref, workers), names, device=chosen, detector=detector,
                   batch=batch, precision=precision, allow_mismatch=allow_mismatch)
@@ -346,7 +353,7 @@ def gen(network_path: str, weights: str | None, classes: list[int] | None, ref: 
     the best value of the first metric over all blocks, which is what papers report.
     """
     names = check_metrics(metrics.split(','))
-    check_outputs(save, json_path, needs(names, main_tap(detector)))
+    check_outputs(save, json_path, needs(names, main_tap(detector)), ref=ref)
     if save is not None and blocks > 1:
         raise ValueError(f'--save={save} takes the statistics of one block: leave out '
                          f'--blocks={blocks}')
@@ -400,6 +407,7 @@ def ref(path: str, dest: str, metrics: str, features: int, detector: str, precis
     names = check_metrics(metrics.split(','))
     wanted = needs_of_reference(names, main_tap(detector))
     check_statistics_path('--dest', dest, wanted)
+    check_apart({'--dest': dest}, {'--data': path})
     chosen = start(device)
     if not wanted.taps:
         raise ValueError(f'--metrics={metrics} compares with no real images: there is nothing to '
@@ -444,9 +452,11 @@ def nearest(path: str, data: str, control: str | None, num: int | None, seed: in
     as a copy. The normal ratio depends on the data: --control shows it for real images that were
     not trained on.
     """
-    for option, file in (('--dest', dest), ('--csv', csv_path), ('--json', json_path)):
+    written = {'--dest': dest, '--csv': csv_path, '--json': json_path}
+    for option, file in written.items():
         if file is not None:
             check_folder(option, file)
+    check_apart(written, {'--images': path, '--data': data, '--control': control})
     if not dest.lower().endswith('.png'):
         raise ValueError(f'--dest={dest} should be the name of a file that ends in .png')
     chosen = start(device)
@@ -491,6 +501,8 @@ def detector(paths: tuple[str, ...], fetch: str | None, dest: str | None) -> Non
     """
     if dest is not None and len(paths) != 1:
         raise ValueError(f'--convert={dest} takes one FILE, not {len(paths)}')
+    if dest is not None:
+        check_apart({'--convert': dest}, {'FILE': paths[0]})
     if fetch is not None:
         paths = (*paths, str(fetch_published(fetch)))
     digests = {}
@@ -620,8 +632,14 @@ def start(device: str) -> torch.device:
     return chosen
 
 
-def check_outputs(save: str | None, json_path: str | None, measured: Wanted) -> None:
-    """Raise ValueError, before anything is computed, for results that cannot be written."""
+def check_outputs(save: str | None, json_path: str | None, measured: Wanted,
+                  **read: str) -> None:
+    """Raise ValueError, before anything is computed, for results that cannot be written.
+
+    `read` are the options that name what is read, which stays as it is.
+    """
+    check_apart({'--save': save, '--json': json_path},
+                {f'--{name}': path for name, path in read.items()})
     if save is not None:
         check_statistics_path('--save', save, measured)
         if not measured.moments:

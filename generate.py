@@ -3,6 +3,7 @@
 import functools
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,8 @@ def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] |
     other seeds. The same command runs on one device and, under torchrun, on many.
     """
     seeds = seeds_for(seeds, grid)
+    if grid is None:
+        check_names(seeds)
     chosen = distributed.init(device)
     opened = open_with_plan(network_path, weights, options, chosen)
     check_classes(classes, traits(opened.net).label_dim)
@@ -145,6 +148,24 @@ def seeds_for(seeds: list[int] | None, grid: tuple[int, int] | None) -> list[int
         raise ValueError(f'--grid={rows}x{columns} holds {rows * columns} images, but --seeds '
                          f'names {len(seeds)}')
     return seeds
+
+
+def check_names(seeds: Sequence[int]) -> None:
+    """Raise ValueError for seeds of which one would overwrite or repeat the image of another.
+
+    A generator takes its seed modulo 2^32, so that larger seeds repeat the images of smaller ones.
+    """
+    first: dict[int, int] = {}   # the first seed with this remainder
+    for seed in seeds:
+        other = first.setdefault(seed % 2**32, seed)
+        if other != seed:
+            raise ValueError(f'--seeds: {other} and {seed} are equal modulo 2^32 and give the same '
+                             f'image: leave one of them out')
+    if len(first) < len(seeds):
+        again = next(seed for seed, count in Counter(seeds).items() if count > 1)
+        raise ValueError(f'--seeds names {again} more than once, and there is one file for each '
+                         f'seed, {again:06d}.png: leave the repetitions out, or draw them into one '
+                         f'picture with --grid')
 
 
 def drawn(net: Counting, plan: Plan, seeds: Sequence[int], classes: Sequence[int] | None,

@@ -190,6 +190,23 @@ def reject_unused(options: Mapping[str, object], *objects: object) -> None:
         raise ValueError(f'--{name} would have no effect with {chosen}{taken}')
 
 
+def check_apart(written: Mapping[str, str | None], read: Mapping[str, str | None]) -> None:
+    """Raise ValueError where a file to write is also one to read, or another one to write.
+
+    Both have the paths of files by the options that name them; None: not given.
+    """
+    named: dict[str, str] = {}
+    for options, writes in ((read, False), (written, True)):
+        for option, path in options.items():
+            if path is None:
+                continue
+            place = os.path.realpath(path)
+            if writes and place in named:
+                raise ValueError(f'{option}={path} is also {named[place]}, and one would replace '
+                                 f'the other: give another name')
+            named.setdefault(place, option)
+
+
 def one_line_errors(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a command: errors that its user can mend become one line and an exit code.
 

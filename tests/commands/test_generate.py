@@ -93,6 +93,15 @@ def test_a_grid_is_one_picture_of_the_same_images(snapshots, tmp_path):
     assert [path.name for path in (tmp_path / 'grid').iterdir()] == ['grid.png']
 
 
+def test_a_grid_shows_one_seed_in_several_classes(snapshots, tmp_path):
+    result = run(generate.main, f'--network={snapshots}/cond.pkl', f'--outdir={tmp_path}',
+                 '--steps=2', '--device=cpu', '--seeds=5,5,5', '--class=1,4,1', '--grid=1x3')
+    assert result.exit_code == 0, result.output
+    grid = np.asarray(PIL.Image.open(tmp_path / 'grid.png'))
+    one, other, again = (grid[4:36, 4 + 36 * i:36 + 36 * i] for i in range(3))
+    assert np.array_equal(one, again) and not np.array_equal(one, other)
+
+
 def test_classes_are_cycled_and_random_ones_come_from_the_seed(snapshots, tmp_path):
     net, _ = load_snapshot(snapshots / 'cond.pkl')
     seen = []
@@ -140,6 +149,11 @@ MISTAKES = {
     '--device=gpu': '--device=gpu is not a device: use auto, cuda, cuda:1, mps or cpu',
     '--steps=0': "Invalid value for '--steps': 0 is not in the range x>=1.",
     '--grid=2x2 --seeds=0-6': '--grid=2x2 holds 4 images, but --seeds names 7',
+    '--seeds=4,0,4 --class=0-2': '--seeds names 4 more than once, and there is one file for each '
+                                 'seed, 000004.png: leave the repetitions out, or draw them into '
+                                 'one picture with --grid',
+    '--seeds=0,4294967296': '--seeds: 0 and 4294967296 are equal modulo 2^32 and give the same '
+                            'image: leave one of them out',
     '--grid=2by2': "Invalid value for '--grid': '2by2' is not a number of rows and columns such as "
                    "3x5",
     '--sigma_min=5 --sigma_max=1': 'no noise levels are left: sigma_min=5 and sigma_max=1 must '
