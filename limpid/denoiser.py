@@ -27,8 +27,7 @@ from limpid.preconditioning import (
 )
 from limpid.steps import DiscreteSteps, Steps
 
-# net(x, sigma, class_labels, **conditions) -> D, or (D, F_var) where a learned variance is asked
-# for
+# net(x, sigma, class_labels, **conditions) -> D, or (D, F_var) for return_variance=True
 Network = Callable[..., Any]
 
 
@@ -235,6 +234,9 @@ class Denoiser(nn.Module):
         return_variance  whether to return (D, F_var): also the outputs of F beyond the first C,
                          float32 [B, C, H, W]
         model_kwargs     further inputs of the backbone, such as augment_labels
+
+        Raises ValueError for another number of noise levels than 1 or B, for labels of another
+        length, and for return_variance where the backbone has other than 2C outputs.
         """
         x = x.to(torch.float32)
         if unit:

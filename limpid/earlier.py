@@ -92,7 +92,7 @@ class PredictorCorrector:
     method with σ = √t. Evaluations of the network: N (1 + corrector_steps), or N without a
     corrector. It was made for VESteps; any others will do.
 
-    snr       signal-to-noise ratio of the corrector, called r in the paper
+    snr       signal-to-noise ratio of the corrector, called r by Song et al. 2021
     scaling   none is the VE SDE, vp the VP SDE
     original  whether ‖z‖ and ‖g‖ are averaged over the batch. Otherwise each image has its own, and
               does not depend on the images beside it
@@ -162,9 +162,9 @@ VARIANCES = ('learned', 'small', 'large')
 
 @dataclass(frozen=True)
 class Ancestral:
-    """z′ = a′ (1 − r) D/d + (a/a′) (b′/b)² z + (a′/d) w ξ,  r = (σ′/σ)²,  from σ to σ′;  z_N = D/d
+    """z′ = a′ (1 − q) D/d + (a/a′) (b′/b)² z + (a′/d) w ξ,  q = (σ′/σ)²,  from σ to σ′;  z_N = D/d
 
-    In the unscaled frame this is x′ = D + r (x − D) + w ξ: the reverse Markov chain of DDPM and
+    In the unscaled frame this is x′ = D + q (x − D) + w ξ: the reverse Markov chain of DDPM and
     iDDPM (Ho et al. 2020; Nichol & Dhariwal 2021; Figure 4c; Lin et al. 2023, Eq. 20), for any
     noise levels. x_0 ~ N(0, (1 + σ_0²) I), which is N(0, I) in the VP frame. A level that repeats
     is passed over. Evaluations of the network: N. It was made for IDDPMSteps and DiscreteSteps; any
@@ -200,9 +200,9 @@ class Ancestral:
             D = D.clamp(-1, 1) if self.clip else D
             if sigma_next == 0:
                 return D
-            r, log_lo, log_hi = posterior_variances(sigma, sigma_next)
+            q, log_lo, log_hi = posterior_variances(sigma, sigma_next)
             w = (0.5 * (nu * log_hi + (1 - nu) * log_lo)).exp()
-            z = (there.a / d * (1 - r)) * D + (here.a / there.a * (there.b / here.b) ** 2) * z
+            z = (there.a / d * (1 - q)) * D + (here.a / there.a * (there.b / here.b) ** 2) * z
             z = z + there.a / d * w * randn_like(z)
         return d * z
 

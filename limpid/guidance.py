@@ -5,9 +5,10 @@
     net = guided(net, Guidance(weight=2.0), guide=smaller_net)  # autoguidance: a worse network
     images = sample(net, noise, class_labels)
 
-Eq. 13 is affine, with weights that add up to 1: guiding D, v or ε gives the same. The rescaling of
-Eq. 15 and 16 is not, and acts in a space that can be chosen. (Ho & Salimans 2022; Karras et al.
-2024; Lin et al. 2023, Section 3.4.)
+The equations are those of Lin et al. 2023, Section 3.4, in which D_ref is x_neg. Eq. 13 is affine,
+with weights that add up to 1: guiding D, v or ε gives the same. The rescaling of Eq. 15 and 16 is
+not, and acts in a space that can be chosen. (Classifier-free guidance is that of Ho & Salimans
+2022, autoguidance that of Karras et al. 2024.)
 """
 
 import math
@@ -84,11 +85,13 @@ def guided(net: Network, guidance: Guidance, guide: Network | None = None) -> Ne
 
 
 class Guided:
-    """D = D_ref + w (D_pos − D_ref), rescaled, for D_pos = net(x, σ, labels)        (Eq. 13 to 16)
+    """D = D_ref + w (D_pos − D_ref), rescaled, for D_pos = net(x, σ, labels)
 
-    It is called like the network. `unit=True` (x is the unit variable) and `return_variance=True`
-    (F_var is that of D_pos) are understood if the network understands them. With a guide, the noise
-    levels are those that both support, and the unit variable needs a guide that takes it too.
+    (Lin et al. 2023, Eq. 13 to 16, with D_ref for x_neg.) It is called like the network.
+    `unit=True` (x is the unit variable) and `return_variance=True` (F_var is that of D_pos) are
+    understood if the network understands them. With a guide, the noise levels are those of the
+    network that the guide supports too, wherever it is asked, and the unit variable needs a guide
+    that takes it too. Raises ValueError as `guided` does.
     """
 
     def __init__(self, net: Network, guidance: Guidance, guide: Network | None = None) -> None:
@@ -181,10 +184,11 @@ def _unit_scale(net: Network) -> float:
 
 
 def rescaled(D: Tensor, D_pos: Tensor, anchor: Tensor | float, phi: float) -> Tensor:
-    """v <- φ v std(v_pos)/std(v) + (1 − φ) v  for v = D − anchor        (Eq. 14 to 16)
+    """v <- φ v std(v_pos)/std(v) + (1 − φ) v  for v = D − anchor
 
-    The standard deviation is that of each image. Where v does not vary, or is not finite (ε at
-    σ = ∞, which is the input itself), there is nothing to rescale, and D stays.
+    (Lin et al. 2023, Eq. 14 to 16 and Algorithm 2.) The standard deviation is that of each image.
+    Where v does not vary, or is not finite (ε at σ = ∞, which is the input itself), there is
+    nothing to rescale, and D stays.
     """
     v = D - anchor
     spread, spread_pos = _spread(torch.cat([v, D_pos - anchor])).chunk(2)

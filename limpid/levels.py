@@ -57,7 +57,7 @@ class DiscreteSchedule:
 
     @property
     def snr(self) -> Tensor:
-        """SNR(t) = ᾱ_t/(1 − ᾱ_t) = 1/σ_t²        (Eq. 5), what the second paper's Table 1 lists"""
+        """SNR(t) = ᾱ_t/(1 − ᾱ_t) = 1/σ_t²        (Lin et al. 2023, Eq. 5 and Table 1)"""
         return 1 / torch.expm1(-self.log_alpha_bar)
 
 
@@ -73,7 +73,8 @@ class IDDPMLevels(DiscreteSchedule):
     ᾱ_j = sin²(½π j / (M (C_2 + 1)))
 
     The noise levels that iDDPM was trained for, falling in j (Table 1). iDDPM's own timestep of
-    level j is M − 1 − j.
+    level j is M − 1 − j. The ᾱ_j of this formula is `alpha_bar_of(j)`, which only its ratios enter;
+    `alpha_bar` is 1/(1 + σ_t²) of the levels that come out, as in every DiscreteSchedule.
     """
     M: int = 1000
     C_1: float = 0.001
@@ -215,8 +216,8 @@ def rescaled_to_zero_terminal_snr(log_alpha_bar: Tensor) -> Tensor:
 def posterior_variances(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return (q, ln w_lo², ln w_hi²) of an ancestral step from noise level a ≤ ∞ down to b > 0.
 
-    In the unscaled frame, q = b²/a², w_lo² = b² (1 − q), which is iDDPM's β̃, and
-    w_hi² = (a² − b²)(1 + b²)/(1 + a²), which is its β.
+    They are variances of the unscaled x, with q = b²/a²: w_lo² = b² (1 − q), which is β̃_t/ᾱ_{t−1}
+    (Lin et al. 2023, Eq. 9), and w_hi² = (a² − b²)(1 + b²)/(1 + a²), which is β_t/ᾱ_{t−1}.
     """
     q = (b / a) ** 2
     log_lo = (b**2 * (1 - q)).log()

@@ -131,7 +131,6 @@ WEIGHTINGS: dict[str, Callable[[Preconditioner], Weighting]] = {
 }
 
 
-
 class Loss(Protocol):
     """A loss of a denoiser, elementwise, made of a noise distribution and a weighting."""
 
@@ -224,7 +223,7 @@ class HybridLoss:
     term of the level, in bits per element: it trains the variance channels only, since the mean in
     it is detached. `weight` is 1 when λ_vlb = 0.001 of iDDPM is multiplied by its T = 1000 steps.
     It needs a network that can return its variance channels (preconditioned as IDDPM), and levels
-    u_j.
+    u_j. (Nichol & Dhariwal 2021.)
     """
     noise_distribution: UniformLevel = UniformLevel()
     weight: float = 1.0

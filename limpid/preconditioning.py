@@ -142,7 +142,7 @@ class IDDPM(NoisePrediction):
 class EDM:
     """σ_data²/(σ² + σ_data²),  σ σ_data/√(σ_data² + σ²),  1/√(σ² + σ_data²),  ¼ ln σ
 
-    In float32 for σ up to 1.8e19, whose square is the last that is finite; V has no such limit.
+    In float32 they hold up to σ = 1.8e19, the last whose square is finite; V has no such limit.
     """
     no_infinity: ClassVar[str] = (
         'its c_noise, ln(sigma)/4, is infinite there; the v preconditioning with the same '
@@ -178,7 +178,7 @@ class V:
     is finite at σ = ∞, too.
 
     noise_label  c_noise: 'timestep', the index t − 1 of the nearest level of `schedule` (nearest in
-                 φ); 'angle', (2/π) φ in [0, 1]; or 'log', ¼ ln min(σ, cap)
+                 atan σ); 'angle', (2/π) φ in [0, 1]; or 'log', ¼ ln min(σ, cap)
     schedule     the timesteps for which the network was trained, if these were discrete
     cap          the highest σ that 'log' tells apart from others. None stands for twice the highest
                  finite level of `schedule`, or without a schedule 4096, which is ᾱ = 2⁻²⁴

@@ -44,7 +44,7 @@ class Churn:
     """The amount of fresh noise that is added before each step (Algorithm 2, lines 4 to 6).
 
     S_churn       amount; 0 is deterministic
-    S_min, S_max  the noise levels at which it is added, both included
+    S_min, S_max  the noise levels at which it is added, both included: the paper's S_tmin, S_tmax
     S_noise       its standard deviation, in units of what the noise levels call for
     """
     S_churn: float = 0.0
@@ -79,9 +79,10 @@ class Churn:
 class FlowSampler:
     """The paper's sampler: a solver of the probability flow, with fresh noise before each step.
 
-    This is Algorithm 2, for any schedule and any scaling (Algorithm 3 with churn); without churn it
-    is Algorithm 1. The solver takes all steps but the last, to t = 0, which is Euler's, or D itself
-    after an exponential integrator. Evaluations of the network: N with Euler, 2N − 1 with Heun.
+    This is Algorithm 2, for any schedule and any scaling; without churn it is Algorithm 1, and with
+    another alpha of SecondOrder Algorithm 3. The solver takes all steps but the last, to t = 0,
+    which is Euler's, or D itself after an exponential integrator. Evaluations of the network: N
+    with Euler, 2N − 1 with Heun. Raises ValueError for churn with a multistep solver.
     """
     solver: Solver = SecondOrder()
     schedule: Schedule = LinearSchedule()

@@ -42,7 +42,7 @@ class Plan:
     @torch.no_grad()
     def __call__(self, net: Network, noise: Tensor, class_labels: Tensor | None = None,
                  randn_like: RandnLike = torch.randn_like) -> Tensor:
-        """Draw one image per row of `noise`, standard normal [B, C, H, W]: float64 beside it.
+        """Draw one image per row of `noise`, standard normal [B, C, H, W]: float64 on its device.
 
         Raises ValueError for levels that start at ∞ where the sampler or the network cannot.
         """
@@ -53,8 +53,10 @@ def plan(net: Network, sampler: Sampler | None = None, steps: Steps | None = Non
          num_steps: int = 18) -> Plan:
     """Make the plan of `num_steps` steps for a network.
 
-    The default is the paper's deterministic sampler, Heun's method on EDM's steps. A network that
-    was trained on the timesteps of a discrete schedule has these as its default, with DDIM.
+    The default is the paper's deterministic sampler, Heun's method on EDM's steps. Where neither
+    sampler nor steps are given, a network that was trained on the timesteps of a discrete schedule
+    has these as its default. The default sampler for timesteps of a discrete schedule is DDIM.
+    Raises ValueError for fewer than one step and for an empty range of noise levels.
     """
     denoise = Conditioned(net)
     native = denoise.traits.native_steps
@@ -92,7 +94,10 @@ def sample(
     randn_like    where the noise of stochastic steps comes from
 
     Returns images [B, C, H, W] in [-1, 1] (up to the network's errors), float64 on the device of
-    `noise`. Raises ValueError for fewer than one step and for an empty range of noise levels.
+    `noise`. The defaults are the paper's deterministic sampler, whatever the network was trained
+    on; `plan` knows the timesteps of a network that has such. Raises ValueError for fewer than one
+    step, for an empty range of noise levels, and for levels that start at ∞ where the sampler or
+    the network cannot.
     """
     if sampler is None:
         sampler = FlowSampler(solver, schedule, scaling, churn)

@@ -40,8 +40,8 @@ class VPSchedule:
 
         These are two equations for the two constants. With the range of the defaults,
         [0.010486, 152.167], they come out as 19.9 and 0.1. For low sigma_min, β_min may come out
-        negative: then σ(t) exists for t ≥ ε_s only, and t = 0 stands for σ = 0. Raises ValueError
-        where β(t) would have to fall with t.
+        negative: then there is no σ(t) for 0 < t < −2 β_min/β_d, which is below ε_s, and t = 0
+        stands for σ = 0. Raises ValueError where β(t) would not rise with t.
         """
         low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
         if low >= epsilon_s * high:
@@ -53,7 +53,7 @@ class VPSchedule:
         return cls(beta_d=beta_d, beta_min=high - beta_d / 2)
 
     def beta(self, t: Tensor) -> Tensor:
-        """β(t) = β_min + β_d t, the drift of the VP SDE."""
+        """β(t) = β_min + β_d t, the rate of the VP SDE dx = −½ β x dt + √β dω."""
         return self.beta_min + self.beta_d * t
 
     def sigma(self, t: Tensor) -> Tensor:

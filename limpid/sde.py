@@ -20,7 +20,7 @@ from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule, times
 
 @dataclass(frozen=True)
 class GeneralSDE:
-    """dx = [(ṡ/s) x + s (σ̇/σ ± β)(x/s − D(x/s; σ))] dt + s σ √(2β) dω,   + in reverse, − forward
+    """dx_± = [(ṡ/s) x + s (σ̇/σ ∓ β)(x/s − D(x/s; σ))] dt + s σ √(2β) dω,   + forward, − in reverse
 
     This is Eq. 6 with a scaling and with the score through D (Eq. 3), solved by Euler–Maruyama at
     any steps: weak order 1. The last step adds no noise. Evaluations of the network: N.
@@ -54,8 +54,7 @@ class GeneralSDE:
         return torch.where(inside, rate, 0.0)
 
     def drift(self, denoise: Conditioned, x: Tensor, t: Tensor, forward: bool = False) -> Tensor:
-        """Return the factor of dt, of the equation that runs forward in time or of the reverse
-        one."""
+        """Return the factor of dt: that of dx_−, in reverse, or of dx_+, forward."""
         sigma, sigma_dot = self.schedule.sigma(t), self.schedule.sigma_dot(t)
         s, dlog_s = self.scaling.s(sigma), self.scaling.dlog_s(sigma)
         beta = -self.rate(t) if forward else self.rate(t)

@@ -35,7 +35,7 @@ class ProbabilityFlow:
     scaling: Scaling
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        """dx/dt = (σ̇/σ + ṡ/s) x − (σ̇ s/σ) D(x/s; σ)        (Algorithm 1, line 4)
+        """dx/dt = (σ̇/σ + ṡ/s) x − (σ̇ s/σ) D(x/s; σ)        (Algorithm 1, line 4; Eq. 81)
 
         With ṡ/s = (ln s)′(σ) σ̇ the time enters through the factor σ̇ alone.
         """
@@ -114,10 +114,10 @@ class SecondOrder:
 class Multistep2M:
     """x_{i+1} = s′ (D̄ + (σ′/σ)(x_i/s − D̄)),  D̄ = D_i + (D_i − D_{i−1})/(2r): DPM-Solver++(2M)
 
-    This solves the flow exactly for a D̄ that is extrapolated linearly in ln σ from the step
-    before; r is the ratio of that step to this one in ln σ. It is of second order with one
-    evaluation per step. The first step takes D̄ = D_i. (Lu et al. 2022, Algorithm 2; the schedule
-    drops out, since only σ enters.)
+    This solves the flow exactly for a D that is D̄ throughout the step: D extrapolated, linearly in
+    ln σ, to the middle of the step. r is the ratio of the step before to this one in ln σ. It is of
+    second order with one evaluation per step. The first step takes D̄ = D_i. (Lu et al. 2022,
+    Algorithm 2; the schedule drops out, since only σ enters.)
     """
 
     def __call__(self, flow: ProbabilityFlow, x: Tensor, times: Tensor,

@@ -1,8 +1,9 @@
 """Table 1 of the paper. Hold it beside the page: columns are columns, rows are rows.
 
-`python -m limpid` prints it, formulas and numbers, from the objects below. COLUMNS has one
-more: networks that predict v, for discrete timesteps up to zero signal-to-noise ratio, of Lin et
-al. 2023.
+`python -m limpid` prints it, formulas and numbers, from the objects below. The row `precond` holds
+four rows of the paper, c_skip to c_noise, and the row `loss` what its footnote says of iDDPM.
+COLUMNS has one column more than the paper: networks that predict v, for discrete timesteps up to
+zero signal-to-noise ratio, of Lin et al. 2023.
 """
 
 from collections.abc import Callable
@@ -63,6 +64,7 @@ class Column:
 
 
 def vp(schedule: VPSchedule = VPSchedule()) -> Column:
+    """The column "VP": Song et al. 2021."""
     return Column(
         solver=Euler(),
         steps=VPSteps(),
@@ -77,6 +79,7 @@ def vp(schedule: VPSchedule = VPSchedule()) -> Column:
 
 
 def ve(schedule: VESchedule = VESchedule()) -> Column:
+    """The column "VE": Song et al. 2021."""
     return Column(
         solver=Euler(),
         steps=VESteps(schedule.sigma_min, schedule.sigma_max),
@@ -91,12 +94,13 @@ def ve(schedule: VESchedule = VESchedule()) -> Column:
 
 
 def iddpm(levels: IDDPMLevels = IDDPMLevels()) -> Column:
+    """The column "iDDPM + DDIM": Nichol & Dhariwal 2021; Song, Meng & Ermon 2021."""
     return Column(
         solver=Euler(),
         steps=IDDPMSteps(levels=levels),
         schedule=LinearSchedule(),
         scaling=NoScaling(),
-        architecture='adm',
+        architecture='adm',   # "DDPM": the network of the paper's ImageNet-64
         precond=IDDPM(levels),
         noise_distribution=UniformLevel(levels),
         weighting=InverseVariance(),
@@ -105,6 +109,7 @@ def iddpm(levels: IDDPMLevels = IDDPMLevels()) -> Column:
 
 
 def edm(precond: EDM = EDM()) -> Column:
+    """The column "Ours (EDM)"."""
     return Column(
         solver=SecondOrder(alpha=1),
         steps=EDMSteps(),
@@ -119,6 +124,7 @@ def edm(precond: EDM = EDM()) -> Column:
 
 
 def v(schedule: DiscreteSchedule = ScaledLinearBetas(zero_terminal_snr=True)) -> Column:
+    """The choices of Lin et al. 2023, by default on Stable Diffusion's schedule, rescaled."""
     precond = V(noise_label='timestep', schedule=schedule)
     return Column(
         solver=Euler(),   # from σ = ∞: DDIM, which is the same
