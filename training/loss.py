@@ -1,4 +1,9 @@
-"""The four losses under the names that published programs use."""
+"""The four losses of Table 1 under the names that published programs use.
+
+    loss = EDMLoss()(net, images, labels, augment_pipe)    # elementwise, [B, C, H, W]
+
+They draw noise levels and noise themselves. The formulas are in limpid/loss.py.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +40,7 @@ class VPLoss:
                  augment_pipe: AugmentPipe | None = None) -> Tensor:
         loss = DenoisingLoss(UniformTime(VPSchedule(self.beta_d, self.beta_min), self.epsilon_t),
                              InverseVariance())
-        u = 1 - torch.rand([len(images)], device=images.device)   # early times first
+        u = 1 - torch.rand([len(images)], device=images.device)   # t = 1 + rand (ε_t − 1)
         return _on_fresh_noise(loss, u, net, images, labels, augment_pipe)
 
 

@@ -383,7 +383,7 @@ def decode(dec: nn.ModuleDict, levels: list[DecoderLevel], skips: list[Tensor],
 
 
 class SongUNet(nn.Module):
-    """DDPM++ and NCSN++ (Song et al. 2021), the U-Nets of configurations A-F.
+    """DDPM++ and NCSN++ (Song et al. 2021), the U-Nets of Table 2, described in Table 8.
 
     net(x [B, in_channels, H, W], noise_labels [B or 1], class_labels [B or 1, label_dim],
     augment_labels [B or 1, augment_dim]) -> [B, out_channels, H, W]. Raises ValueError in one line
@@ -458,7 +458,7 @@ class SongUNet(nn.Module):
 
 
 class DhariwalUNet(nn.Module):
-    """ADM (Dhariwal and Nichol 2021), called like SongUNet.
+    """ADM (Dhariwal & Nichol 2021; Table 8), called like SongUNet.
 
     Raises ValueError in one line for arguments that do not fit together.
     """
@@ -630,9 +630,9 @@ class EDMPrecond(Denoiser):
 class NetworkConfig:
     """A network without its weights: all that `build_network` needs.
 
-    model_type  key of MODELS;  model: the backbone's arguments (complete_arguments fills in
-                defaults)
+    model_type  key of MODELS
     precision   key of PRECISIONS, in which the backbone works
+    model       the backbone's arguments (complete_arguments fills in defaults)
     """
     model_type: str
     precond: Preconditioner
@@ -649,8 +649,8 @@ def complete_arguments(model_type: str, given: Mapping[str, Any]) -> dict[str, A
     """Return all arguments of a backbone beyond resolution, channels and labels.
 
     Those that are not given have the backbone's defaults. Sequences come out as lists, as JSON has
-    them. Raises ValueError for a name that the backbone
-    does not take, with the nearest that it does.
+    them. Raises ValueError for a name that the backbone does not take, with the nearest that it
+    does, and for an unknown model_type.
     """
     if model_type not in MODELS:
         raise ValueError(f'model_type={model_type!r} is unknown{did_you_mean(model_type, MODELS)}')
