@@ -38,6 +38,7 @@ class Source:
     resolution: Size | None = None                         # used where --resolution is not given
     classes: tuple[str, ...] = ()                          # the folder of each class, if any
     note: Callable[[], str] = str                          # tells what was passed over
+    path: str = ''                                         # where it is, unless it is nowhere
 
 
 def is_digits(path: str) -> bool:
@@ -89,9 +90,9 @@ def source_of(files: ImageFiles, names: list[str]) -> Source:
     found = files.labels()
     if found is not None:   # labels that train.py would refuse are refused here, before the work
         label_array(found, names, f'{files.path}: dataset.json')
-        return Source(names, files.image, found, note=files.note)
+        return Source(names, files.image, found, note=files.note, path=files.path)
     labels, classes = folder_labels(names)
-    return Source(names, files.image, labels, classes=classes, note=files.note)
+    return Source(names, files.image, labels, classes=classes, note=files.note, path=files.path)
 
 
 def folder_labels(names: list[str]) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -277,18 +278,31 @@ def encode_png(image: Image) -> bytes:
 Save = Callable[[str, bytes], None]
 
 
+def check_apart(source: str, dest: str) -> None:
+    """Raise ValueError where the result would replace the source or be read with it later."""
+    theirs, ours = (Path(os.path.realpath(path)) for path in (source, dest))
+    if ours == theirs or (ours.exists() and os.path.samefile(ours, theirs)):
+        raise ValueError(f'--dest={dest} is the source itself: give a new name')
+    if theirs in ours.parents:
+        raise ValueError(f'--dest={dest} lies inside the source, and would be read with it the '
+                         f'next time: give a name outside of --source={source}')
+    if ours in theirs.parents:
+        raise ValueError(f'--source={source} lies inside --dest={dest}, which would replace it: '
+                         'give a new name')
+
+
 @contextlib.contextmanager
-def open_dest(path: str) -> Iterator[Save]:
+def open_dest(path: str, overwrite: bool = False) -> Iterator[Save]:
     """Give a function save(name, bytes) that writes into the data set `path`.
 
-    The data set appears when the block ends without an error.
-    A zip replaces an older one of that name; a folder must be absent or empty.
+    The data set appears when the block ends without an error. A zip must be new and a folder new or
+    empty; with `overwrite` they may be a file and a data set of this tool, which are replaced.
     """
     dest = Path(os.path.abspath(path))
     made = [parent for parent in dest.parents if not parent.exists()]
+    to = _zip_dest if dest.suffix.lower() == '.zip' else _folder_dest
     try:
-        opened = _zip_dest(dest) if dest.suffix.lower() == '.zip' else _folder_dest(dest)
-        with opened as save:
+        with to(dest, overwrite) as save:
             yield save
     except BaseException:
         for parent in made:
@@ -298,10 +312,12 @@ def open_dest(path: str) -> Iterator[Save]:
 
 
 @contextlib.contextmanager
-def _zip_dest(dest: Path) -> Iterator[Save]:
+def _zip_dest(dest: Path, overwrite: bool) -> Iterator[Save]:
     if dest.is_dir():
         raise ValueError(f'--dest={dest} is a folder: give the name of a zip file, '
                          'or a folder without .zip')
+    if dest.exists() and not overwrite:
+        raise ValueError(f'--dest={dest} exists: give a new name, or --overwrite to replace it')
     with atomic_write(dest) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
         def save(name: str, data: bytes) -> None:
             # no clock, no system: the same images make the same bytes
@@ -314,12 +330,16 @@ def _zip_dest(dest: Path) -> Iterator[Save]:
 
 
 @contextlib.contextmanager
-def _folder_dest(dest: Path) -> Iterator[Save]:
+def _folder_dest(dest: Path, overwrite: bool) -> Iterator[Save]:
     if dest.exists() and not dest.is_dir():
         raise ValueError(f'--dest={dest} is a file: give a new name, an empty folder '
                          'or a name that ends in .zip')
     if dest.exists() and any(dest.iterdir()):
-        raise ValueError(f'--dest={dest} is not empty: give a new name or an empty folder')
+        if not is_data_set(dest):
+            raise ValueError(f'--dest={dest} is not empty: give a new name or an empty folder')
+        if not overwrite:
+            raise ValueError(f'--dest={dest} is a data set: give a new name, or --overwrite to '
+                             'replace it')
     dest.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f'.{dest.name}.', dir=dest.parent) as temporary:
         filled = Path(temporary, 'data')   # the outer folder lacks the usual permissions
@@ -331,23 +351,40 @@ def _folder_dest(dest: Path) -> Iterator[Save]:
             file.write_bytes(data)
 
         yield save
+        old = Path(temporary, 'old')
         if dest.exists():
-            dest.rmdir()
-        os.replace(filled, dest)
+            os.replace(dest, old)
+        try:
+            os.replace(filled, dest)
+        except BaseException:
+            if old.exists():
+                os.replace(old, dest)
+            raise
+
+
+def is_data_set(folder: Path) -> bool:
+    """Return whether a folder holds what this tool writes, and nothing else."""
+    names = {path.name for path in folder.iterdir()}
+    return 'dataset.json' in names and all(re.fullmatch(r'\d{5}|dataset\.json', name)
+                                           for name in names)
 
 
 def convert(source: Source, dest: str, max_images: int | None = None,
             transform: str | None = None, resolution: Size | None = None,
-            color: str | None = None) -> str:
+            color: str | None = None, overwrite: bool = False) -> str:
     """Write the data set `dest`, and return a summary, after the classes if they are folders.
+
+    A data set that is there is replaced only with `overwrite`, and the source never.
 
     Images are called `00000/img00000000.png` by their number in the source, so skipped ones leave
     gaps. dataset.json holds {"labels": [[name, label], ...]}, or null where there are none.
     """
     resolution = resolution or source.resolution
     check_transform(transform, resolution)
+    if source.path:
+        check_apart(source.path, dest)
     labels: list[tuple[str, Any]] = []
-    with open_dest(dest) as save:
+    with open_dest(dest, overwrite) as save:
         for index, name, image in images(source, max_images, transform, resolution, color):
             file = f'{index // 1000:05d}/img{index:08d}.png'
             save(file, encode_png(image))
@@ -393,8 +430,10 @@ method = heading('What to do with each image')
             'digits stands for 1,797 scanned digits with labels, 16x16 unless --resolution is '
             'given; it needs scikit-learn.')
 @files('--dest', metavar='PATH', required=True,
-       help='Data set to write: a zip if the name ends in .zip, which replaces an existing one; '
-            'else a folder, which must be new or empty.')
+       help='Data set to write, outside of the source: a zip if the name ends in .zip, else a '
+            'folder. A zip must be new, and a folder new or empty.')
+@files('--overwrite', is_flag=True,
+       help='Replace the zip, or the folder of a data set, that has the name of --dest.')
 @files('--max-images', type=click.IntRange(min=1), metavar='INT',
        help='Use only the first INT images of the source.  [default: all]')
 @method('--transform', type=click.Choice(list(TRANSFORMS)), metavar='NAME',
@@ -410,7 +449,7 @@ method = heading('What to do with each image')
         help='Convert every image to this kind.  [default: greyscale stays greyscale, all others '
              'become RGB]')
 @one_line_errors
-def main(source: str, dest: str, max_images: int | None, transform: str | None,
+def main(source: str, dest: str, overwrite: bool, max_images: int | None, transform: str | None,
          resolution: Size | None, color: str | None) -> None:
     """Turn images into a data set for train.py: square PNG files of one size, with labels.
 
@@ -434,7 +473,8 @@ def main(source: str, dest: str, max_images: int | None, transform: str | None,
     python dataset_tool.py --source=datasets/photos-64x64.zip --dest=datasets/grey \\
         --max-images=1000 --color=grey
     """
-    click.echo(convert(open_source(source), dest, max_images, transform, resolution, color))
+    click.echo(convert(open_source(source), dest, max_images, transform, resolution, color,
+                       overwrite))
 
 
 if __name__ == '__main__':

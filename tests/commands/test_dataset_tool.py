@@ -86,7 +86,7 @@ def test_the_same_command_writes_the_same_bytes(photos: Path, tmp_path: Path) ->
         convert(photos, tmp_path / name)
         digests.add(hashlib.sha256((tmp_path / name).read_bytes()).hexdigest())
     assert len(digests) == 1
-    convert(tmp_path / 'a.zip', tmp_path / 'a.zip')   # onto itself
+    convert(tmp_path / 'a.zip', tmp_path / 'b.zip', '--overwrite')   # a copy of a copy
     assert (tmp_path / 'a.zip').read_bytes() == (tmp_path / 'b.zip').read_bytes()
 
 
@@ -349,7 +349,9 @@ def test_bad_images_leave_nothing_behind(
 def test_a_failure_keeps_the_old_zip(tmp_path: Path) -> None:
     save(tmp_path / 'in' / 'a.png', random_image(0, 4, 5, 3))
     (tmp_path / 'out.zip').write_bytes(b'precious')
-    fails(tmp_path / 'in', tmp_path / 'out.zip')
+    assert fails(tmp_path / 'in', tmp_path / 'out.zip') == (
+        f'--dest={tmp_path}/out.zip exists: give a new name, or --overwrite to replace it')
+    assert 'not square' in fails(tmp_path / 'in', tmp_path / 'out.zip', '--overwrite')
     assert (tmp_path / 'out.zip').read_bytes() == b'precious'
 
 
@@ -438,8 +440,10 @@ def test_labels_that_training_would_refuse(photos: Path, tmp_path: Path) -> None
 
 
 def test_destinations_that_are_taken(photos: Path, tmp_path: Path) -> None:
-    assert fails(photos,
-                 photos) == f'--dest={photos} is not empty: give a new name or an empty folder'
+    assert fails(photos, photos) == f'--dest={photos} is the source itself: give a new name'
+    save(tmp_path / 'full' / 'diary.png', random_image(0, 8, 8))
+    assert fails(photos, tmp_path / 'full') == (
+        f'--dest={tmp_path}/full is not empty: give a new name or an empty folder')
     (tmp_path / 'file').write_bytes(b'')
     assert fails(photos, tmp_path / 'file') == (
         f'--dest={tmp_path}/file is a file: give a new name, an empty folder or a name that ends '
@@ -450,6 +454,38 @@ def test_destinations_that_are_taken(photos: Path, tmp_path: Path) -> None:
         f'.zip')
 
 
+def test_the_source_is_never_replaced(photos: Path, tmp_path: Path) -> None:
+    original = tmp_path / 'z.zip'
+    convert(photos, original)
+    (tmp_path / 'link.zip').symlink_to(original)
+    before = original.read_bytes()
+    for dest in ('z.zip', 'link.zip', 'nowhere/../z.zip'):
+        for options in ([], ['--overwrite']):
+            assert fails(original, tmp_path / dest, *options) == (
+                f'--dest={tmp_path}/{dest} is the source itself: give a new name')
+    assert original.read_bytes() == before
+    for dest in (photos / 'out.zip', photos / 'a' / 'out'):
+        assert fails(photos, dest, '--overwrite') == (
+            f'--dest={dest} lies inside the source, and would be read with it the next time: '
+            f'give a name outside of --source={photos}')
+    assert fails(photos / 'a', photos, '--overwrite') == (
+        f'--source={photos}/a lies inside --dest={photos}, which would replace it: give a new name')
+
+
+def test_a_data_set_is_replaced_only_on_purpose(photos: Path, tmp_path: Path) -> None:
+    dest = tmp_path / 'out'
+    convert(photos, dest)
+    assert fails(photos, dest) == (
+        f'--dest={dest} is a data set: give a new name, or --overwrite to replace it')
+    convert(photos, dest, '--overwrite', '--max-images=1', '--resolution=2x2')
+    assert ImageFolderDataset(dest).image_shape == [3, 2, 2]
+    assert [path.name for path in (dest / '00000').iterdir()] == ['img00000000.png']
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith('.')]
+    (dest / 'diary.txt').write_text('precious')
+    assert fails(photos, dest, '--overwrite') == (
+        f'--dest={dest} is not empty: give a new name or an empty folder')
+
+
 def test_permissions_are_the_usual_ones(photos: Path, tmp_path: Path) -> None:
     (tmp_path / 'usual').mkdir()
     convert(photos, tmp_path / 'out')
@@ -458,7 +494,7 @@ def test_permissions_are_the_usual_ones(photos: Path, tmp_path: Path) -> None:
 
 def test_the_help_explains_every_option() -> None:
     text = run('--help').output
-    for option in ('--source PATH', '--dest PATH', '--max-images INT', '--transform',
+    for option in ('--source PATH', '--dest PATH', '--overwrite', '--max-images INT', '--transform',
                    'center-crop-wide', '--resolution WxH', '--color [grey|rgb]', 'Examples:'):
         assert option in text
     assert all(option.help for option in dataset_tool.main.params)
