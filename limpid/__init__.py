@@ -3,8 +3,8 @@
     from limpid import EDMSteps, SecondOrder, sample
     images = sample(net, torch.randn(16, 3, 64, 64))
 
-`net(x, sigma, class_labels)` is any denoiser. Everything listed in `__all__` is described in
-docs/library.md; docs/map.md says where each equation is. The library needs torch and numpy alone.
+`net(x, sigma, class_labels)` is any denoiser. docs/library.md describes everything listed in
+`__all__`, and docs/map.md says where each equation is. The library needs only torch and numpy.
 """
 
 from limpid.adaptive import RK45, AdaptiveSDE

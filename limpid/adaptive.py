@@ -1,8 +1,9 @@
 """Samplers that choose their own steps.
 
-Of the noise levels given, only the highest and the lowest count. Each image has its own time, its
-own step and its own error, so that it comes out the same in any batch. Images that have arrived are
-no longer evaluated. The host waits for the device once per step, to learn which images these are.
+Of the noise levels given, only the highest and the lowest count. Each image has its own time, step
+and error, so that it comes out the same in any batch. The network is no longer evaluated for images
+that have arrived at the lowest noise level. The host waits for the device once per step, to learn
+which images these are.
 """
 
 import copy
@@ -49,13 +50,15 @@ class Journey:
         self.results: tuple[Tensor, ...] = ()
 
     def count(self, evaluations: int) -> None:
-        """Count so many evaluations for each image that is on its way."""
+        """Add this number of evaluations to each image that is still on its way."""
         for row in self.travelling:
             self.evaluations[row] += evaluations
 
     def arrive(self, there: list[bool], results: tuple[Tensor, ...]) -> Tensor:
-        """Keep `results` of the travelling images that are there; return the indices of the
-        others."""
+        """Keep the `results` of the images that are `there`.
+
+        Returns the indices of the other images among those that were on their way.
+        """
         device, batch_size = results[0].device, len(self.evaluations)
         if not self.results:
             self.results = tuple(v.new_empty([batch_size, *v.shape[1:]]) for v in results)
@@ -69,9 +72,9 @@ class Journey:
 
 
 def reached(end: float, t: Tensor, stuck: Tensor, solver: str) -> list[bool]:
-    """Return for each image whether it has reached `end` (synchronises).
+    """Return for each image whether it has reached `end`. This waits for the device.
 
-    Raises ValueError when a step falls below rounding.
+    Raises ValueError when a step is smaller than the rounding of the time.
     """
     status = torch.where(t > end, 1 + stuck.to(torch.int8), 0).flatten().tolist()
     if 2 in status:
@@ -83,7 +86,7 @@ def reached(end: float, t: Tensor, stuck: Tensor, solver: str) -> list[bool]:
 def power(x: Tensor, exponent: float) -> Tensor:
     """x ** exponent for x >= 0, with the same bits at every place in a batch
 
-    `torch.pow` rounds the last few elements of a tensor otherwise than the rest.
+    `torch.pow` may round the last few elements of a tensor differently from the others.
     """
     return (exponent * x.log()).exp()
 
@@ -99,7 +102,7 @@ STAGES = (
     # fifth order: where the next step starts
     (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
 )
-# less the fourth order
+# the weights of the fifth order minus those of the fourth
 ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
 
@@ -116,15 +119,16 @@ def combine(weights: tuple[float, ...], stages: list[Tensor]) -> Tensor:
 class RK45:
     """The probability flow (Eq. 4) by the Runge–Kutta pair 5(4) of Dormand & Prince
 
-    An Euler step to 0 follows. A step is accepted where
-    RMS(error / (atol + rtol max(|x_i|, |x_{i+1}|))) < 1. The first step and the next one are chosen
-    by Hairer, Nørsett & Wanner 1993, Section II.4, with the constants of SciPy's solve_ivp, so that
-    one image takes the steps that solve_ivp would take. (The dashed curves of Figure 2.)
-    Evaluations of the network: 2, and 6 per step, rejected ones included; the Euler step reuses the
-    last velocity. Any steps will do, since only the highest and the lowest noise level count.
+    An Euler step to σ = 0 follows at the end. A step is accepted if
+    RMS(error / (atol + rtol max(|x_i|, |x_{i+1}|))) < 1. The sizes of the first step and of each
+    next one follow Hairer, Nørsett & Wanner 1993, Section II.4, with the constants of SciPy's
+    solve_ivp, so that one image takes the steps that solve_ivp would take. (The dashed curves of
+    Figure 2.) Evaluations of the network: 2, and 6 per step, rejected ones included; the Euler step
+    reuses the last velocity. Any time steps may be given, since only the highest and the lowest
+    noise level count.
 
     original  whether the whole batch is one system with one step and one error, as in previous
-              work; an image then depends on the images beside it
+              work; an image then depends on the other images of its batch
     """
     rtol: float = 1e-5
     atol: float = 1e-5
@@ -165,7 +169,7 @@ class RK45:
             x_next, f_next, error = self.step(flow, x, f, t, t_next)
             journey.count(6)
             accepted = error < 1
-            # A step changes by no more than these factors; not a number counts as a large error.
+            # A step changes by these factors at most; an error of nan counts as a large one.
             factor = (0.9 * power(error, -0.2)).nan_to_num(nan=0.2).clamp(0.2, 10)
             h = (t - t_next) * torch.where(rejected, factor.clamp(max=1), factor)
             smallest = 10 * torch.finfo(t.dtype).eps * t
@@ -188,7 +192,7 @@ class RK45:
         return ProbabilityFlow(PerImage(denoise, rows), self.schedule, self.scaling)
 
     def norm(self, v: Tensor) -> Tensor:
-        """Root of the mean square of each image, [B, 1, 1, 1], or of the batch, [1, 1, 1, 1]"""
+        """Return the root mean square of each image [B, 1, 1, 1] or of the batch [1, 1, 1, 1]."""
         mean_square = sum_squares(v) / v[0].numel()
         return (mean_square.mean(dim=0, keepdim=True) if self.original else mean_square).sqrt()
 
@@ -219,7 +223,7 @@ class RK45:
 class _LogSchedule:
     """σ(t) = exp t
 
-    This is Song's VE schedule σ_min (σ_max/σ_min)^t, but for the unit and the origin of time.
+    This is Song's VE schedule σ_min (σ_max/σ_min)^t except for the unit and the origin of time.
     """
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -243,12 +247,12 @@ class AdaptiveSDE:
 
     (Jolicoeur-Martineau et al. 2021, Algorithm 1; a and g are drift and diffusion of GeneralSDE
     with β = σ̇/σ.) At the lowest noise level x is denoised. Evaluations of the network: 2 per step
-    that was tried, and 1. Any steps will do, since only the highest and the lowest noise level
-    count.
+    that was tried, and 1 at the end. Any time steps may be given, since only the highest and the
+    lowest noise level count.
 
     sde      'vp', in the scaled frame from N(0, I), or 've', in which σ falls geometrically with
              time
-    eps_abs  2/256 is one level of 8 bits
+    eps_abs  the absolute tolerance; 2/256 is one level of 8 bits
     h_init   the first step, as a fraction of the whole time
     """
     eps_rel: float = 0.02
@@ -299,7 +303,7 @@ class AdaptiveSDE:
             accepted = Q <= 1
             x_tilde = torch.where(accepted, x + k1, x_tilde)
             x, t = torch.where(accepted, x + (k1 + k2) / 2, x), torch.where(accepted, t_next, t)
-            # what is beyond the end is cut off above
+            # A step that would go beyond the end is shortened above.
             h = self.theta * h * power(Q, -self.exponent)
             there = reached(end, t, ~(h >= smallest), f'AdaptiveSDE with eps_rel={self.eps_rel:g}')
             if any(there):

@@ -1,4 +1,4 @@
-"""Checks of what the user of a dataclass gives; each raises ValueError in one line."""
+"""Checks of the numbers and names in a dataclass; each raises ValueError in one line."""
 
 import math
 from collections.abc import Sequence

@@ -1,11 +1,11 @@
-"""The denoiser D(x; σ): what a sampler may rely on, our own, and what is wrapped around one.
+"""The denoiser D(x; σ): the traits of any network, the class `Denoiser`, and wrappers.
 
-A network, wherever this library takes one, is any callable
+Wherever this library takes a network, it takes any callable
 
     D = net(x, sigma, class_labels)
 
-for images x [B, C, H, W] with noise of level sigma, [] or [B]. A plain function will do. A network
-that can say more about itself has an attribute `traits`.
+for images x [B, C, H, W] with noise of level sigma, [] or [B]. A plain function is enough. A
+network that can say more about itself has an attribute `traits`.
 """
 
 import math
@@ -33,21 +33,21 @@ Network = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Traits:
-    """What a sampler may rely on of a network; `Traits()` is what is true of a plain function.
+    """The properties of a network that a sampler may rely on; `Traits()` fits a plain function.
 
     image_shape       (C, H, W) of its images; None: any
     label_dim         length of its label vectors, 0 for an unconditional network; None: unknown
     sigma_min, sigma_max
-                      the noise levels that it supports
-    round_sigma       σ -> the level that it takes σ for, on any device; None: every σ is a level
+                      the lowest and the highest noise level that it supports
+    round_sigma       σ -> the level that it uses for σ, on any device; None: every σ is a level
     unit_scale        d, if it also takes the unit variable z = x/√(σ² + d²) for σ up to ∞, as
                       net(z, sigma, class_labels, unit=True); None: it does not
     no_infinity       why it cannot be asked at σ = ∞; '' if it can
     native_steps      the timesteps of the discrete schedule for which it was trained, if any
-    learned_variance  whether it takes return_variance=True and then answers (D, F_var)
+    learned_variance  whether it takes return_variance=True and then returns (D, F_var)
     label_dropout     the share of training images whose label was hidden; None: unknown
-    lacks_null        what it must be given before its answer without a class means anything;
-                      '' if nothing is missing
+    lacks_null        the argument that must be given before its answer without a class means
+                      anything; '' if nothing is missing
     sigma_from_cpu    whether it takes a single σ on the CPU for images on another device
     """
     image_shape: tuple[int, int, int] | None = None
@@ -65,10 +65,10 @@ class Traits:
 
 
 def traits(net: object) -> Traits:
-    """Return the `traits` of a network, also of one inside a DistributedDataParallel.
+    """Return the `traits` of a network, even if it is inside a DistributedDataParallel.
 
-    A network without `traits` may have attributes of the same names instead. That includes the
-    networks of EDM's programs, whose image shape is told by `img_channels` and `img_resolution`.
+    A network without `traits` may have attributes named like its fields instead. That includes the
+    networks of EDM's programs, whose `img_channels` and `img_resolution` give the image shape.
     """
     if isinstance(net, nn.parallel.DistributedDataParallel):
         net = net.module
@@ -86,8 +86,8 @@ class Conditioned:
     """A network with its labels bound: D(x; σ) as a sampler calls it.
 
     net           the network
-    class_labels  what the network takes as its third argument, or None
-    traits        what the network says of itself
+    class_labels  the third argument of the network, or None
+    traits        the traits of the network
     """
 
     def __init__(self, net: Network, class_labels: Tensor | None = None) -> None:
@@ -137,20 +137,20 @@ class Conditioned:
         check_finite(sigma, self.traits.no_infinity or unknown)
 
     def beside(self, sigma: Tensor, x: Tensor) -> Tensor:
-        """Return sigma where the network takes it: on the device of x, unless it says otherwise."""
+        """Return sigma on the device of x, or unchanged if the network takes it on the CPU."""
         if self.traits.sigma_from_cpu:
             return sigma
         return beside(sigma, x)
 
     def nearest(self, sigma: Tensor) -> Tensor:
-        """Return the noise levels that the network takes sigma for, on the device of sigma."""
+        """Return the noise levels that the network uses for sigma, on the device of sigma."""
         round_sigma = self.traits.round_sigma
         return sigma if round_sigma is None else round_sigma(sigma).to(sigma)
 
     def levels(self, steps: Steps, num_steps: int) -> Tensor:
         """Return the noise levels of `steps` that the network supports, and a 0: [N + 1].
 
-        σ_0 ≥ … ≥ σ_{N−1} are float64 on the CPU, rounded to levels of the network if it has such.
+        σ_0 ≥ … ≥ σ_{N−1} are float64 on the CPU, and rounded if the network has discrete levels.
         """
         sigmas = self.nearest(steps.sigmas(num_steps, self.traits.sigma_min, self.traits.sigma_max))
         return nn.functional.pad(sigmas, (0, 1))
@@ -169,16 +169,17 @@ class Denoiser(nn.Module):
 
     model         F, the backbone, with img_channels outputs, or twice as many with a learned
                   variance
-    precond       c_skip, c_out, c_in and c_noise: a frozen dataclass, no part of the state dict
+    precond       c_skip, c_out, c_in and c_noise: a frozen dataclass, not in the state dict
     sigma_min, sigma_max
-                  the noise levels that the network supports
+                  the lowest and the highest noise level that the network supports
     img_resolution, img_channels, label_dim
                   the shape of its images and the length of its label vectors (0: unconditional)
     use_fp16      whether the backbone works in half precision, except on CPUs;
                   `net.dtype = torch.bfloat16` makes it bfloat16 on any device
     label_dropout the share of training images whose label was hidden, if that is known
 
-    The discrete levels of IDDPM are kept as the buffer u [M + 1], so that weights bring their own.
+    The discrete levels of IDDPM are kept as the buffer u [M + 1], so that a state dict brings its
+    own.
     """
 
     def __init__(self, model: nn.Module, precond: Preconditioner, sigma_min: float,
@@ -209,7 +210,7 @@ class Denoiser(nn.Module):
 
     @property
     def traits(self) -> Traits:
-        """What a sampler may rely on."""
+        """The properties that a sampler may rely on."""
         c = self._precond
         schedule = c.schedule if isinstance(c, V) else None
         return Traits(
@@ -255,7 +256,7 @@ class Denoiser(nn.Module):
         return (D_x, self._variance(F)) if return_variance else D_x
 
     def _variance(self, F: Tensor) -> Tensor:
-        """The outputs of the backbone beyond the image."""
+        """Return the outputs of the backbone beyond the image."""
         if F.shape[1] != 2 * self.img_channels:
             raise ValueError(f'return_variance needs a network with {2 * self.img_channels} '
                              f'outputs (iDDPM); this one has {F.shape[1]}')
@@ -266,7 +267,7 @@ class Denoiser(nn.Module):
         if sigma.numel() not in (1, len(x)):
             raise ValueError(f'sigma has {sigma.numel()} noise levels for {len(x)} images; give '
                              'one, or one per image')
-        # Waiting for this copy would be waiting for all that the device still has to do.
+        # Waiting for this copy would mean waiting for all work that the device has queued.
         return sigma.to(x.device, non_blocking=x.is_cuda).reshape(-1, 1, 1, 1)
 
     def _label_vectors(self, class_labels: Tensor | None, x: Tensor) -> Tensor | None:
@@ -280,15 +281,14 @@ class Denoiser(nn.Module):
         return class_labels.to(x).reshape(-1, self.label_dim)
 
     def round_sigma(self, sigma: Tensor | float) -> Tensor:
-        """Return the noise level that the network takes sigma for, in the dtype and on the device
-        of sigma."""
+        """Return the noise level that the network uses for sigma, in sigma's dtype and device."""
         return self.precond.nearest(torch.as_tensor(sigma))
 
 
 class Counting:
-    """A network that counts its evaluations, and optionally keeps what it was asked and answered.
+    """A network that counts its evaluations, and optionally keeps its noise levels and answers.
 
-    calls   evaluations of a batch, or of those of its images that are not finished
+    calls   evaluations of a batch, or of those of its images that are not finished yet
     images  evaluations of single images
     sigmas  the noise level of each call, or their mean where each image has its own
             (with `keep_sigmas`)
@@ -305,7 +305,7 @@ class Counting:
 
     @property
     def traits(self) -> Traits:
-        """Those of the network."""
+        """The traits of the network."""
         return traits(self.net)
 
     def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None,
@@ -313,7 +313,7 @@ class Counting:
         self.calls += 1
         self.images += len(x)
         if self.keep_sigmas:
-            self.sigmas.append(sigma.detach().mean())   # stays on its device: nobody waits for it
+            self.sigmas.append(sigma.detach().mean())   # stays on its device, so nothing waits
         D = self.net(x, sigma, class_labels, **conditions)
         if self.keep_frames:
             if sigma.numel() > 1:

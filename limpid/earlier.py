@@ -1,8 +1,9 @@
 """The samplers of previous work that the paper compares with (Figures 2 and 4, Tables 3 and 4).
 
-All of them ask for D, so that each works with every network. `original=True` keeps what the paper
-calls oversights of the published programs. Ancestral and DDIM work in the unit variable
-z = x/√(σ² + d²) of the network's own d (limpid/unit.py), and so can start at σ = ∞, where z = ε.
+All of them use the network through D, so that each works with every network. `original=True` keeps
+what the paper calls oversights of the published programs. Ancestral and DDIM work in the unit
+variable z = x/√(σ² + d²) with the network's own d (limpid/unit.py), and so can start at σ = ∞,
+where z = ε.
 """
 
 import math
@@ -23,9 +24,9 @@ from limpid.unit import Level, change_of_scale
 
 
 def vp_through(sigmas: Tensor) -> VPSchedule:
-    """Return the VP schedule with σ(1) = σ_0 and σ(0.001) = σ_{N−1}, or Song's where there is none.
+    """Return the VP schedule with σ(1) = σ_0 and σ(0.001) = σ_{N−1}, or Song's if there is none.
 
-    Any VP schedule solves the same SDE in another time: it only must have the given levels.
+    Every VP schedule gives the same SDE in another time variable: it only must reach the levels.
     """
     try:
         return VPSchedule.through(float(sigmas[-2]), float(sigmas[0]))
@@ -40,12 +41,13 @@ class EulerMaruyama:
 
     The sampler of the VP SDE, in the scaled frame: s = 1/√(1 + σ²), x_0 ~ N(0, I). The last step
     adds no noise. (Song et al. 2021; Figure 4a; Appendix C.1.) Evaluations of the network: N. It
-    was made for VPSteps; any others will do.
+    was made for VPSteps, but works with any steps.
 
-    schedule       None: the VP schedule through the noise range of the steps
-    deterministic  half the score and no noise: the flow by Euler's method (Figure 2a)
-    original       h = 1/N at every step, although the t_i are spaced by (1 − ε_s)/(N − 1) and the
-                   last step, to 0, is shorter. Needs steps that are uniform in t: VPSteps
+    schedule       the VP schedule; None stands for the one through the noise range of the steps
+    deterministic  whether to use half the score and no noise, which is Euler's method for the flow
+                   (Figure 2a)
+    original       whether h = 1/N at every step, although the t_i are spaced by (1 − ε_s)/(N − 1)
+                   and the last step, to 0, is shorter. This needs steps uniform in t: VPSteps
     """
     schedule: VPSchedule | None = None
     deterministic: bool = False
@@ -90,12 +92,12 @@ class PredictorCorrector:
     The last predictor adds no noise. (Song et al. 2021; Figure 4b; Appendix C.2.) With
     corrector='none', probability-flow is the original deterministic sampler of Figure 2b: Euler's
     method with σ = √t. Evaluations of the network: N (1 + corrector_steps), or N without a
-    corrector. It was made for VESteps; any others will do.
+    corrector. It was made for VESteps, but works with any steps.
 
     snr       signal-to-noise ratio of the corrector, called r by Song et al. 2021
-    scaling   none is the VE SDE, vp the VP SDE
+    scaling   NoScaling for the VE SDE, VPScaling for the VP SDE
     original  whether ‖z‖ and ‖g‖ are averaged over the batch. Otherwise each image has its own, and
-              does not depend on the images beside it
+              does not depend on the other images of its batch
     """
     snr: float = 0.16
     predictor: str = 'reverse-diffusion'
@@ -143,7 +145,7 @@ class PredictorCorrector:
         q = (b / a) ** 2
         towards = (1 - q) * (D - x / s_a)   # (a² − b²) times the score of x/s
         if self.predictor == 'ancestral':
-            # √β of that step for VP, √β̃ for VE, as in Song's programs
+            # √β of this step for VP and √β̃ for VE, as in Song's programs
             vp = isinstance(self.scaling, VPScaling)
             std = ((a**2 - b**2) / (1 + a**2)).sqrt() if vp else s_b * b * (1 - q).sqrt()
             return s_b * (x / s_a + towards), std
@@ -166,9 +168,9 @@ class Ancestral:
 
     In the unscaled frame this is x′ = D + q (x − D) + w ξ: the reverse Markov chain of DDPM and
     iDDPM (Ho et al. 2020; Nichol & Dhariwal 2021; Figure 4c; Lin et al. 2023, Eq. 20), for any
-    noise levels. x_0 ~ N(0, (1 + σ_0²) I), which is N(0, I) in the VP frame. A level that repeats
-    is passed over. Evaluations of the network: N. It was made for IDDPMSteps and DiscreteSteps; any
-    others will do. (The ancestral predictor of Song et al. 2021 is 'small' for VE and 'large' for
+    noise levels. x_0 ~ N(0, (1 + σ_0²) I), which is N(0, I) in the VP frame. A repeated level is
+    skipped. Evaluations of the network: N. It was made for IDDPMSteps and DiscreteSteps, but works
+    with any steps. (The ancestral predictor of Song et al. 2021 is 'small' for VE and 'large' for
     VP.)
 
     variance  ln w² = ν ln w_hi² + (1 − ν) ln w_lo² (see posterior_variances); 'small' is ν = 0,
@@ -215,10 +217,10 @@ class DDIM:
     (Song, Meng & Ermon 2021, Eq. 12 and 16; Lin et al. 2023, Eq. 21 and 22.) x_0 ~ N(0, σ_0² I).
     η = 0 is Euler's method in σ, a rotation of (z, v) by the difference of angles, and draws no
     noise; η = 1 is Ancestral with the small variance. Evaluations of the network: N. It was made
-    for IDDPMSteps and DiscreteSteps; any others will do.
+    for IDDPMSteps and DiscreteSteps, but works with any steps.
 
     eta   η in [0, 1]
-    clip  whether D is clipped to [−1, 1], and e computed from the clipped D
+    clip  whether D is clipped to [−1, 1], and e is computed from the clipped D
     """
     from_infinity: ClassVar[bool] = True
     eta: float = 0.0

@@ -1,14 +1,15 @@
-"""Guidance: a denoiser made of two, which every sampler takes for one.
+"""Guidance: a denoiser made of two, which samplers use like any other.
 
-    net = guided(net, Guidance(weight=3.0))                     # classifier-free: the same network
-    without its labels
-    net = guided(net, Guidance(weight=2.0), guide=smaller_net)  # autoguidance: a worse network
+    # classifier-free guidance, away from the same network without its labels
+    net = guided(net, Guidance(weight=3.0))
+    # autoguidance, away from a worse network
+    net = guided(net, Guidance(weight=2.0), guide=smaller_net)
     images = sample(net, noise, class_labels)
 
 The equations are those of Lin et al. 2023, Section 3.4, in which D_ref is x_neg. Eq. 13 is affine,
-with weights that add up to 1: guiding D, v or ε gives the same. The rescaling of Eq. 15 and 16 is
-not, and acts in a space that can be chosen. (Classifier-free guidance is that of Ho & Salimans
-2022, autoguidance that of Karras et al. 2024.)
+with weights that add up to 1, so that guiding D, v or ε gives the same result. The rescaling of
+Eq. 15 and 16 is not, and acts in a space that can be chosen. (Classifier-free guidance is that of
+Ho & Salimans 2022, autoguidance that of Karras et al. 2024.)
 """
 
 import math
@@ -24,7 +25,7 @@ from limpid.per_image import image_sum, sum_squares
 from limpid.unit import Level, change_of_scale
 
 SPACES = ('v', 'x0', 'eps')
-# where it supports no more
+# A hint that is added where the guide supports no higher noise levels.
 GUIDED_BELOW = 'With an interval of guidance (0, HI) the guide is asked up to HI only'
 
 
@@ -34,8 +35,8 @@ class Guidance:
 
     weight    w in D_ref + w (D_pos − D_ref)        (Eq. 13); 1 is no guidance, 0 the reference
               alone
-    rescale   φ in [0, 1]: how far each image's standard deviation goes back to that of D_pos, in
-              `space` (Eq. 16); the paper uses 0.7 with w = 7.5
+    rescale   φ in [0, 1], the degree to which each image's standard deviation in `space` returns
+              to that of D_pos (Eq. 16); the paper uses 0.7 with w = 7.5
     space     'v', which the paper's networks predict, 'x0', the denoised image, or 'eps', the noise
     interval  the lowest and the highest noise level with guidance, both included; outside of it
               D = D_pos, without a second evaluation
@@ -59,14 +60,14 @@ class Guidance:
     def acts_at(self, sigma: Tensor) -> Tensor | bool:
         """Return whether σ lies in the interval.
 
-        The answer is one bool for all images if that is known without waiting for a GPU, else a
+        The result is one bool for all images if that is known without waiting for a GPU, else a
         tensor.
         """
         lowest, highest = self.interval
         if (lowest, highest) == (0, math.inf):
             return True
-        # A level that is one of the limits counts as inside, although sigma may have gone to t and
-        # back.
+        # A level at a limit counts as inside, although converting sigma to t and back may have
+        # changed its last digits.
         inside = (lowest * (1 - 1e-9) <= sigma) & (sigma <= highest * (1 + 1e-9))
         if sigma.device.type == 'cpu' and inside.all() == inside.any():
             return bool(inside.all())
@@ -74,12 +75,12 @@ class Guidance:
 
 
 def guided(net: Network, guidance: Guidance, guide: Network | None = None) -> Network:
-    """Lead `net` away from a reference; return `net` itself where there is nothing to do (w = 1).
+    """Return `net` led away from a reference, or `net` itself if there is nothing to do (w = 1).
 
-    Without `guide` the reference is `net` with its labels zeroed: one call with twice the images.
-    With a guide (autoguidance), it is `guide` with the same labels, or with none if it is
-    unconditional. Raises ValueError for an unconditional network without a guide, and for a guide
-    of other images or classes.
+    Without `guide` the reference is `net` with its labels zeroed, and both are computed in one call
+    with twice the images. With a guide (autoguidance), it is `guide` with the same labels, or with
+    none if it is unconditional. Raises ValueError for an unconditional network without a guide, and
+    for a guide with another image shape or other classes.
     """
     return net if guidance.weight == 1 else Guided(net, guidance, guide)
 
@@ -87,11 +88,11 @@ def guided(net: Network, guidance: Guidance, guide: Network | None = None) -> Ne
 class Guided:
     """D = D_ref + w (D_pos − D_ref), rescaled, for D_pos = net(x, σ, labels)
 
-    (Lin et al. 2023, Eq. 13 to 16, with D_ref for x_neg.) It is called like the network.
-    `unit=True` (x is the unit variable) and `return_variance=True` (F_var is that of D_pos) are
-    understood if the network understands them. With a guide, the noise levels are those of the
-    network that the guide supports too, wherever it is asked, and the unit variable needs a guide
-    that takes it too. Raises ValueError as `guided` does.
+    (Lin et al. 2023, Eq. 13 to 16, with D_ref for x_neg.) It is called like the network. It takes
+    `unit=True` (x is the unit variable) and `return_variance=True` (F_var is that of D_pos) if the
+    network does. With a guide, the noise levels are those of the network that the guide supports
+    too, wherever it is used, and the unit variable needs a guide that takes it too. Raises
+    ValueError as `guided` does.
     """
 
     def __init__(self, net: Network, guidance: Guidance, guide: Network | None = None) -> None:
@@ -104,8 +105,8 @@ class Guided:
 
     @property
     def traits(self) -> Traits:
-        """The traits of the network, within what the guide supports wherever it is asked."""
-        # With a single σ on the CPU the interval costs neither waiting nor evaluations.
+        """The traits of the network, limited to those of the guide at levels where it acts."""
+        # A single σ on the CPU is compared with the interval without waiting for the device.
         told = replace(traits(self.net), sigma_from_cpu=True)
         if self.guide is None:
             return told
@@ -139,7 +140,7 @@ class Guided:
 
     def _answers(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None,
                  conditions: dict[str, Any]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Return D_pos, D_ref, and what the network answers beside D_pos."""
+        """Return D_pos, D_ref, and the other outputs of the network beside D_pos."""
         if self.guide is not None:
             D_pos, *more = _as_tuple(self.net(x, sigma, class_labels, **conditions))
             return D_pos, self._ask(self.guide, x, sigma, class_labels, conditions), more
@@ -154,7 +155,7 @@ class Guided:
 
     def _ask(self, guide: Network, x: Tensor, sigma: Tensor, class_labels: Tensor | None,
              conditions: dict[str, Any]) -> Tensor:
-        """Return D of the guide, in its own unit variable, without labels if it knows none."""
+        """Return D of the guide, in its own unit variable, without labels if it takes none."""
         if conditions.get('unit', False):
             x = x * change_of_scale(_column(sigma, x), _unit_scale(self.net), _unit_scale(guide))
         labels = None if traits(guide).label_dim == 0 else class_labels
@@ -163,7 +164,7 @@ class Guided:
         return D
 
     def _anchor(self, x: Tensor, sigma: Tensor, unit: bool) -> Tensor | float:
-        """Return m for which D − m is v, x0 or ε but for a factor that depends on σ alone.
+        """Return m for which D − m is v, x0 or ε times a factor that depends on σ alone.
 
         With v = (a z − D/d)/b, x0 = D and ε = (x − D)/σ, m is c_skip x with c_skip = d²/(σ² + d²) =
         a², 0 and x. With `unit`, x is z = a x/d.
@@ -211,8 +212,7 @@ def _column(values: Tensor, x: Tensor) -> Tensor:
 
 
 def _twice(value: object) -> object:
-    """Repeat what is given for each image, for two copies of the batch; leave alone what is given
-    once."""
+    """Repeat a value that has a row per image, for two copies of the batch; keep any other."""
     if isinstance(value, Tensor) and value.ndim > 0 and len(value) > 1:
         return torch.cat([value, value])
     return value
@@ -224,7 +224,7 @@ def _as_tuple(answer: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _check_guide(net: Traits, guide: Traits) -> None:
-    """Raise ValueError for a guide of other images, or of other classes (it may have none)."""
+    """Raise ValueError for a guide with another image shape or other classes (it may have none)."""
     if net.image_shape is not None and guide.image_shape is not None:
         for name, ours, its in zip(('img_channels', 'img_resolution', 'img_resolution'),
                                    net.image_shape, guide.image_shape, strict=True):

@@ -1,10 +1,10 @@
-"""Denoisers whose answers are known exactly: those of data sets (Eq. 57), Gaussians and mixtures.
+"""Denoisers that are known exactly: those of data sets (Eq. 57), Gaussians and mixtures.
 
     net = IdealDenoiser(images)                        # images [N, C, H, W] in [-1, 1]
     images = sample(net, torch.randn(4, 1, 16, 16))    # what a perfect network would draw
 
 They are called like networks, net(x, sigma, class_labels), with sigma [] or [B]. They compute in
-float64 and answer in the precision of x. With unit=True, x is the unit variable x/√(σ² + 1), and σ
+float64 and return the precision of x. With unit=True, x is the unit variable x/√(σ² + 1), and σ
 may be ∞.
 """
 
@@ -19,9 +19,9 @@ from limpid.denoiser import Traits
 from limpid.per_image import row_sums
 
 ROWS = 32        # images that are compared with the data in one matrix product
-COLUMNS = 1024   # at most so many images of the data take part in it,
-BLOCK = 2**20    # of about so many elements together
-# a set of up to so many elements is kept in float64; larger ones are converted block by block
+COLUMNS = 1024   # the largest number of images of the data in one product,
+BLOCK = 2**20    # and about the largest number of their elements
+# A data set of up to KEPT elements is kept in float64; a larger one is converted block by block.
 KEPT = 2**24
 
 f64 = torch.float64
@@ -34,8 +34,8 @@ class IdealDenoiser:
     This is the optimum of denoising for a data set.
 
     images   [N, C, H, W], floating point, usually in [-1, 1], on the device where the work is done
-    labels   one-hot [N, L], or None. Then `class_labels` of a call restrict the data to that class;
-             a row of zeros, like no labels at all, stands for the whole set
+    labels   one-hot [N, L], or None. With labels, the `class_labels` of a call restrict the data to
+             that class; a row of zeros, like None, stands for the whole set
 
     Both limits are exact: at σ = 0 D is the nearest image (the mean of several at the same
     distance), at σ = ∞ the mean of all. D is differentiable in x. An image's result does not depend
@@ -54,7 +54,7 @@ class IdealDenoiser:
         self.traits = Traits(image_shape=(images.shape[1], images.shape[2], images.shape[3]),
                              label_dim=0 if labels is None else labels.shape[1], unit_scale=1.0)
         self._block = min(max(BLOCK // images[0].numel(), 1), COLUMNS)
-        # A common offset of all images would only cost digits in the products: it is taken off.
+        # A common offset of all images would only cost digits in the products: it is subtracted.
         blocks = (images[i:i + self._block].to(f64) for i in self._starts())
         self.mean = torch.stack([block.sum(dim=0).flatten()
                                  for block in blocks]).sum(dim=0) / len(images)
@@ -75,7 +75,7 @@ class IdealDenoiser:
     def log_prob(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """ln p(x; σ), [B] float64 in nats, for σ > 0
 
-        This is the density of the data (of the class, where one is given) with noise of that level.
+        This is the density of the data (of a class, if one is given) with noise of that level.
         """
         x, sigma = self._rows(x, sigma)
         classes = self._classes(class_labels, len(x))
@@ -91,7 +91,7 @@ class IdealDenoiser:
         return (self(x, sigma, class_labels) - x) / _beside(x, sigma) ** 2
 
     def _rows(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Return x without the mean, [B, n], and σ, [B]: float64, beside the data."""
+        """Return x without the mean, [B, n], and σ, [B]: float64, on the device of the data."""
         if x.shape[1:] != self.images.shape[1:]:
             raise ValueError(f'images of shape {list(x.shape[1:])} given to the ideal denoiser of '
                              f'images of shape {list(self.images.shape[1:])}')
@@ -123,8 +123,11 @@ class IdealDenoiser:
         return range(0, len(self.images), self._block)
 
     def _prepare(self, start: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return images without the mean [K, n], half of their squared norms [K], their labels [K,
-        L]."""
+        """Return a block of the data, float64.
+
+        It is the images without the mean [K, n], half of their squared norms [K], and their labels
+        [K, L] or None.
+        """
         y = self.images[start:start + self._block].to(f64).flatten(1) - self.mean
         return (
             y,
@@ -174,7 +177,7 @@ def _add(sums: Sums, x: Tensor, sigma: Tensor, y: Tensor, half_norms: Tensor,
     best, total, weighted = sums
     a = x @ y.T - half_norms
     masked = a if allowed is None else a.masked_fill(~allowed, -math.inf)
-    # D does not depend on it
+    # No gradient is needed, since D does not depend on this.
     new_best = torch.maximum(best, masked.amax(dim=1, keepdim=True)).detach()
     tie = 1e-12 * (half_norms.max() + x.detach().abs().amax(dim=1, keepdim=True) ** 2 * x.shape[1])
     w = _weight((a - new_best).clamp(max=0), sigma, tie)
@@ -185,7 +188,7 @@ def _add(sums: Sums, x: Tensor, sigma: Tensor, y: Tensor, half_norms: Tensor,
 
 
 def _weight(distance: Tensor, sigma: Tensor, tie: Tensor) -> Tensor:
-    """exp(distance/σ²); at σ = 0 it is 1 where the distance is 0 but for rounding, else 0."""
+    """exp(distance/σ²); at σ = 0 it is 1 where the distance is 0 up to rounding, else 0."""
     precision = sigma**-2
     sharp = precision.isinf()
     smooth = (distance * torch.where(sharp, 0, precision)).exp()
@@ -279,12 +282,12 @@ class Mixture:
         return row_sums(logits.logsumexp(dim=1).reshape(len(x), -1))
 
     def flow(self, x: Tensor, sigma_from: Tensor | float, sigma_to: Tensor | float) -> Tensor:
-        """Return where the probability flow (s = 1) carries x: it keeps quantiles, F(x′; σ′) = F(x;
-        σ).
+        """Return x′, to which the probability flow (s = 1) carries x: F(x′; σ′) = F(x; σ).
 
-        This works for means [K] only. F = Σ_k w_k Φ((x − μ_k)/√(c_k² + σ²)) is inverted by
-        bisection: x′ lies between the places to which the components, each alone, would carry x.
-        Above the median the upper tail takes the place of F, so that no digits are lost to 1 − F.
+        The flow keeps quantiles. This works for means [K] only. F = Σ_k w_k Φ((x − μ_k)/√(c_k² +
+        σ²)) is inverted by bisection: x′ lies between the places to which the components, each
+        alone, would carry x. Above the median the upper tail is used instead of F, so that no
+        digits are lost in 1 − F.
         """
         if self.means.ndim != 1:
             raise ValueError('the flow is known for mixtures of numbers, means [K], only')
@@ -313,8 +316,10 @@ class Mixture:
     def _components(
         self, x: Tensor, sigma: Tensor | float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return x as rows [R, d] of what is drawn at once, c² + σ² [R, K], μ [K, d], ln w_k N(x;
-        …) [R, K]."""
+        """Return x as rows [R, d], c² + σ² [R, K], μ [K, d] and ln w_k N(x; …) [R, K].
+
+        A row holds the elements that belong to one component: a number, or a whole image.
+        """
         means = (
             self._of(x, self.means).flatten(1)
             if self.means.ndim > 1

@@ -5,11 +5,10 @@
     latents = encode(denoise, images, sigmas)
     images_again = decode(denoise, latents, sigmas)
 
-An image is taken for x at the lowest noise level σ_min: the flow has no beginning at σ = 0, where
-its velocity is 0/0. Nothing here draws random numbers, communicates, or lets an image depend on its
+An image is taken to be x at the lowest noise level σ_min: the flow cannot start at σ = 0, where its
+velocity is 0/0. Nothing here draws random numbers or communicates, and no image depends on its
 batch.
 """
-
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ def encode(denoise: Conditioned, images: Tensor, sigmas: Tensor, solver: Solver 
            schedule: Schedule = LinearSchedule(), scaling: Scaling = NoScaling()) -> Tensor:
     """Return the latents from which the flow comes to `images`: x(σ_max)/(σ_max s(σ_max)).
 
-    images  [B, C, H, W] in [-1, 1], taken for x/s at σ_min
+    images  [B, C, H, W] in [-1, 1], taken to be x/s at σ_min
     sigmas  noise levels as for `decode`, falling; a 0 at the end is left out. Evaluations of the
             network: 2N − 2 with Heun
 
@@ -47,9 +46,8 @@ def decode(denoise: Conditioned, latents: Tensor, sigmas: Tensor, solver: Solver
            to_zero: bool = True) -> Tensor:
     """Run the deterministic sampler (Algorithm 1) from `latents` of unit variance to images.
 
-    Without `to_zero` it stops at σ_min, one step before, where `encode` starts. The last step, to
-    σ = 0, takes the image on to D(x; σ_min), which a round trip does not undo however small its
-    steps are.
+    Without `to_zero` it stops one step earlier, at σ_min, where `encode` starts. The last step, to
+    σ = 0, moves the image to D(x; σ_min). Encoding does not undo this, however small its steps are.
     """
     if to_zero:
         return run(FlowSampler(solver, schedule, scaling), denoise, latents, sigmas)
@@ -78,7 +76,7 @@ def interpolate(z1: Tensor, z2: Tensor, frames: int) -> Tensor:
     z1, z2 = working_precision(z1), working_precision(z2)
     cos = row_sums(z1 * z2) / (row_sums(z1**2) * row_sums(z2**2)).sqrt()
     theta = cos.clamp(-1, 1).acos()
-    arc = theta.sin() >= 1e-6   # not so for a latent of zeros either, whose cos is nan
+    arc = theta.sin() >= 1e-6   # False for a latent of zeros too, whose cos is nan
     lambdas = torch.arange(frames, dtype=z1.dtype, device=z1.device)[:, None] / (frames - 1)
     first = torch.where(arc, ((1 - lambdas) * theta).sin() / theta.sin(), 1 - lambdas)
     second = torch.where(arc, (lambdas * theta).sin() / theta.sin(), lambdas)

@@ -2,9 +2,9 @@
 
     x_t = √ᾱ_t y + √(1 − ᾱ_t) ε,   ᾱ_t = Π_{s ≤ t} (1 − β_s),   t = 1, …, T
 
-(Ho et al. 2020; Lin et al. 2023, Eq. 1 to 5.) Tables are [T] float64 on the CPU, so that timestep t
-is at index t − 1, which is also what networks are told. Lin et al. 2023 is "Common Diffusion Noise
-Schedules and Sample Steps are Flawed".
+(Ho et al. 2020; Lin et al. 2023, Eq. 1 to 5.) Tables are [T] float64 on the CPU. Timestep t is at
+index t − 1, which is also the number that networks receive. Lin et al. 2023 is "Common Diffusion
+Noise Schedules and Sample Steps are Flawed".
 
 One kind of table serves both papers: the levels u_j of iDDPM (Karras et al. 2022, Table 1) are a
 DiscreteSchedule like the others, counted from the other end, σ_t = u_{M−t}. `IDDPMLevels` computes
@@ -23,7 +23,7 @@ from limpid.checks import one_of
 
 
 class DiscreteSchedule:
-    """A table of noise levels, and what follows from its ln ᾱ_t.
+    """A table of noise levels, and the quantities that follow from its ln ᾱ_t.
 
     With zero terminal SNR, ᾱ_T = 0, β_T = 1 and σ_T = ∞, exactly. A subclass is a frozen dataclass
     with a `table`.
@@ -63,7 +63,7 @@ class DiscreteSchedule:
 
 @functools.lru_cache(maxsize=16)
 def _kept(schedule: DiscreteSchedule) -> Tensor:
-    with torch.device('cpu'):   # also where networks are built without values
+    with torch.device('cpu'):   # even where networks are built without values, on 'meta'
         return schedule.table()
 
 
@@ -104,7 +104,7 @@ def _iddpm_levels(levels: IDDPMLevels) -> Tensor:
     for j in range(levels.M, 0, -1):
         ratio = max(levels.alpha_bar_of(j - 1) / levels.alpha_bar_of(j), levels.C_1)
         u.append(math.sqrt((u[-1] ** 2 + 1) / ratio - 1))
-    # Kept, whatever the default device is now.
+    # On the CPU whatever the default device is now, since the result is kept.
     return torch.tensor(u[::-1], dtype=torch.float64, device='cpu')
 
 
@@ -147,7 +147,7 @@ class CosineBetas(DiscreteSchedule):
     f(t) = cos²(½π (t/T + offset)/(1 + offset))
 
     (Nichol & Dhariwal 2021; Lin et al. 2023, Table 1, "Cosine".) These are the noise levels u_j of
-    iDDPM, σ_t = u_{T−t}. Zero terminal SNR is the same without max_beta, since f(T) = 0.
+    iDDPM, σ_t = u_{T−t}. Zero terminal SNR is this schedule without max_beta, since f(T) = 0.
     """
     max_beta: float = 0.999
     offset: float = 0.008
@@ -155,7 +155,7 @@ class CosineBetas(DiscreteSchedule):
     zero_terminal_snr: bool = False
 
     def table(self) -> Tensor:
-        # counted from the other end: no cos(½π)
+        # Counting from the other end avoids cos(½π), which is not exactly 0.
         levels = IDDPMLevels(M=_count(self.T), C_2=self.offset)
         f = torch.tensor([levels.alpha_bar_of(self.T - t) for t in range(self.T + 1)],
                          dtype=torch.float64)
@@ -181,7 +181,7 @@ def _count(T: int) -> int:
 
 
 def accumulated(betas: Tensor, zero_terminal_snr: bool = False) -> Tensor:
-    """Return ln ᾱ_t of β_t, rescaled to zero terminal SNR if that is wanted: [T] float64.
+    """Return ln ᾱ_t of β_t, [T] float64, rescaled to zero terminal SNR if that is asked for.
 
     Raises ValueError for betas outside (0, 1); the last may be 1.
     """
@@ -255,12 +255,12 @@ def timesteps(num_steps: int, T: int = 1000, spacing: str = 'trailing',
 
 
 def _rounded(p: int, q: int, half_even: bool) -> int:
-    """Round p/q to the nearest integer; of two, to the upper or to the even one."""
+    """Round p/q to the nearest integer; if two are equally near, to the upper or the even one."""
     rounded, rest = divmod(2 * p + q, 2 * q)
     return rounded - 1 if half_even and rest == 0 and rounded % 2 else rounded
 
 
-# The names by which the commands know them. The SCHEDULES of limpid/schedules.py are functions of a
-# continuous time.
+# The schedules under the names that the commands use. The SCHEDULES of limpid/schedules.py are
+# functions of continuous time instead.
 DISCRETE_SCHEDULES = {'ddpm-linear': LinearBetas, 'scaled-linear': ScaledLinearBetas,
                       'cosine': CosineBetas}

@@ -2,7 +2,7 @@
 
     log_p = log_likelihood(denoise, images, sigmas, rademacher(images, generator))
 
-A network must come as it is, without a DistributedDataParallel around it.
+The network must not be inside a DistributedDataParallel.
 """
 
 import math
@@ -34,23 +34,24 @@ def log_likelihood(denoise: Conditioned, images: Tensor, sigmas: Tensor, probes:
         ln p(x(σ_min); σ_min) = ln p(x(σ_max); σ_max) + ∫ (n − tr ∂D/∂x) dln σ
 
     by the instantaneous change of variables, from dx/dln σ = x − D, with n = C H W. It is the
-    density of images with noise of σ_min, the lowest of `sigmas`; in the frame of a scaling s
-    subtract n ln s.
+    density of images with noise of level σ_min, the lowest of `sigmas`. In the frame of a scaling
+    s, subtract n ln s.
 
     images      [B, C, H, W] in [-1, 1]; 8-bit images should go through `dequantize` first
     sigmas      noise levels, falling; a 0 at the end is left out. Between two levels lies one
                 Runge–Kutta step of fourth order: 4 (N − 1) evaluations, each with one backward pass
-                per probe. The error is O(N^−4); to know it, double N. (For N(μ, 0.5²) on EDM's
-                steps it is 1e-6 and less with N = 33.)
+                per probe. The error is O(N^−4); doubling N shows its size. (For N(μ, 0.5²) on EDM's
+                steps it is at most 1e-6 with N = 33.)
     probes      [P, B, C, H, W] of independent ±1 (`rademacher`), kept along the path. The mean of
                 vᵀ(∂D/∂x)v estimates the trace (Hutchinson), without bias, and exactly where ∂D/∂x
                 is diagonal
-    prior       its `log_prob(x, sigma)` is ln p(x; σ_max): N(0, σ_max²) unless given
+    prior       an object whose `log_prob(x, sigma)` is ln p(x; σ_max); the default is N(0, σ_max²)
     sigma_data  the scale of the frame where the equation is solved, z = x/√(σ² + σ_data²) over
                 φ = atan(σ/σ_data), in which neither end of the noise range is stiff
     progress    called as progress(steps done, steps)
 
-    The network runs in evaluation mode with gradients in x; its parameters get none.
+    The network should be in evaluation mode. Gradients are computed in x only; its parameters
+    receive none.
     """
     d = sigma_data
     levels = sigmas[sigmas > 0].flip(0)
@@ -93,8 +94,7 @@ def _velocity_and_divergence(denoise: Conditioned, z: Tensor, phi: Tensor, d: fl
 
 def _runge_kutta(slope: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], z: Tensor, start: Tensor,
                  end: Tensor) -> tuple[Tensor, Tensor]:
-    """Take one classical step of fourth order in (z, area); return the new z and the area
-    gained."""
+    """Take one classical fourth-order step in (z, area); return the new z and the area gained."""
     h, middle = end - start, (start + end) / 2
     k1, l1 = slope(z, start)
     k2, l2 = slope(z + h / 2 * k1, middle)
@@ -115,7 +115,7 @@ def rademacher(images: Tensor, generator: StackedGenerator, count: int = 1) -> T
 def dequantize(images: Tensor, generator: StackedGenerator) -> Tensor:
     """(k + u)/127.5 − 1,  u ~ U(−½, ½): uint8 k [B, C, H, W] -> float64
 
-    This makes a density of the 256 levels. Raises ValueError for images that are not uint8.
+    This turns the 256 levels into a density. Raises ValueError for images that are not uint8.
     """
     if images.dtype != torch.uint8:
         raise ValueError(f'the images to dequantize must be uint8, not {images.dtype}')
@@ -126,7 +126,7 @@ def dequantize(images: Tensor, generator: StackedGenerator) -> Tensor:
 def bits_per_dim(log_p: Tensor, num_elements: int) -> Tensor:
     """−log_2 p / n + log_2 127.5: nats of dequantised images in [-1, 1] -> bits per 8-bit value
 
-    `num_elements` is n = C H W; there are 127.5 levels to a unit. A mean over draws of the
-    dequantisation is an upper bound on the code length of the 8-bit image.
+    `num_elements` is n = C H W, and one unit holds 127.5 levels. A mean over draws of the
+    dequantisation noise is an upper bound on the code length of the 8-bit image.
     """
     return -log_p / (num_elements * math.log(2)) + math.log2(127.5)

@@ -2,9 +2,9 @@
 
     E_{σ, y, n} [ λ(σ) ‖D(y + n; σ) − y‖² ],   n ~ N(0, σ² I)        (Eq. 2, Section 5)
 
-A noise distribution is its quantile function u -> σ, so that uniform, stratified or antithetic u
-can be used with any of them. A weighting is any function of σ. Either goes with any preconditioner.
-A loss takes one of each; all randomness comes in from outside.
+A noise distribution is given by its quantile function u -> σ, so that uniform, stratified or
+antithetic u can be used with any of them. A weighting is any function of σ. Both can be combined
+with any preconditioner. A loss takes one of each; all randomness comes in from outside.
 """
 
 import math
@@ -28,7 +28,7 @@ class NoiseDistribution(Protocol):
     def quantile(self, u: Tensor) -> Tensor:
         """Turn u ~ U(0, 1), float64, into σ ~ p_train of the same shape.
 
-        The values at u = 0 and u = 1 are the range of noise levels the network is trained for.
+        The values at u = 0 and u = 1 bound the noise levels that the network is trained for.
         """
         ...
 
@@ -124,7 +124,7 @@ NOISE_DISTRIBUTIONS: dict[str, type[NoiseDistribution]] = {
     'timestep': UniformTimestep,
 }
 
-# Each makes the weighting for a preconditioner, whether it depends on it or not.
+# Each entry makes the weighting for a preconditioner, even if it does not depend on it.
 WEIGHTINGS: dict[str, Callable[[Preconditioner], Weighting]] = {
     'inverse-variance': lambda precond: InverseVariance(),
     'inverse-c-out': InverseCOut,
@@ -132,7 +132,7 @@ WEIGHTINGS: dict[str, Callable[[Preconditioner], Weighting]] = {
 
 
 class Loss(Protocol):
-    """A loss of a denoiser, elementwise, made of a noise distribution and a weighting."""
+    """An elementwise loss of a denoiser, made of a noise distribution and a weighting."""
 
     def __init__(self, noise_distribution: NoiseDistribution, *, weighting: Weighting) -> None: ...
 
@@ -154,8 +154,7 @@ class Loss(Protocol):
 
 
 def _beside(y: Tensor, values: Tensor) -> Tensor:
-    """Copy float64 values [B] from the CPU to [B, 1, 1, 1], in the precision and on the device of
-    y."""
+    """Copy float64 values [B] from the CPU to [B, 1, 1, 1] in the dtype and on the device of y."""
     values = values.to(y.dtype).to(y.device, non_blocking=y.device.type == 'cuda')
     return values.reshape(-1, 1, 1, 1)
 
@@ -182,11 +181,12 @@ class DenoisingLoss:
 class VelocityLoss:
     """λ_t (v̂ − v)²,  v = a ε − b y/d,  v̂ = (a z − D/d)/b        (Lin et al. 2023, Eq. 11 and 12)
 
-    The network is asked in the unit variable z = a y/d + b ε (limpid/unit.py), in which σ = ∞ can
-    be trained too; d is the network's. As everywhere, `weighting` is λ(σ) of (D − y)², in which
-    form the loss is computed: D − y = −d b (v̂ − v), hence λ_t = λ(σ) d² b². InverseCOut of V is
-    λ_t = 1, the loss of the paper; InverseVariance is λ_t = a², the loss in ε. Raises ValueError
-    for a network that does not take the unit variable, or whose d is not that of the weighting.
+    The network receives the unit variable z = a y/d + b ε (limpid/unit.py) with its own d, so that
+    σ = ∞ can be trained too. As everywhere, `weighting` is the weight λ(σ) of (D − y)², and the
+    loss is computed in that form: D − y = −d b (v̂ − v), hence λ_t = λ(σ) d² b². InverseCOut of V
+    gives λ_t = 1, the loss of the paper; InverseVariance gives λ_t = a², the loss in ε. Raises
+    ValueError for a network that does not take the unit variable, or whose d is not that of the
+    weighting.
     """
     noise_distribution: NoiseDistribution
     weighting: Weighting = InverseCOut(V())
@@ -219,11 +219,11 @@ class VelocityLoss:
 class HybridLoss:
     """L_simple + weight · L_vlb        (iDDPM's loss with learned variance; Table 1, "+ L_vlb")
 
-    L_simple is the denoising loss with λ = 1/σ², that is (ε − F)². L_vlb is the variational bound's
-    term of the level, in bits per element: it trains the variance channels only, since the mean in
-    it is detached. `weight` is 1 when λ_vlb = 0.001 of iDDPM is multiplied by its T = 1000 steps.
-    It needs a network that can return its variance channels (preconditioned as IDDPM), and levels
-    u_j. (Nichol & Dhariwal 2021.)
+    L_simple is the denoising loss with λ = 1/σ², that is (ε − F)². L_vlb is the term of the level
+    in the variational bound, in bits per element. It trains the variance channels only, since the
+    mean in it is detached. The default `weight` is λ_vlb = 0.001 of iDDPM times its T = 1000 steps.
+    The loss needs a network that can return its variance channels (preconditioned as IDDPM), and
+    levels u_j. (Nichol & Dhariwal 2021.)
     """
     noise_distribution: UniformLevel = UniformLevel()
     weight: float = 1.0

@@ -7,8 +7,8 @@ from torch import Tensor
 def image_sum(x: Tensor) -> Tensor:
     """Σ x over each image: [B, ...] -> [B, 1, 1, 1]
 
-    Summed by halves, in elementwise additions: a reduction kernel may choose its order of summation
-    by the size of the batch, and an image must not depend on its batch.
+    The sum is taken by halves, in elementwise additions: a reduction kernel may choose its order of
+    summation by the size of the batch, and an image must not depend on its batch.
     """
     x = x.flatten(1)
     while x.shape[1] > 1:
@@ -27,6 +27,6 @@ def sum_squares(x: Tensor) -> Tensor:
 def row_sums(x: Tensor) -> Tensor:
     """Σ x over each image: [B, ...] -> [B]
 
-    Each image is reduced by itself: reductions of whole batches may round as the batch goes.
+    Each image is reduced by itself: when a whole batch is reduced, rounding may depend on its size.
     """
     return torch.stack([row.sum() for row in x])

@@ -30,20 +30,22 @@ class Preconditioner(Protocol):
     def c_noise(self, sigma: Tensor) -> Tensor: ...
 
     def nearest(self, sigma: Tensor) -> Tensor:
-        """Return the noise level that the network takes sigma for: sigma itself, unless the network
-        knows discrete levels only."""
+        """Return the noise level that the network uses for sigma.
+
+        It is sigma itself, unless the network has discrete levels only.
+        """
         ...
 
 
 def check_finite(sigma: Tensor | float, no_infinity: str) -> None:
-    """Raise ValueError for σ = ∞ where `no_infinity` says why the network cannot work there.
+    """Raise ValueError for σ = ∞ if `no_infinity` says why the network cannot work there.
 
-    An empty `no_infinity` means that it can. Noise levels on a device are not looked at.
+    An empty `no_infinity` means that it can. Only noise levels on the CPU are checked.
     """
     if not no_infinity:
         return
     sigma = torch.as_tensor(sigma)
-    # looking at others would be waiting for the device
+    # Checking others would mean waiting for their device.
     if sigma.device.type == 'cpu' and bool(sigma.isinf().any()):
         raise ValueError(f'this network cannot work at sigma = inf: {no_infinity}')
 
@@ -107,9 +109,9 @@ class VE:
 class IDDPM(NoisePrediction):
     """1,  −σ,  1/√(σ² + 1),  M − 1 − argmin_j |u_j − σ|
 
-    `table` holds u_0 … u_M where the network brings its own (on its device, or from a published
-    checkpoint); otherwise the levels are computed. The level u_M = 0 is no noise level: the argmin
-    runs over j ≤ M − 1, and σ = 0 stays 0.
+    `table` holds u_0 … u_M if the network brings its own (on its device, or from a published
+    checkpoint); otherwise the levels are computed. The level u_M = 0 does not count as a noise
+    level: the argmin runs over j ≤ M − 1, and σ = 0 stays 0.
     """
     levels: IDDPMLevels = IDDPMLevels()
     table: Tensor | None = field(default=None, compare=False, repr=False)
@@ -123,7 +125,7 @@ class IDDPM(NoisePrediction):
     def index(self, sigma: Tensor) -> Tensor:
         """argmin_j |u_j − σ| over 0 ≤ j < M, int64, in the shape of sigma."""
         u = self.u(sigma)[:self.levels.M]
-        # float32 levels meet float64 times in float64
+        # float32 levels and float64 times are compared in float64.
         dtype = torch.promote_types(u.dtype, sigma.dtype)
         distance = (sigma.to(dtype).reshape(-1, 1) - u.to(dtype)).abs()
         return distance.argmin(dim=1).reshape(sigma.shape)
@@ -133,7 +135,7 @@ class IDDPM(NoisePrediction):
         return torch.where(sigma == 0, sigma, rounded)
 
     def sigma_range(self) -> tuple[float, float]:
-        """Return u_{M−1} and u_0 in float64: no other noise levels are known to the network."""
+        """Return u_{M−1} and u_0 in float64, the lowest and the highest level of the network."""
         u = self.levels.u
         return u[self.levels.M - 1].item(), u[0].item()
 
@@ -142,7 +144,7 @@ class IDDPM(NoisePrediction):
 class EDM:
     """σ_data²/(σ² + σ_data²),  σ σ_data/√(σ_data² + σ²),  1/√(σ² + σ_data²),  ¼ ln σ
 
-    In float32 they hold up to σ = 1.8e19, the last whose square is finite; V has no such limit.
+    In float32 they hold up to σ = 1.8e19, beyond which σ² overflows; V has no such limit.
     """
     no_infinity: ClassVar[str] = (
         'its c_noise, ln(sigma)/4, is infinite there; the v preconditioning with the same '
@@ -174,14 +176,14 @@ class V:
 
     D = σ_data (a z − b F), where F predicts v = a ε − b y/σ_data, and a, b and z are those of the
     unit variable (limpid/unit.py) with d = σ_data. With σ_data = 1 this is Lin et al. 2023, Eq. 11
-    and 19. With EDM's σ_data it is EDM's preconditioning with the sign of F turned, but all of it
-    is finite at σ = ∞, too.
+    and 19. With EDM's σ_data it is EDM's preconditioning with the sign of F reversed, but all of it
+    stays finite at σ = ∞.
 
     noise_label  c_noise: 'timestep', the index t − 1 of the nearest level of `schedule` (nearest in
                  atan σ); 'angle', (2/π) φ in [0, 1]; or 'log', ¼ ln min(σ, cap)
     schedule     the timesteps for which the network was trained, if these were discrete
-    cap          the highest σ that 'log' tells apart from others. None stands for twice the highest
-                 finite level of `schedule`, or without a schedule 4096, which is ᾱ = 2⁻²⁴
+    cap          the σ at which 'log' stops rising. None stands for twice the highest finite level
+                 of `schedule`, or without a schedule for 4096, which is ᾱ = 2⁻²⁴
     """
     no_infinity: ClassVar[str] = ''
     sigma_data: float = 1.0
@@ -195,7 +197,7 @@ class V:
                              f'{self.noise_label!r}')
         if self.noise_label == 'timestep' and self.schedule is None:
             raise ValueError("noise_label='timestep' needs a schedule of discrete timesteps")
-        if self.cap is None:   # stored as the number that it is
+        if self.cap is None:   # replaced by the number that it stands for
             object.__setattr__(self, 'cap', self._default_cap())
 
     def _default_cap(self) -> float:
@@ -226,7 +228,7 @@ class V:
     def index(self, sigma: Tensor) -> Tensor:
         """Return the index t − 1 of the nearest timestep, int64, in the shape of sigma.
 
-        A timestep with σ_t = ∞ is the nearest of σ = ∞ alone.
+        A timestep with σ_t = ∞ is the nearest one for σ = ∞ only.
         """
         assert self.schedule is not None
         borders = _borders(self.schedule, sigma.device, sigma.dtype)
@@ -244,7 +246,7 @@ def _borders(schedule: DiscreteSchedule, device: torch.device, dtype: torch.dtyp
     """Return the σ at which the nearest timestep changes, halfway in φ = atan σ: [T − 1]."""
     phi = Level.of_sigma(schedule.sigma).phi
     borders = ((phi[1:] + phi[:-1]) / 2).tan().to(dtype)
-    if math.isinf(schedule.sigma[-1]):   # however high a finite σ is, there is signal left
+    if math.isinf(schedule.sigma[-1]):   # at every finite σ there is some signal left
         borders[-1:] = torch.finfo(dtype).max
     return borders.to(device)
 
@@ -255,7 +257,7 @@ def unit_scale(c: Preconditioner) -> float:
 
 
 def unit_coefficients(c: Preconditioner, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return c_skip h, c_out and c_in h,  h = √(σ² + d²), for networks asked in z = x/h.
+    """Return c_skip h, c_out and c_in h,  h = √(σ² + d²), for networks that receive z = x/h.
 
     D = (c_skip h) z + c_out F((c_in h) z; c_noise), which is Eq. 7 with x = h z.
     """

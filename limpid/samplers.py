@@ -1,4 +1,4 @@
-"""The paper's samplers: Algorithms 1 and 2 for any schedule and scaling, and one over the angle.
+"""The paper's samplers: Algorithms 1 and 2 for any schedule and scaling, and one in the angle φ.
 
 A sampler takes noise through falling noise levels that end in 0. The levels are float64 on the CPU
 and images are float64 on their device, so that no comparison of two times ever waits for a GPU.
@@ -43,9 +43,10 @@ class Sampler(Protocol):
 class Churn:
     """The amount of fresh noise that is added before each step (Algorithm 2, lines 4 to 6).
 
-    S_churn       amount; 0 is deterministic
-    S_min, S_max  the noise levels at which it is added, both included: the paper's S_tmin, S_tmax
-    S_noise       its standard deviation, in units of what the noise levels call for
+    S_churn       the amount; 0 is deterministic
+    S_min, S_max  the lowest and the highest noise level at which it is added, both included: the
+                  paper's S_tmin and S_tmax
+    S_noise       its standard deviation, relative to the one that the noise levels require
     """
     S_churn: float = 0.0
     S_min: float = 0.0
@@ -65,13 +66,13 @@ class Churn:
     def raised(self, denoise: Conditioned, sigmas: Tensor) -> Tensor:
         """σ̂_i = (1 + γ_i) σ_i for the noise levels [N + 1]        (Algorithm 2, line 5)
 
-        A network with discrete levels takes the nearest of them.
+        For a network with discrete levels they are rounded to the nearest ones.
         """
         if self.S_churn == 0:
             return sigmas
         gammas = torch.tensor([self.gamma(sigma, len(sigmas) - 1) for sigma in sigmas.tolist()],
                               dtype=sigmas.dtype)
-        # all at once: a network's levels are on its device
+        # All levels are rounded at once, since those of a network are on its device.
         return denoise.nearest(sigmas * (1 + gammas))
 
 
@@ -79,10 +80,10 @@ class Churn:
 class FlowSampler:
     """The paper's sampler: a solver of the probability flow, with fresh noise before each step.
 
-    This is Algorithm 2, for any schedule and any scaling; without churn it is Algorithm 1, and with
-    another alpha of SecondOrder Algorithm 3. The solver takes all steps but the last, to t = 0,
-    which is Euler's, or D itself after an exponential integrator. Evaluations of the network: N
-    with Euler, 2N − 1 with Heun. Raises ValueError for churn with a multistep solver.
+    This is Algorithm 2, for any schedule and any scaling. Without churn it is Algorithm 1, or
+    Algorithm 3 with another alpha of SecondOrder. The solver takes all steps except the last one,
+    to t = 0. That is an Euler step, or D itself after an exponential integrator. Evaluations of the
+    network: N with Euler, 2N − 1 with Heun. Raises ValueError for churn with a multistep solver.
     """
     solver: Solver = SecondOrder()
     schedule: Schedule = LinearSchedule()
@@ -111,7 +112,7 @@ class FlowSampler:
             return lambda i, x: (x, times[i])
 
         def perturb(i: int, x: Tensor) -> tuple[Tensor, Tensor]:
-            # Drawn at every step, so that later steps do not depend on S_min and S_max.
+            # Noise is drawn at every step, so that later draws do not depend on S_min and S_max.
             xi = randn_like(x)
             sigma, sigma_hat = sigmas[i], sigma_hats[i]
             if sigma_hat <= sigma:
@@ -129,14 +130,14 @@ RULES = ('heun', 'rotation')
 class Angle:
     """dz/dφ = v = (a z − D/d)/b: the probability flow of the unit variable z over φ = atan(σ/d)
 
-    It is finite from φ = π/2, σ = ∞, where no second-order method in σ can start, and is Algorithm
-    1 for σ = d tan t and s = cos(t)/d, with the network's d. Both rules are of second order, with
-    h = φ_{i+1} − φ_i and v′ at z′:
+    It is finite even at φ = π/2, σ = ∞, where no second-order method in σ can start. It is
+    Algorithm 1 for σ = d tan t and s = cos(t)/d, with the network's d. Both rules are of second
+    order, with h = φ_{i+1} − φ_i and v′ at z′:
       heun       z′ = z + h v,                z_{i+1} = z + h (v + v′)/2
       rotation   z′ = cos(h) z + sin(h) v,    z_{i+1} = z + tan(h/2) (v + v′)
-    The second is exact where D and the noise stay the same, and its predictor is DDIM. The last
-    step is a rotation alone, to D. x_0 ~ N(0, σ_0² I). Evaluations of the network: 2N − 1. Noise is
-    added before each step as in Algorithm 2, except at σ = ∞.
+    The second rule is exact where D and the noise stay the same, and its predictor is DDIM. The
+    last step is only a rotation, to D. x_0 ~ N(0, σ_0² I). Evaluations of the network: 2N − 1.
+    Noise is added before each step as in Algorithm 2, except at σ = ∞.
     """
     from_infinity: ClassVar[bool] = True
     rule: str = 'heun'
@@ -169,8 +170,10 @@ class Angle:
 
     def add_noise(self, z: Tensor, sigma: Tensor, sigma_hat: Tensor, d: float,
                   noise: Tensor) -> Tensor:
-        """ẑ = (â/a) z + √(b̂² − (b â/a)²) S_noise ξ: move z up from a finite σ to the noisier
-        σ̂."""
+        """ẑ = (â/a) z + √(b̂² − (b â/a)²) S_noise ξ
+
+        This moves z up from a finite σ to the higher level σ̂.
+        """
         level, raised = Level.of_sigma(sigma, d), Level.of_sigma(sigma_hat, d)
         share = raised.a / level.a
         return share * z + (raised.b**2 - (share * level.b) ** 2).clamp(min=0).sqrt() * (

@@ -21,14 +21,14 @@ from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule
 from limpid.solvers import SOLVERS, SecondOrder, Solver
 from limpid.steps import DiscreteSteps, EDMSteps, Steps
 
-# what to do where a sampler cannot start at sigma = inf
+# The advice for a sampler that cannot start at sigma = inf.
 START_ELSEWHERE = ('use steps that start at a finite noise level, or a sampler that works in the '
                    'unit variable (DDIM, Ancestral or Angle)')
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A sampler with its noise levels: all that is needed to draw images from a network.
+    """A sampler with its noise levels, which is all that is needed to draw images from a network.
 
     sampler  any sampler of this library, or any function with the same arguments
     sigmas   σ_0 ≥ … ≥ σ_{N−1} and σ_N = 0, float64 [N + 1] on the CPU
@@ -42,9 +42,10 @@ class Plan:
     @torch.no_grad()
     def __call__(self, net: Network, noise: Tensor, class_labels: Tensor | None = None,
                  randn_like: RandnLike = torch.randn_like) -> Tensor:
-        """Draw one image per row of `noise`, standard normal [B, C, H, W]: float64 on its device.
+        """Draw one image per row of `noise`, which is standard normal [B, C, H, W].
 
-        Raises ValueError for levels that start at ∞ where the sampler or the network cannot.
+        Returns float64 images on the device of `noise`. Raises ValueError for levels that start at
+        ∞ if the sampler or the network cannot work there.
         """
         return run(self.sampler, Conditioned(net, class_labels), noise, self.sigmas, randn_like)
 
@@ -53,10 +54,10 @@ def plan(net: Network, sampler: Sampler | None = None, steps: Steps | None = Non
          num_steps: int = 18) -> Plan:
     """Make the plan of `num_steps` steps for a network.
 
-    The default is the paper's deterministic sampler, Heun's method on EDM's steps. Where neither
-    sampler nor steps are given, a network that was trained on the timesteps of a discrete schedule
-    has these as its default. The default sampler for timesteps of a discrete schedule is DDIM.
-    Raises ValueError for fewer than one step and for an empty range of noise levels.
+    The default is the paper's deterministic sampler, Heun's method on EDM's steps. If neither
+    sampler nor steps are given, the default for a network that was trained on the timesteps of a
+    discrete schedule is these timesteps. The default sampler for timesteps of a discrete schedule
+    is DDIM. Raises ValueError for fewer than one step and for an empty range of noise levels.
     """
     denoise = Conditioned(net)
     native = denoise.traits.native_steps
@@ -89,9 +90,9 @@ def sample(
     num_steps     N
     steps         the noise levels to visit: the row "Time steps" of Table 1
     solver, schedule, scaling, churn
-                  the other rows of Table 1, and Algorithm 2
-    sampler       any sampler in place of these four
-    randn_like    where the noise of stochastic steps comes from
+                  the other rows of Table 1, and the fresh noise of Algorithm 2
+    sampler       any sampler, used instead of these four
+    randn_like    the function that draws the noise of stochastic steps
 
     Returns images [B, C, H, W] in [-1, 1] (up to the network's errors), float64 on the device of
     `noise`. The defaults are the paper's deterministic sampler, whatever the network was trained
@@ -105,7 +106,7 @@ def sample(
 
 
 def check_start(sampler: Sampler, sigma_max: float) -> None:
-    """Raise ValueError where a sampler cannot start at the noise level sigma_max."""
+    """Raise ValueError if a sampler cannot start at the noise level sigma_max."""
     if math.isinf(sigma_max) and not from_infinity(sampler):
         raise ValueError(f'{name_of(sampler)} cannot start at sigma = inf, where x is infinite: '
                          f'{START_ELSEWHERE}')
@@ -117,7 +118,7 @@ def from_infinity(sampler: object) -> bool:
 
 
 def name_of(sampler: Sampler) -> str:
-    """Return what a sampler is called: the solver's name for one of the flow, else its class."""
+    """Return the name of a sampler: that of the solver for FlowSampler, else that of its class."""
     kind = type(sampler.solver if isinstance(sampler, FlowSampler) else sampler)
     return next((name for name, solver in SOLVERS.items() if solver is kind), kind.__name__)
 
@@ -127,7 +128,7 @@ def run(sampler: Sampler, denoise: Conditioned, noise: Tensor, sigmas: Tensor,
         randn_like: RandnLike = torch.randn_like) -> Tensor:
     """Apply any sampler to `noise` [B, C, H, W] through the noise levels `sigmas` [N + 1].
 
-    Raises ValueError for levels that start at ∞ where the sampler cannot.
+    Raises ValueError for levels that start at ∞ if the sampler cannot.
     """
     check_start(sampler, float(sigmas[0]))
     return sampler(denoise, working_precision(noise), sigmas, randn_like)

@@ -1,6 +1,6 @@
 """The rows "Schedule" and "Scaling" of Table 1: the noise level σ(t), and the signal's scale s.
 
-A scaling is a function of σ rather than of t, so that it goes with any schedule: s(t) means
+A scaling is a function of σ rather than of t, so that it fits any schedule: s(t) means
 s(σ(t)), and ṡ/s = dlog_s(σ) σ̇. All functions work elementwise on tensors of any shape; times and
 noise levels are float64.
 """
@@ -38,10 +38,10 @@ class VPSchedule:
     def through(cls, sigma_min: float, sigma_max: float, epsilon_s: float = 1e-3) -> 'VPSchedule':
         """Return the schedule with σ(ε_s) = sigma_min and σ(1) = sigma_max.
 
-        These are two equations for the two constants. With the range of the defaults,
-        [0.010486, 152.167], they come out as 19.9 and 0.1. For low sigma_min, β_min may come out
+        These are two equations for the two constants. For the range of the defaults,
+        [0.010486, 152.167], the constants are 19.9 and 0.1. For low sigma_min, β_min may be
         negative: then there is no σ(t) for 0 < t < −2 β_min/β_d, which is below ε_s, and t = 0
-        stands for σ = 0. Raises ValueError where β(t) would not rise with t.
+        stands for σ = 0. Raises ValueError if β(t) would not rise with t.
         """
         low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
         if low >= epsilon_s * high:
@@ -75,7 +75,8 @@ class VPSchedule:
 class VESchedule:
     """σ(t) = √t,  t in [σ_min², σ_max²]        (Table 1)
 
-    The range is not part of the formula: it is here because the rows of the VE column share it.
+    The range is not part of the formula. It is stored here because the rows of the VE column share
+    it.
     """
     sigma_min: float = 0.02
     sigma_max: float = 100.0
@@ -143,7 +144,7 @@ class NoScaling:
 def times_of(schedule: Schedule, sigmas: Tensor) -> Tensor:
     """t_i = σ⁻¹(σ_i) of the noise levels [N + 1], and t_N = 0
 
-    The last time is 0 by definition, even where σ⁻¹(0) is not (a VP schedule with β_min < 0).
+    The last time is 0 by definition, even if σ⁻¹(0) is not 0 (a VP schedule with β_min < 0).
     """
     return torch.nn.functional.pad(schedule.sigma_inv(sigmas[:-1]), (0, 1))
 

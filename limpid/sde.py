@@ -1,9 +1,9 @@
 """The stochastic differential equations behind the probability flow, for any schedule and any
 scaling (Eq. 6).
 
-One family has the marginals p_t for every rate β(t) at which noise is replaced: β = 0 is the
-probability flow, β = σ̇/σ is the SDE of Song et al. 2021, in which the score leaves the forward
-drift.
+One family of equations has the marginals p_t for every rate β(t) at which noise is replaced: β = 0
+is the probability flow, and β = σ̇/σ is the SDE of Song et al. 2021, whose forward drift does not
+contain the score.
 """
 
 import math
@@ -25,9 +25,9 @@ class GeneralSDE:
     This is Eq. 6 with a scaling and with the score through D (Eq. 3), solved by Euler–Maruyama at
     any steps: weak order 1. The last step adds no noise. Evaluations of the network: N.
 
-    beta          the rate: a multiple of σ̇/σ, so that 0 is Euler's method for the flow and 1 is
+    beta          the rate, as a multiple of σ̇/σ, so that 0 is Euler's method for the flow and 1 is
                   Song's SDE
-    constant      whether beta is the rate itself, per unit of t, instead
+    constant      whether beta is instead the rate itself, per unit of t
     S_min, S_max  the noise levels with fresh noise; outside of them β = 0
     """
     schedule: Schedule = LinearSchedule()
@@ -45,11 +45,12 @@ class GeneralSDE:
     def rate(self, t: Tensor) -> Tensor:
         """β(t)"""
         sigma = self.schedule.sigma(t)
-        rate = torch.full_like(t,
-                               self.beta) if self.constant else self.beta * (
-                                   self.schedule.sigma_dot(
-                                   t) / sigma)
-        # A level that is one of the limits counts as inside, although sigma went to t and back.
+        if self.constant:
+            rate = torch.full_like(t, self.beta)
+        else:
+            rate = self.beta * (self.schedule.sigma_dot(t) / sigma)
+        # A level at a limit counts as inside, although converting sigma to t and back may have
+        # changed its last digits.
         inside = (self.S_min * (1 - 1e-9) <= sigma) & (sigma <= self.S_max * (1 + 1e-9))
         return torch.where(inside, rate, 0.0)
 
@@ -67,15 +68,17 @@ class GeneralSDE:
 
     def step(self, denoise: Conditioned, x: Tensor, t: Tensor, t_next: Tensor,
              noise: Tensor | None) -> Tensor:
-        """Take one Euler–Maruyama step from t to t_next, later (forward) or earlier; None adds no
-        noise."""
+        """Take one Euler–Maruyama step from t to a later (forward) or earlier t_next.
+
+        noise=None adds no noise.
+        """
         dt = t_next - t
         x_mean = x + dt * self.drift(denoise, x, t, forward=bool(dt > 0))
         return x_mean if noise is None else x_mean + self.diffusion(t) * dt.abs().sqrt() * noise
 
     def forward(self, denoise: Conditioned, x: Tensor, times: Tensor,
                 randn_like: RandnLike) -> Tensor:
-        """Take images to noise: x at times[0] > 0 to x at times[-1], through rising times."""
+        """Turn images into noise: take x from times[0] > 0 to times[-1], through rising times."""
         for t, t_next in pairwise(times):
             x = self.step(denoise, x, t, t_next, randn_like(x))
         return x

@@ -1,4 +1,4 @@
-"""Images as functions of their seeds alone: not of the batch, nor of the number of devices."""
+"""Images that depend on their seeds alone, not on the batch or on the number of devices."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ from limpid.sampling import Plan
 class StackedGenerator:
     """A random generator for each image, so that an image depends on its seed and not on its batch.
 
-    Each generator is seeded with its seed mod 2^32. Draws are made on `source`, the device of the
-    generators, and handed over on `device`: with source='cpu' every device gets the same numbers.
+    Each generator is seeded with its seed mod 2^32. Numbers are drawn on `source`, the device of
+    the generators, and returned on `device`: with source='cpu' every device gets the same numbers.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str,
@@ -37,8 +37,7 @@ class StackedGenerator:
         return self.randn(x.shape, dtype=x.dtype)
 
     def rand(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Draw uniform numbers in [0, 1) of `shape`, whose first dimension is the number of
-        seeds."""
+        """Draw uniform numbers in [0, 1) of `shape`, whose first dimension counts the seeds."""
         self._check(shape)
         draws = [torch.rand(list(shape[1:]), generator=g, dtype=dtype, device=self.source)
                  for g in self.generators]
@@ -61,7 +60,7 @@ def latents_and_labels(net: Network, seeds: Sequence[int], classes: Sequence[int
     """Draw the latent of each seed and then, for conditional networks, its class.
 
     Returns noise [B, C, H, W] float32 and one-hot labels [B, label_dim], or None. `classes` gives
-    the class of each seed; the random class is drawn all the same, so that it changes nothing else.
+    the class of each seed. The random class is drawn even then, so that later draws stay the same.
     """
     told = traits(net)
     if told.image_shape is None:

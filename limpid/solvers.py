@@ -2,10 +2,10 @@
 
     x = solver(flow, x, times, perturb)
 
-A solver advances x from times[0] to times[-1], which may fall or rise, and are never 0: the last
-step, to t = 0, belongs to the sampler (limpid/samplers.py), since the flow is singular there. At
-the start of each step i it takes (x̂_i, t̂_i) from `perturb(i, x_i)`, which is where fresh noise
-comes in; without noise they are x_i and times[i].
+A solver advances x from times[0] to times[-1]. The times may fall or rise, and are never 0: the
+last step, to t = 0, belongs to the sampler (limpid/samplers.py), since the flow is singular there.
+At the start of each step i the solver takes (x̂_i, t̂_i) from `perturb(i, x_i)`, which adds fresh
+noise; without noise they are x_i and times[i].
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ class ProbabilityFlow:
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """dx/dt = (σ̇/σ + ṡ/s) x − (σ̇ s/σ) D(x/s; σ)        (Algorithm 1, line 4; Eq. 81)
 
-        With ṡ/s = (ln s)′(σ) σ̇ the time enters through the factor σ̇ alone.
+        Since ṡ/s = (ln s)′(σ) σ̇, time enters only through the factor σ̇.
         """
         sigma = self.schedule.sigma(t)
         s, dlog_s = self.scaling.s(sigma), self.scaling.dlog_s(sigma)
@@ -60,7 +60,7 @@ class ProbabilityFlow:
 
 
 class Solver(Protocol):
-    """A solver of the probability flow; any function with this signature is one."""
+    """A solver of the probability flow: any function with this signature."""
 
     def __call__(self, flow: ProbabilityFlow, x: Tensor, times: Tensor,
                  perturb: Perturb) -> Tensor:
@@ -99,9 +99,9 @@ class SecondOrder:
             x, t = perturb(i, x)
             h = t_next - t
             d = flow.velocity(x, t)
-            # For alpha = 1 exactly t_next, whatever the rounding of t + h.
+            # For alpha = 1 this is exactly t_next, however t + h is rounded.
             t_prime = t_next if self.alpha == 1 else t + self.alpha * h
-            # Neither below t = 0, nor where a VP schedule with β_min < 0 has no σ.
+            # The second point must be above t = 0, and where a VP schedule with β_min < 0 has a σ.
             if t_prime > 0 and flow.schedule.sigma(t_prime) > 0:
                 d_prime = flow.velocity(x + self.alpha * h * d, t_prime)
                 x = x + h * ((1 - late) * d + late * d_prime)
@@ -114,10 +114,10 @@ class SecondOrder:
 class Multistep2M:
     """x_{i+1} = s′ (D̄ + (σ′/σ)(x_i/s − D̄)),  D̄ = D_i + (D_i − D_{i−1})/(2r): DPM-Solver++(2M)
 
-    This solves the flow exactly for a D that is D̄ throughout the step: D extrapolated, linearly in
-    ln σ, to the middle of the step. r is the ratio of the step before to this one in ln σ. It is of
-    second order with one evaluation per step. The first step takes D̄ = D_i. (Lu et al. 2022,
-    Algorithm 2; the schedule drops out, since only σ enters.)
+    This solves the flow exactly if D equals D̄ throughout the step; D̄ is D extrapolated, linearly in
+    ln σ, to the middle of the step, and r is the ratio of the step before to this one in ln σ. It
+    is of second order with one evaluation per step. The first step uses D̄ = D_i. (Lu et al. 2022,
+    Algorithm 2; the schedule has no effect, since only σ enters.)
     """
 
     def __call__(self, flow: ProbabilityFlow, x: Tensor, times: Tensor,
@@ -143,8 +143,8 @@ class Adams:
     """x_{i+1} = x_i + h Σ_j w_j d_{i−j}: Adams–Bashforth of `order` 1, 2 or 3 on uneven steps
 
     The weights integrate the polynomial through the last `order` velocities over the step. The
-    first `order` − 1 steps are Heun's, so that nothing is lost at the start. One evaluation per
-    step, and one more for each of Heun's steps.
+    first `order` − 1 steps are Heun's, so that no accuracy is lost at the start. It takes one
+    evaluation per step, and one more for each of Heun's steps.
     """
     order: int = 3
 
@@ -172,15 +172,17 @@ class Adams:
 
     @staticmethod
     def weights(nodes: list[float]) -> list[float]:
-        """Return w with Σ_j w_j p(nodes_j) = ∫_0^1 p for every polynomial p of degree below
-        len(nodes)."""
+        """Return w with Σ_j w_j p(nodes_j) = ∫_0^1 p for all polynomials p of degree below `order`.
+
+        `order` is the number of nodes.
+        """
         powers = torch.arange(len(nodes), dtype=torch.float64)
         vandermonde = torch.tensor(nodes, dtype=torch.float64) ** powers.reshape(-1, 1)
         return torch.linalg.solve(vandermonde, 1 / (powers + 1)).tolist()
 
 
-MULTISTEP = (Multistep2M, Adams)   # they remember earlier steps, which fresh noise makes untrue
-EXPONENTIAL = (Multistep2M,)       # they are exact for a D that stays the same: their end is D
+MULTISTEP = (Multistep2M, Adams)   # they use earlier steps, which fresh noise would invalidate
+EXPONENTIAL = (Multistep2M,)       # they are exact while D stays the same, so they end at D
 
 SOLVERS: dict[str, Callable[[], Solver]] = {
     'euler': Euler, 'heun': SecondOrder, 'dpmpp-2m': Multistep2M, 'adams': Adams}

@@ -1,7 +1,7 @@
 """The row "Time steps" of Table 1, and timesteps of discrete schedules.
 
-Steps are the noise levels that a sampler visits rather than times, so that they go with any
-schedule: the sampler maps them to t_i = σ⁻¹(σ_i), and adds the last step, to t_N = 0.
+Steps are given as the noise levels that a sampler visits rather than as times, so that they fit any
+schedule. The sampler maps them to t_i = σ⁻¹(σ_i), and adds the last step, to t_N = 0.
 """
 
 import functools
@@ -38,16 +38,17 @@ class Steps(Protocol):
     def sigmas(self, num_steps: int, lowest: float = 0.0, highest: float = math.inf) -> Tensor:
         """Return σ_0 ≥ … ≥ σ_{N−1} > 0, [N] float64, within [lowest, highest].
 
-        That is the range that the network supports. σ_0 may be ∞ for ExplicitSteps and
-        DiscreteSteps. Raises ValueError when num_steps < 1 or when no noise levels are left.
+        `lowest` and `highest` bound the range that the network supports. σ_0 may be ∞ for
+        ExplicitSteps and DiscreteSteps. Raises ValueError if num_steps < 1 or if no noise levels
+        are left.
         """
         ...
 
 
 def noise_range(steps: Steps, lowest: float, highest: float) -> tuple[float, float]:
-    """Return the range of the steps, clamped to [lowest, highest], the range of the network.
+    """Return the range of the steps within [lowest, highest], the range of the network.
 
-    Raises ValueError when nothing is left.
+    Raises ValueError if nothing is left.
     """
     low, high = max(steps.sigma_min, lowest), min(steps.sigma_max, highest)
     if not 0 < low < math.inf or not low <= high < math.inf:
@@ -60,12 +61,12 @@ def noise_range(steps: Steps, lowest: float, highest: float) -> tuple[float, flo
 
 def within(levels: Tensor, low: float, high: float) -> Tensor:
     """Return those of the levels that are in [low, high]."""
-    # Networks report their range in float32, which must not cost the outermost levels.
+    # Networks report their range in float32. This rounding must not exclude the outermost levels.
     return levels[(levels >= low * (1 - 1e-3)) & (levels <= high * (1 + 1e-6))]
 
 
 def ramp(num_steps: int) -> Tensor:
-    """Return i / (N − 1) for i < N, float64; a single step is 0, the highest noise level."""
+    """Return i / (N − 1) for i < N, float64; for a single step, 0: the highest noise level."""
     if num_steps < 1:
         raise ValueError(f'the number of steps must be at least 1, not {num_steps}')
     return torch.arange(num_steps, dtype=torch.float64) / max(num_steps - 1, 1)
@@ -112,7 +113,7 @@ def geometric(num_steps: int, low: float, high: float) -> Tensor:
 class IDDPMSteps:
     """σ_i = u_{⌊j_0 + (M−1−j_0)/(N−1) i + ½⌋}, where j_0 is the first level with u_j ≤ sigma_max
 
-    These are N of the levels within the noise range, at equal distances in j. With more steps than
+    These are N of the levels within the noise range, evenly spaced in j. With more steps than
     levels some repeat.
     """
     sigma_min: float = 0.002
@@ -153,8 +154,8 @@ class EDMSteps:
 class ExplicitSteps:
     """σ_i = levels[i]
 
-    The levels fall, are positive and within what the network supports; the first may be ∞. The
-    number of steps is that of the levels, whatever num_steps says.
+    The levels must fall, and be positive and within the range of the network; the first may be ∞.
+    The number of steps is the number of levels, whatever num_steps says.
     """
     levels: tuple[float, ...]
 
@@ -182,9 +183,9 @@ class DiscreteSteps:
     """σ_i = σ_t for N of the timesteps t of a discrete schedule        (Lin et al. 2023, Table 2)
 
     schedule         the table of noise levels
-    spacing          which timesteps are chosen: see `timesteps`
-    lowest, highest  the noise levels to choose from; where the network does not support all of
-                     these, those that it does
+    spacing          the rule by which timesteps are chosen: see `timesteps`
+    lowest, highest  the range of noise levels to choose from; levels that the network does not
+                     support are left out
 
     With zero terminal SNR the first level is ∞, if the spacing includes the last timestep. Raises
     ValueError for more steps than there are levels.
@@ -206,8 +207,7 @@ class DiscreteSteps:
         return float(self.levels()[-1])
 
     def levels(self, lowest: float = 0.0, highest: float = math.inf) -> Tensor:
-        """Return the levels that there are to choose from, rising; ValueError when there are
-        none."""
+        """Return the levels to choose from, rising; raise ValueError if there are none."""
         low, high = max(lowest, self.lowest), min(highest, self.highest)
         sigma = within(self.schedule.sigma, low, high)
         if len(sigma) == 0:

@@ -18,7 +18,7 @@ from torch import Tensor
 class Level:
     """A noise level as the pair (a, b), a point on the quarter circle; d is the scale of the data.
 
-    `of_sigma` makes it from σ; use `of_snr`, `of_alpha_bar` or `of_phi` if that is what you have.
+    `of_sigma` makes it from σ, and `of_snr`, `of_alpha_bar` and `of_phi` from other quantities.
     """
     a: Tensor
     b: Tensor
@@ -45,8 +45,7 @@ class Level:
 
     @classmethod
     def of_phi(cls, phi: Tensor, d: float = 1.0) -> 'Level':
-        """Take φ in [0, π/2]: a = cos φ, b = sin φ; a = 0 exactly where φ is the π/2 of its
-        precision."""
+        """Take φ in [0, π/2]: a = cos φ and b = sin φ, where a is exactly 0 if φ is π/2 rounded."""
         quarter = torch.full_like(phi, math.pi / 2)
         return cls(torch.where(phi > quarter / 2, (quarter - phi).sin(), phi.cos()), phi.sin(), d)
 
@@ -86,9 +85,9 @@ class Level:
 def change_of_scale(sigma: Tensor, d: float, d_new: float) -> Tensor:
     """√(σ² + d²)/√(σ² + d_new²)
 
-    This factor takes the unit variable of scale d to that of d_new; it is 1 at σ = ∞.
+    This factor converts the unit variable of scale d to that of d_new; it is 1 at σ = ∞.
     """
     high = sigma > 1
-    # neither exceeds 1
+    # Neither exceeds 1, so no square overflows.
     share, inverse = torch.where(high, 1.0, sigma), torch.where(high, 1 / sigma, 1.0)
     return torch.hypot(share, d * inverse) / torch.hypot(share, d_new * inverse)
