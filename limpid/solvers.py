@@ -114,10 +114,10 @@ class SecondOrder:
 class Multistep2M:
     """x_{i+1} = s′ (D̄ + (σ′/σ)(x_i/s − D̄)),  D̄ = D_i + (D_i − D_{i−1})/(2r): DPM-Solver++(2M)
 
-    This solves the flow exactly if D equals D̄ throughout the step; D̄ is D extrapolated, linearly in
-    ln σ, to the middle of the step, and r is the ratio of the step before to this one in ln σ. It
-    is of second order with one evaluation per step. The first step uses D̄ = D_i. (Lu et al. 2022,
-    Algorithm 2; the schedule has no effect, since only σ enters.)
+    This solves the flow exactly if D equals D̄ throughout the step. D̄ is D extrapolated, linearly
+    in ln σ, to the middle of the step, and r is the ratio of the step before to this one in ln σ.
+    It is of second order with one evaluation per step. The first step uses D̄ = D_i. (Lu et al.
+    2022, Algorithm 2; the schedule has no effect, since only σ enters.)
     """
 
     def __call__(self, flow: ProbabilityFlow, x: Tensor, times: Tensor,
