@@ -87,7 +87,7 @@ class IdealDenoiser:
         )
 
     def score(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """∇_x ln p(x; σ) = (D(x; σ) − x)/σ²        (Eq. 3)"""
+        """∇_x ln p(x; σ) = (D(x; σ) − x)/σ²  for σ > 0        (Eq. 3)"""
         return (self(x, sigma, class_labels) - x) / _beside(x, sigma) ** 2
 
     def _rows(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

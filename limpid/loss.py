@@ -184,9 +184,9 @@ class VelocityLoss:
     The network receives the unit variable z = a y/d + b ε (limpid/unit.py) with its own d, so that
     σ = ∞ can be trained too. As everywhere, `weighting` is the weight λ(σ) of (D − y)², and the
     loss is computed in that form: D − y = −d b (v̂ − v), hence λ_t = λ(σ) d² b². InverseCOut of V
-    gives λ_t = 1, the loss of the paper; InverseVariance gives λ_t = a², the loss in ε. Raises
-    ValueError for a network that does not take the unit variable, or whose d is not that of the
-    weighting.
+    gives λ_t = 1, the loss of the paper (that of EDM is the same, but nan at σ = ∞);
+    InverseVariance gives λ_t = a², the loss in ε. Raises ValueError for a network that does not
+    take the unit variable, or whose d is not that of the weighting.
     """
     noise_distribution: NoiseDistribution
     weighting: Weighting = InverseCOut(V())
