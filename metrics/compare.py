@@ -9,10 +9,10 @@ ORIGIN = ('detector_id', 'detector_digest', 'precision', 'image_shape')
 
 
 def compare_files(first: str, second: str, allow_mismatch: bool = False) -> list[str]:
-    """Compare what two files have in common, and tell it in lines; the last one is the distance.
+    """Compare the statistics that two files share; return lines, of which the last is the distance.
 
-    Raises ValueError where they have no features in common, and, unless `allow_mismatch`, where
-    they were made differently.
+    Raises ValueError if they have no features in common and, unless `allow_mismatch`, if they were
+    made differently.
     """
     a, b = read_reference(first), read_reference(second)
     lines = [f'Note: {note}' for note in (*a.notes, *b.notes)]
@@ -38,7 +38,7 @@ def compare_files(first: str, second: str, allow_mismatch: bool = False) -> list
 
 
 def _mismatches(x: Statistics, y: Statistics) -> list[str]:
-    """Tell in what respects the two were made differently, as far as both say."""
+    """List in what respects the two were made differently, as far as both files say."""
     pairs = {what: (getattr(x, what), getattr(y, what)) for what in ORIGIN}
     return [f'{what}: {ours} and {theirs}' for what, (ours, theirs) in pairs.items()
             if ours is not None and theirs is not None and ours != theirs]

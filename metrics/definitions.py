@@ -1,4 +1,4 @@
-"""The metrics by name: what each needs to know of images and reference, and how it is computed.
+"""The metrics by name: the data that each needs from images and reference, and its computation.
 
     wanted = needs(['fid', 'kid'], main='pool_3')
     scores(['fid', 'kid'], measured, reference, 'pool_3', extractors)
@@ -6,8 +6,8 @@
 
 The definitions are those of the papers whose tables people compare with: FID, sFID, Inception
 Score, precision and recall as in the evaluation suite of Dhariwal & Nichol 2021 (ADM), FD-DINOv2 as
-in EDM2. The tap that FID looks at is the `main` one: pool_3 of Inception; with the demo detector
-that of the demo, and then every name begins with demo_.
+in EDM2. The tap that FID uses is the `main` one. It is pool_3 of Inception, or the tap of the demo
+detector, and in that case every name begins with demo_.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,7 +32,7 @@ DC_IMAGES = 10_000
 
 @dataclass(frozen=True)
 class Reference:
-    """The real images: statistics and features by tap, as far as they are known."""
+    """The statistics and features of the real images by tap, as far as they are known."""
     source: str
     moments: Mapping[str, Statistics] = field(default_factory=dict)
     features: Mapping[str, np.ndarray] = field(default_factory=dict)   # float32 [N, d]
@@ -45,7 +45,7 @@ class Metric:
     """A metric: `compute(generated, reference, extractor)` returns the numbers called `names`.
 
     Generated and reference are Statistics or features (a tensor [N, d]), as `needs` and `against`
-    say; a metric without `against` looks at the generated images alone.
+    say; a metric without `against` uses only the generated images.
     """
     names: tuple[str, ...]
     tap: str
@@ -85,7 +85,7 @@ METRICS = {
 
 
 def tap_of(metric: str, main: str) -> str:
-    """Return the tap a metric looks at; ValueError where the detector has none of the kind."""
+    """Return the tap that a metric uses; raise ValueError if the detector does not have it."""
     tap = METRICS[metric].tap
     if tap == MAIN:
         return main
@@ -96,9 +96,9 @@ def tap_of(metric: str, main: str) -> str:
 
 
 def names_of(metric: str, main: str) -> list[str]:
-    """Return what a metric's numbers are called.
+    """Return the names of a metric's numbers.
 
-    Those of the demo detector's features begin with demo_, and FID becomes FD.
+    With features of the demo detector they begin with demo_, and FID becomes FD.
     """
     names = METRICS[metric].names
     if METRICS[metric].tap != MAIN or main != 'demo':
@@ -107,17 +107,17 @@ def names_of(metric: str, main: str) -> list[str]:
 
 
 def higher_is_better(name: str) -> bool:
-    """Tell whether a larger value of the number `name` is better."""
+    """Return whether a larger value of the number `name` is better."""
     return name.removeprefix('demo_') in ('is', 'precision', 'recall', 'density', 'coverage')
 
 
 def needs(metrics: Sequence[str], main: str) -> Wanted:
-    """Return what the pass over the generated images has to find."""
+    """Return the moments and features that the pass over the generated images has to find."""
     return _wanted((METRICS[name].needs, tap_of(name, main)) for name in metrics)
 
 
 def needs_of_reference(metrics: Sequence[str], main: str) -> Wanted:
-    """Return what has to be known of the real images."""
+    """Return the moments and features that are needed from the real images."""
     return _wanted((METRICS[name].against, tap_of(name, main)) for name in metrics)
 
 
@@ -132,8 +132,8 @@ def scores(metrics: Sequence[str], generated: Measured, reference: Reference, ma
            device: torch.device | str = 'cpu') -> dict[str, float]:
     """Compute the numbers of all metrics, by name, in the order asked for.
 
-    `extractors` are by tap. Features are compared on `device`. Raises ValueError for too few
-    images.
+    `extractors` maps taps to extractors. Features are compared on `device`. Raises ValueError for
+    too few images.
     """
     def tensor(features: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.asarray(features)).to(device)
@@ -153,7 +153,7 @@ def scores(metrics: Sequence[str], generated: Measured, reference: Reference, ma
 
 
 def check_metrics(metrics: Sequence[str]) -> list[str]:
-    """Strip the names of metrics; ValueError for one that is unknown, or that comes twice."""
+    """Strip the names of metrics; raise ValueError for one that is unknown or given twice."""
     metrics = [name.strip() for name in metrics]
     for name in metrics:
         if name not in METRICS:
@@ -167,10 +167,10 @@ def check_metrics(metrics: Sequence[str]) -> list[str]:
 def check(reference: Reference, metrics: Sequence[str], main: str,
           extractors: Mapping[str, FeatureExtractor], images: str, image_shape: Sequence[int],
           count: int, precision: str, allow_mismatch: bool = False) -> list[str]:
-    """Tell what makes the numbers doubtful, in lines; ValueError for what makes them meaningless.
+    """Return lines on what makes the numbers doubtful; raise ValueError if they mean nothing.
 
-    `images` is how the user named what is judged, `count` images of `image_shape`. With
-    `allow_mismatch`, a mismatch of origin is a line instead of an error.
+    `images` is the user's name for the images that are judged, which are `count` of `image_shape`.
+    With `allow_mismatch`, a mismatch of origin gives a line instead of an error.
     """
     where = f'ref={reference.source}'
     for name in metrics:   # before a long pass rather than after it
@@ -207,7 +207,7 @@ def check(reference: Reference, metrics: Sequence[str], main: str,
 
 
 def _doubt(where: str, mismatches: Sequence[str], allow_mismatch: bool) -> list[str]:
-    """Return mismatches as notes where they are allowed, else raise ValueError."""
+    """Return mismatches as notes if they are allowed, else raise ValueError."""
     if mismatches and not allow_mismatch:
         raise ValueError(f'{where} {"; ".join(mismatches)}; make it anew with fid.py ref, or say '
                          f'allow_mismatch=True')
@@ -215,7 +215,7 @@ def _doubt(where: str, mismatches: Sequence[str], allow_mismatch: bool) -> list[
 
 
 def _check_features(reference: Reference, metrics: Sequence[str], main: str, where: str) -> None:
-    """Raise ValueError where a metric compares with features that are missing, or too few."""
+    """Raise ValueError if a metric compares with features that are missing or too few."""
     compared = [name for name in metrics if METRICS[name].against == FEATURES]
     missing = {tap_of(name, main) for name in compared} - set(reference.features)
     for tap in sorted(missing):
@@ -230,7 +230,7 @@ def _check_features(reference: Reference, metrics: Sequence[str], main: str, whe
 
 
 def _check_moments(reference: Reference, metrics: Sequence[str], main: str, where: str) -> None:
-    """Raise ValueError where a metric compares with statistics that are missing."""
+    """Raise ValueError if a metric compares with statistics that are missing."""
     missing = needs_of_reference(metrics, main).moments - set(reference.moments)
     for tap in sorted(missing):
         asked = next(name for name in metrics
@@ -244,7 +244,7 @@ def _check_moments(reference: Reference, metrics: Sequence[str], main: str, wher
 
 
 def _few(real: int | None, generated: int, tap: str, source: str) -> list[str]:
-    """Tell where there are no more images than features, so that distances are unreliable."""
+    """Return notes on images fewer than features, which make distances unreliable."""
     notes, dim = [], TAPS[tap].dim
     if real is not None and real <= dim:
         notes.append(f'{source} is of {real} images, which say little about {dim} features')
@@ -256,7 +256,7 @@ def _few(real: int | None, generated: int, tap: str, source: str) -> list[str]:
 
 def _mismatches(stats: Statistics, tap: str, digest: str, image_shape: Sequence[int],
                 precision: str) -> list[str]:
-    """Tell how the reference was made differently than the images are judged, as far as it says."""
+    """List how the reference was made differently than the images are judged, if it says so."""
     found = []
     if stats.detector_id not in (None, TAPS[tap].detector_id):
         found.append(f'was made with detector {stats.detector_id}, not {TAPS[tap].detector_id}')

@@ -1,10 +1,10 @@
-"""Files of detectors' weights: what they are, converted, downloaded, and where they are looked for.
+"""Files of detectors' weights: identifying, converting, downloading and finding them.
 
-    identify('inception-2015-12-05.pt')        # kind, format, checksums, whether it is a published
-    file convert('inception-2015-12-05.pkl', 'inception.safetensors')
+    identify('inception-2015-12-05.pt')   # kind, format, checksums, whether the file is published
+    convert('inception-2015-12-05.pkl', 'inception.safetensors')
 
-The same weights in two formats have different checksums and one digest, which files of statistics
-carry. Nothing in any of these files is executed.
+The same weights in two formats have different checksums but the same digest, which files of
+statistics store. Nothing in any of these files is executed.
 """
 
 import os
@@ -30,8 +30,10 @@ SAFETENSORS = 'safetensors'
 
 @dataclass(frozen=True)
 class DetectorFile:
-    """What a file of weights is. `published`: the name of the published file that has this
-    checksum."""
+    """A description of a file of weights.
+
+    `published` is the name of the published file that has this checksum, if there is one.
+    """
     path: Path
     kind: str     # inception or dinov2
     format: str   # a key of metrics.weights.FORMATS, or safetensors
@@ -43,22 +45,24 @@ class DetectorFile:
 
 
 class Place(NamedTuple):
-    """Where a detector's weights are looked for. `usable`: there is a file, and no checksum says
-    that it is another."""
+    """A place where a detector's weights are looked for.
+
+    `usable` says that there is a file, and that its checksum, if one is known, is right.
+    """
     path: Path
     exists: bool
     usable: bool
 
     @property
     def condition(self) -> str:
-        """found, damaged, or - where there is no file."""
+        """The word found or damaged, or - if there is no file."""
         if self.usable:
             return 'found'
         return 'damaged' if self.exists else '-'
 
 
 def identify(path: str | os.PathLike[str]) -> DetectorFile:
-    """Read a file of weights in any published format, or one of convert's, and say what it is.
+    """Read a file of weights in any published format or written by `convert`, and describe it.
 
     Raises FileNotFoundError, or ValueError in one line that names the file and what is wrong with
     it.
@@ -67,7 +71,7 @@ def identify(path: str | os.PathLike[str]) -> DetectorFile:
 
 
 def described(file: DetectorFile) -> str:
-    """Tell what a file is, in lines."""
+    """Return the description of a file as lines of text."""
     facts = {'weights of': file.kind, 'format': file.format, 'size': f'{file.size} bytes',
              'sha256': file.sha256, 'digest': file.digest,
              'published': file.published or 'not a file whose checksum is known'}
@@ -76,12 +80,11 @@ def described(file: DetectorFile) -> str:
 
 
 def convert(path: str | os.PathLike[str], dest: str | os.PathLike[str]) -> DetectorFile:
-    """Write the weights of `path` to `dest` under canonical names, read them again, and compare the
-    digests.
+    """Write the weights of `path` to `dest` under canonical names, and check the result.
 
-    A name that ends in .pth gets torch.save's dictionary, one in .safetensors that format. Errors
-    as in `identify`, and ValueError for other names, and where what was read again is not what was
-    written.
+    A name that ends in .pth gets a dictionary written by torch.save, and one that ends in
+    .safetensors gets that format. The file is read again and its digest compared. Raises errors
+    as `identify` does, and ValueError for other names and if the digests differ.
     """
     path, dest = Path(path), Path(dest)
     if dest.suffix not in WRITERS:
@@ -97,8 +100,10 @@ def convert(path: str | os.PathLike[str], dest: str | os.PathLike[str]) -> Detec
 
 
 def fetch_published(kind: str) -> Path:
-    """Download a detector's weights to where they are looked for, unless they are there, and check
-    their sha256."""
+    """Download a detector's weights, unless they are there already, and check their sha256.
+
+    They are put where the detectors look for them. Returns the path.
+    """
     if kind not in PUBLISHED:
         raise ValueError(f'there are no published weights of {kind}, but of '
                          f'{" and ".join(PUBLISHED)}')
@@ -107,11 +112,10 @@ def fetch_published(kind: str) -> Path:
 
 
 def search_report() -> list[Place]:
-    """All places where weights are looked for, those of Inception first, in the order in which they
-    are.
+    """Return all places where weights are looked for, in order, those of Inception first.
 
-    A file that an environment variable names comes before the others of its detector, and is the
-    only one that counts.
+    A file that an environment variable names comes before the others of its detector, and is then
+    the only one that is used.
     """
     places = []
     for variable, downloads in (('LIMPID_DETECTOR', inception.downloads),
@@ -141,7 +145,7 @@ def _identified(path: Path, kind: str, form: str, weights: Mapping[str, Tensor])
 
 
 def _load(path: Path) -> tuple[str, str, dict[str, Tensor]]:
-    """Kind, format, and the weights under canonical names."""
+    """Return the kind, the format, and the weights under canonical names."""
     if is_safetensors(path):
         tensors, _ = load_tensors(path)
         kind = 'dinov2' if 'cls_token' in tensors else 'inception'
@@ -155,7 +159,7 @@ def _load(path: Path) -> tuple[str, str, dict[str, Tensor]]:
 
 
 def _is_dinov2(path: Path) -> bool:
-    """Whether it is a dictionary with DINOv2's names. Its numbers are not read."""
+    """Return whether the file is a dictionary with DINOv2's names. Its numbers are not read."""
     if not path.is_file():
         return False   # metrics.weights says so
     if path.stat().st_size <= inception.MAX_FILE and inception.sniff(path) != 'state dict':

@@ -23,7 +23,7 @@ def load_detector(name: str, device: torch.device,
                   dtype: torch.dtype = torch.float32) -> FeatureExtractor:
     """Load the detector of that name, or the Inception network with the weights of that file.
 
-    Raises ValueError where there is none: nothing replaces it silently.
+    Raises ValueError if there is none: no other detector replaces it silently.
     """
     if name in DETECTORS:
         return DETECTORS[name](device, dtype)
@@ -39,16 +39,16 @@ def load_dinov2(device: torch.device, dtype: torch.dtype = torch.float32) -> DIN
 
 
 def main_tap(detector: str) -> str:
-    """Return the tap that FID looks at with this detector, a key of TAPS."""
+    """Return the tap that FID uses with this detector, a key of TAPS."""
     return 'demo' if detector == 'demo' else 'pool_3'
 
 
 def load_extractors(taps: Iterable[str], detector: str, device: torch.device,
                     precision: str = 'float32') -> dict[str, FeatureExtractor]:
-    """Load the networks of these taps, by tap; taps of one network share one.
+    """Load the networks of these taps, and return them by tap; taps of one network share it.
 
-    `precision` is one of PRECISIONS. Raises ValueError where the device does not have it, and
-    where weights are missing.
+    `precision` is one of PRECISIONS. Raises ValueError if the device does not have it, and if
+    weights are missing.
     """
     if precision == 'tf32' and device.type != 'cuda':
         raise ValueError(f'precision=tf32 is of CUDA devices, and would have no effect on '
@@ -68,7 +68,7 @@ def load_extractors(taps: Iterable[str], detector: str, device: torch.device,
 
 
 def distinct(extractors: Iterable[FeatureExtractor]) -> list[FeatureExtractor]:
-    """Return each network once, in order of appearance, however many taps it stands under."""
+    """Return each network once, in order of appearance, however many taps it serves."""
     return list({id(extractor): extractor for extractor in extractors}.values())
 
 
@@ -78,7 +78,7 @@ def _kind(tap: str) -> str:
 
 
 class _TF32:
-    """A detector that computes in CUDA's TF32; what is around it does not."""
+    """A detector that computes in CUDA's TF32, while other code does not."""
 
     def __init__(self, extractor: FeatureExtractor) -> None:
         self.extractor, self.digest = extractor, extractor.digest
@@ -92,7 +92,7 @@ class _TF32:
             return self.extractor.features(images)
 
     def logits(self, pool_3: Tensor) -> Tensor:
-        """Return [B, 1008] in the precision around, as the Inception Score takes it."""
+        """Return [B, 1008], computed without TF32, as the Inception Score takes it."""
         assert isinstance(self.extractor, InceptionDetector), 'other detectors have no classes'
         return self.extractor.logits(pool_3)
 

@@ -3,9 +3,9 @@
     net = DINOv2(load_weights(path), device='cuda')
     features = net(images)            # uint8 [B, 3, H, W] -> [B, 1024], the class token
 
-Images are resized to 224 x 224 pixels as EDM2 does it: bicubic, smoothed where they shrink, in
-float32 and not rounded. Stein et al. 2023, who proposed the distance, round to uint8 in between:
-another number.
+Images are resized to 224 x 224 pixels as EDM2 does it: by bicubic interpolation, with smoothing
+where they shrink, in float32 and without rounding. Stein et al. 2023, who proposed the distance,
+round to uint8 after resizing, which gives a different number.
 """
 
 import math
@@ -58,7 +58,7 @@ def weight_shapes(width: int = 1024, depth: int = 24, patch: int = 14,
 class DINOv2:
     """The network on a device. Its tensors are constants: there is nothing to train.
 
-    `weights` as from `load_weights`; width and depth are theirs, and heads have 64 numbers each.
+    `weights` are those of `load_weights`; they determine width and depth. Heads have 64 numbers.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], device: torch.device | str = 'cpu',
@@ -119,8 +119,8 @@ def resized_positions(positions: Tensor, patches: int) -> Tensor:
     """[1, 1 + N², width], trained for N x N patches, -> [1, 1 + patches², width], bicubic.
 
     The scale is (patches + 0.1)/N, not patches/N: the 0.1 kept the published code from rounding a
-    size down, and has been part of the network since. The class token comes first and stays as it
-    is.
+    size down, and has been part of the network since. The class token comes first and stays
+    unchanged.
     """
     grid = math.isqrt(positions.shape[1] - 1)
     square = positions[:, 1:].float().unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
@@ -150,13 +150,13 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 def locate(source: str | os.PathLike[str] | None = None) -> Path:
     """Find the file of weights: `source` if given, else $LIMPID_DINOV2, else a download.
 
-    Downloads are ours or torch.hub's; where there is none the file is downloaded. Errors are those
-    of metrics.weights.locate.
+    Earlier downloads of this project and of torch.hub are found; if there is none, the file is
+    downloaded. Raises ValueError as metrics.weights.locate does.
     """
     return files.source_of('FD-DINOv2', 'ViT-L/14', PUBLISHED, downloads(), source, 'LIMPID_DINOV2')
 
 
 def downloads() -> Iterator[tuple[Path, str | None]]:
-    """Yield where downloads may be, best first, with their checksums."""
+    """Yield the paths where downloads may be, best first, with their checksums."""
     yield cached_path(PUBLISHED.url), PUBLISHED.sha256
     yield Path(torch.hub.get_dir()) / 'checkpoints' / 'dinov2_vitl14_pretrain.pth', PUBLISHED.sha256

@@ -13,12 +13,13 @@ def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray,
                      mu2: np.ndarray, sigma2: np.ndarray) -> float:
     """Compute ‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁ Σ₂)^½, the Fréchet distance of two Gaussians.
 
-    mu [d], sigma [d, d]. With Σ₁ = A Aᵀ, the eigenvalues of Σ₁ Σ₂ are those of Aᵀ Σ₂ A: no number
-    ever becomes complex. Where a covariance is singular, they are the squared singular values of Aᵀ
-    B with Σ₂ = B Bᵀ, so that rounding stays rounding. In float64, with the same bits whatever the
-    number of threads. Of equal arguments it is 0 up to rounding, which may be negative and is
-    returned as it is. Raises ValueError for shapes that do not fit, for values that are not finite,
-    and for matrices that are no covariances.
+    The shapes are mu [d] and sigma [d, d]. With Σ₁ = A Aᵀ, the eigenvalues of Σ₁ Σ₂ are those of
+    Aᵀ Σ₂ A, so that no number ever becomes complex. If a covariance is singular, they are computed
+    as the squared singular values of Aᵀ B with Σ₂ = B Bᵀ, which does not amplify rounding errors.
+    The computation is in float64, and gives the same bits for any number of threads. For equal
+    arguments the result is 0 up to rounding; it may be negative and is returned as it is. Raises
+    ValueError for shapes that do not fit, for values that are not finite, and for matrices that are
+    not covariances.
     """
     m1, S1, m2, S2 = _checked(mu1=mu1, sigma1=sigma1, mu2=mu2, sigma2=sigma2)
     with one_thread():
@@ -35,9 +36,9 @@ def frechet_distances(mu: np.ndarray, sigma: np.ndarray,
                       others: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[float]:
     """Compute the Fréchet distance of one Gaussian to each of many; `sigma` is decomposed once.
 
-    With Σ = A Aᵀ, tr (Σ Σ₂)^½ is the sum of the roots of the eigenvalues of Aᵀ Σ₂ A. Where Σ₂ is
-    singular, rounding adds up to about 1e-7 of the trace: it is for statistics of many distances.
-    Raises ValueError as frechet_distance does.
+    With Σ = A Aᵀ, tr (Σ Σ₂)^½ is the sum of the roots of the eigenvalues of Aᵀ Σ₂ A. If Σ₂ is
+    singular, rounding errors add up to about 1e-7 of the trace, which is good enough for statistics
+    of many distances. Raises ValueError as frechet_distance does.
     """
     m1, S1 = _checked(mu1=mu, sigma1=sigma)
     distances = []
@@ -52,16 +53,16 @@ def frechet_distances(mu: np.ndarray, sigma: np.ndarray,
 
 
 def is_symmetric(sigma: np.ndarray) -> bool:
-    """Tell whether sigma equals its transpose up to rounding in float32."""
+    """Return whether sigma equals its transpose up to rounding in float32."""
     return bool(np.abs(sigma - sigma.T).max(initial=0) <= 1e-5 * np.abs(sigma).max(initial=0))
 
 
 def negative_eigenvalue(sigma: np.ndarray) -> str | None:
-    """Tell of an eigenvalue of the symmetric [d, d] `sigma` that no covariance has; None: of none.
+    """Describe a negative eigenvalue of the symmetric [d, d] `sigma`, or return None if none is.
 
-    One that is negative by less than d times the largest, rounded in float32, counts as 0: some
-    published covariances were computed in float32. Cholesky's decomposition, which takes a small
-    part of the time of eigenvalues, finds nothing in most.
+    An eigenvalue that is negative by no more than float32 rounding of the largest, times d, counts
+    as 0: some published covariances were computed in float32. Cholesky's decomposition, which takes
+    a small part of the time of eigenvalues, clears most matrices.
     """
     S = torch.tensor(np.asarray(sigma), dtype=torch.float64)
     if not len(S):
@@ -95,9 +96,9 @@ def _checked(**arrays: np.ndarray) -> list[Tensor]:
 
 
 def _has_full_rank(S: Tensor) -> bool:
-    """Tell whether Cholesky's decomposition finds no direction without variance.
+    """Return whether Cholesky's decomposition finds variance in every direction.
 
-    This costs little beside eigenvalues.
+    This costs little compared with eigenvalues.
     """
     L, failed = torch.linalg.cholesky_ex(S)
     return not bool(failed) and bool(L.diagonal().square().min()
@@ -105,14 +106,14 @@ def _has_full_rank(S: Tensor) -> bool:
 
 
 def _rounding(largest: Tensor, d: int, dtype: torch.dtype) -> Tensor:
-    """Return the rounding error of a [d, d] covariance's eigenvalues beside the largest one."""
+    """Return the rounding error of a [d, d] covariance's eigenvalues, relative to the largest."""
     return largest * d * torch.finfo(dtype).eps
 
 
 def _root(S: Tensor) -> Tensor:
     """Return A [d, rank] with A Aᵀ = S, for a covariance S.
 
-    Eigenvalues within the rounding of the largest are zeros: their roots would be noise.
+    Eigenvalues within the rounding error of the largest count as 0: their roots would be noise.
     """
     eigenvalues, U = torch.linalg.eigh((S + S.T) / 2)
     kept = eigenvalues > _rounding(eigenvalues.abs().max(), len(S), S.dtype)

@@ -20,7 +20,7 @@ from torch_utils.digest import digest_of_tensors
 
 
 class Tap(NamedTuple):
-    """Where features are taken from a network, and what a number of them is called."""
+    """A place in a network where features are taken, and the name of the number computed there."""
     dim: int
     detector_id: str   # of the architecture, the preprocessing and the layer, with a version
     number: str        # its Fréchet distance where it is printed
@@ -35,7 +35,7 @@ TAPS = {
 
 
 class FeatureExtractor(Protocol):
-    """What a detector is; nothing has to be inherited.
+    """The members of a detector, which need not inherit from this class.
 
     Greyscale images count as three equal channels. The features of an image should not depend on
     the other images of the batch.
@@ -55,8 +55,8 @@ class FeatureExtractor(Protocol):
 class DemoDetector:
     """Spatial means of three random 3x3 convolutions with ReLU (32, 64, 128 channels).
 
-    Needs no download and answers at once. Its distance grows with blur and with noise, so that it
-    serves demonstrations, tests and the comparison of runs; but it is NOT the FID.
+    It needs no download and is fast. Its distance grows with blur and with noise, so that it serves
+    demonstrations, tests and the comparison of runs; but it is NOT the FID.
     The weights are standard normal times sqrt(2 / fan-in), from NumPy's frozen RandomState: the
     same on every machine. Input (x - 128)/128, strides 1, 2, 2, padding 1, no biases.
     """
@@ -83,7 +83,7 @@ class DemoDetector:
 class InceptionDetector:
     """The published network of the FID, after the resize of TensorFlow 1.
 
-    `weights` as from metrics.weights.load_weights. Its taps are pool_3 and spatial
+    `weights` are those of metrics.weights.load_weights. Its taps are pool_3 and spatial
     (Inception.Taps), and its `logits` follow from pool_3.
     """
     taps = ('pool_3', 'spatial')
@@ -104,7 +104,7 @@ class InceptionDetector:
 class DINOv2Detector:
     """The class token of DINOv2's ViT-L/14, after EDM2's bicubic resize.
 
-    `weights` as from metrics.dinov2.load_weights.
+    `weights` are those of metrics.dinov2.load_weights.
     """
     taps = ('dinov2',)
 
@@ -118,9 +118,9 @@ class DINOv2Detector:
 
 
 def as_rgb(images: Tensor) -> Tensor:
-    """uint8 [B, 1 or 3, H, W] -> contiguous [B, 3, H, W]; ValueError for anything else.
+    """Turn uint8 [B, 1 or 3, H, W] into contiguous [B, 3, H, W]; raise ValueError for others.
 
-    The layout in memory selects among convolutions that round differently.
+    It is contiguous because the layout in memory selects among convolutions that round differently.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError('a detector takes uint8 images [B, 1 or 3, H, W], '

@@ -1,4 +1,4 @@
-"""Images to judge: what the metrics ask of them, and arrays of them in a file."""
+"""Images to judge: the members that the metrics need, and arrays of images in a file."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -26,8 +26,8 @@ class Images(Protocol):
     def batches(self, parts: Sequence[range], device: torch.device) -> Iterator[Tensor]:
         """Yield uint8 [len(part), C, H, W] on `device` for each range of positions, which rise.
 
-        Raises ValueError for an image that cannot be read or made. Images that were told to stop
-        may end early.
+        Raises ValueError for an image that cannot be read or made. The images may end early if they
+        were told to stop.
         """
         ...
 
@@ -35,7 +35,7 @@ class Images(Protocol):
 class ArrayImages:
     """The images of an npz or npy file, such as a sample batch of ADM.
 
-    With `num`, a random subset of that many, chosen by `seed`; all where there are no more.
+    With `num`, they are a random subset of that size, chosen by `seed`, or all if there are fewer.
     """
     lossy = in_subfolders = False
 
@@ -54,7 +54,7 @@ class ArrayImages:
         return self.batch.fingerprint() + self._choice
 
     def name(self, position: int) -> str:
-        """Return the name of an image: an array has positions only."""
+        """Return the name of an image, which is its position, as an array has no names."""
         return str(position)
 
     def batches(self, parts: Sequence[range], device: torch.device) -> Iterator[Tensor]:

@@ -30,7 +30,7 @@ SPATIAL_CHANNELS = 7  # of Mixed_6d's 768, 17 x 17 pixels each: what sFID looks 
 class Conv:
     """Convolution without bias, batch normalisation, ReLU.
 
-    `same` pads with as many zeros as keep the size (at stride 1), otherwise nothing is padded.
+    `same` pads with as many zeros as keep the size (at stride 1); otherwise nothing is padded.
     """
     name: str
     inputs: int
@@ -140,14 +140,14 @@ HEAD: Chain = [
 
 
 def convs(chain: Chain) -> list[Conv]:
-    """All convolutions of a chain and of the forks in it."""
+    """Return all convolutions of a chain and of the forks in it."""
     return [conv for step in chain for conv in (
         [step] if isinstance(step, Conv) else
         [inner for branch in step for inner in convs(branch)] if isinstance(step, tuple) else [])]
 
 
 def weight_shapes() -> dict[str, list[int]]:
-    """The canonical names of the network's 472 tensors, and their shapes.
+    """Return the canonical names of the network's 472 tensors, and their shapes.
 
     `bn.weight` and `bn.bias` are gamma and beta of the batch normalisation, `fc` is the classifier.
     """
@@ -160,7 +160,7 @@ def weight_shapes() -> dict[str, list[int]]:
 
 
 class Taps(NamedTuple):
-    """What the metrics look at, float32 (or whatever the network computes in)."""
+    """The features that the metrics use, float32 (or the precision of the network)."""
     # [B, 2048], the mean over the last 8 x 8 pixels: FID, KID, precision, recall, ...
     pool_3: Tensor
     spatial: Tensor   # [B, 2023], 17 x 17 x 7 in this order: sFID (Nash et al. 2021)
@@ -169,9 +169,9 @@ class Taps(NamedTuple):
 class Inception:
     """The network on a device. Its tensors are constants: there is nothing to train.
 
-    `weights` as from metrics.weights.load_weights. `folded` multiplies the batch normalisation into
-    the convolutions, once, in float64; features move by about 1e-6 of their size, and come sooner.
-    With dtype=torch.float64 everything after the resize is computed in float64.
+    `weights` are those of metrics.weights.load_weights. `folded` multiplies the batch normalisation
+    into the convolutions, once, in float64; this is faster and changes features by about 1e-6 of
+    their size. With dtype=torch.float64 everything after the resize is computed in float64.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], device: torch.device | str = 'cpu',
@@ -233,13 +233,12 @@ class Inception:
 
 
 def tf1_resize(images: Tensor, size: int = SIZE) -> Tensor:
-    """uint8 [B, C, H, W] -> float32 [B, C, size, size] in 0 ... 255: bilinear, as TensorFlow 1 does
-    it.
+    """Resize uint8 [B, C, H, W] to float32 [B, C, size, size] in 0 ... 255 as TensorFlow 1 does.
 
-    Output pixel i lies at p = i · H/size between floor(p) and the next: top-left corners are
-    aligned, and shrinking is not smoothed. First along the rows, l + (r − l)(p − floor(p)), then
-    along the columns, in float32. F.interpolate aligns centres, which moves FID; this is what
-    published numbers were made with.
+    It is bilinear. Output pixel i lies at p = i · H/size between floor(p) and the next pixel:
+    top-left corners are aligned, and shrinking is not smoothed. Interpolation runs first along the
+    rows, l + (r − l)(p − floor(p)), then along the columns, in float32. F.interpolate aligns
+    centres instead, which changes FID; published numbers were made with this resize.
     """
     left, right, weight = _neighbours(images.shape[3], size, images.device)
     l, r = (images.index_select(3, index).float() for index in (left, right))  # noqa: E741
@@ -250,7 +249,7 @@ def tf1_resize(images: Tensor, size: int = SIZE) -> Tensor:
 
 
 def _neighbours(length: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of `size` outputs: the two inputs it lies between, and how far from the first."""
+    """Return for each of `size` outputs the two inputs around it, and its place between them."""
     p = torch.arange(size, dtype=torch.float32) * (length / size)
     low = p.floor()
     first = low.long()

@@ -51,10 +51,10 @@ class Judge:
     detector        'inception', 'demo', or a file of Inception weights
     precision       of the detectors: float32, tf32 (CUDA only) or float64
     batch           images at a time, on each rank
-    allow_mismatch  compare although the reference was made otherwise
+    allow_mismatch  whether to compare even if the reference was made in another way
 
-    Collective: every rank makes one and calls it. Raises ValueError, on all ranks, for what does
-    not fit.
+    Collective: every rank makes one and calls it. Raises ValueError, on all ranks, for settings
+    that do not fit together.
     """
 
     def __init__(self, ref: str | Images, metrics: Sequence[str] = ('fid',), *,
@@ -76,9 +76,9 @@ class Judge:
         self._reference: Reference | None = None   # on rank 0 only
 
     def reference(self, state: str | os.PathLike[str] | None = None) -> Reference | None:
-        """Return what is known of the real images, on rank 0; None on the others.
+        """Return the statistics and features of the real images, on rank 0; None on the others.
 
-        It is read or computed at the first call. With `state`, a folder, what is computed can be
+        They are read or computed at the first call. With `state`, a folder, a computation can be
         continued.
         """
         if not self._known:
@@ -90,7 +90,7 @@ class Judge:
         return self._reference
 
     def _from_file(self, path: str, state: str | os.PathLike[str] | None) -> Reference | None:
-        """Read a file; where it holds images but not their features, as ADM's do, find these."""
+        """Read a file; if it holds images without their features, as ADM's do, compute these."""
         found, features, missing, has_images = None, {}, [], False
         wanted = self.wanted_of_reference.features
         with distributed.errors_on_all(ValueError, OSError):
@@ -127,10 +127,10 @@ class Judge:
         return Reference(self.ref, moments, found.features, notes, images.image_shape)
 
     def origin(self) -> str:
-        """Return a digest of all that numbers depend on besides the images; collective.
+        """Return a digest of all that the numbers depend on besides the images; collective.
 
-        It is equal for equal references, detectors, metrics and precision. A reference counts as
-        equal if it says that it is of the same images, or has the same numbers.
+        It is equal for equal references, detectors, metrics and precision. References count as
+        equal if they say that they come from the same images, or have the same numbers.
         """
         if self._origin is None:
             detectors = {tap: extractor.digest
@@ -147,7 +147,7 @@ class Judge:
                  title: str = '') -> Result | Stopped | None:
         """Judge images; the result is on rank 0, None on the others.
 
-        Where the images end early, it is Stopped on all ranks. With `state`, a folder, it can be
+        If the images end early, it is Stopped on all ranks. With `state`, a folder, the work can be
         continued.
         """
         reference = self.reference(state)
@@ -169,7 +169,7 @@ class Judge:
         return found
 
     def notes(self, images: Images, reference: Reference) -> list[str]:
-        """Return what makes the numbers doubtful; ValueError for what makes them meaningless."""
+        """Return notes on what makes the numbers doubtful; ValueError if they mean nothing."""
         notes = check(reference, self.metrics, self.main, self.extractors, images.source,
                       images.image_shape, len(images), self.precision, self.allow_mismatch)
         if images.lossy:
@@ -190,7 +190,7 @@ class Judge:
                        batch=self.batch, precision=self.precision, state=state, title=title)
 
     def judged(self, measured: Measured, reference: Reference, notes: list[str]) -> Result:
-        """Compute the numbers of what was measured."""
+        """Compute the numbers from the moments and features that were measured."""
         used = [stats for tap, stats in reference.moments.items() if tap in self.extractors]
         counts = [stats.count for stats in used if stats.count is not None]
         numbers = scores(self.metrics, measured, reference, self.main, self.extractors, self.device)
@@ -214,7 +214,7 @@ class Judge:
 
 
 def _identity(reference: Reference) -> Iterator[bytes]:
-    """Yield what tells a reference from others: where it comes from, else its numbers."""
+    """Yield the identity of a reference: where it comes from, or else its numbers."""
     for tap, stats in sorted(reference.moments.items()):
         yield repr((tap, stats.count, stats.data_fingerprint, stats.detector_digest,
                     stats.precision)).encode()

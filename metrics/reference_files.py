@@ -1,11 +1,11 @@
-"""Files of reference statistics: ours, and those that others have published; nothing in them runs.
+"""Files of reference statistics, ours and published ones, read without executing anything.
 
     reference = read_reference('https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/cifar10-32x32.npz')
     reference.moments['pool_3'].mu             # float64 [2048]
 
-What a file holds is filed under the tap that the features come from, a key of
-metrics.features.TAPS. Files that do not name their detector are told by the number of features:
-2048 are pool_3, 2023 spatial, 1024 dinov2, 224 demo.
+The contents of a file are returned under the tap that the features come from, a key of
+metrics.features.TAPS. If a file does not name its detector, the number of features tells it: 2048
+are pool_3, 2023 spatial, 1024 dinov2, 224 demo.
 
 | origin         | file   | content                                                              |
 | -------------- | ------ | -------------------------------------------------------------------- |
@@ -17,7 +17,7 @@ metrics.features.TAPS. Files that do not name their detector are told by the num
 | torch-fidelity | .pt    | mu (in float32), sigma; or a tensor of features                      |
 | Score-SDE      | npz    | pool_3: features                                                     |
 | clean-fid      | npz    | feats: features                                                      |
-| dgm-eval       | npz    | reps: features, and pickled objects, which are left alone            |
+| dgm-eval       | npz    | reps: features, and pickled objects, which are not read              |
 """
 
 import math
@@ -56,7 +56,7 @@ CLEAN_FID = re.compile(r'_(clean|legacy_pytorch|legacy_tensorflow)_')
 
 
 class LazyArrays(Mapping[str, np.ndarray]):
-    """Arrays by name, each read when it is asked for, and kept."""
+    """Arrays by name, each of which is read when it is first asked for, and kept."""
 
     def __init__(self, readers: Mapping[str, Callable[[], np.ndarray]]) -> None:
         self._readers, self._read = dict(readers), dict[str, np.ndarray]()
@@ -75,11 +75,11 @@ class LazyArrays(Mapping[str, np.ndarray]):
 
 @dataclass(frozen=True)
 class ReferenceFile:
-    """What a file holds of real images, by tap, and what is to be said of it.
+    """The contents of a file of reference statistics, by tap, and notes on it.
 
-    `features` are float32 [N, d]. `has_images`: arr_0 holds images (metrics.sample_batch reads
-    them), which in ADM's files are for precision and recall, and fewer than those that mu and sigma
-    are of.
+    `features` are float32 [N, d]. `has_images` says that arr_0 holds images (metrics.sample_batch
+    reads them). In ADM's files these are for precision and recall, and fewer than the images that
+    mu and sigma were computed from.
     """
     moments: dict[str, Statistics]
     features: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -91,9 +91,9 @@ class ReferenceFile:
 def read_reference(source: str | os.PathLike[str]) -> ReferenceFile:
     """Read the reference statistics of a file, or of an http(s) address, kept in the cache.
 
-    Only what is asked for is decompressed. Raises ValueError in one line that names the file, for
-    one that is missing, damaged, or holds nothing known, and for arrays that are not finite or do
-    not fit together.
+    Arrays are decompressed only when they are asked for. Raises ValueError, in one line that names
+    the file, if it is missing, damaged, or of an unknown kind, and for arrays that are not finite
+    or do not fit together.
     """
     name = os.fspath(source)
     path = fetch(name) if is_url(name) else Path(name)
@@ -107,7 +107,7 @@ def read_reference(source: str | os.PathLike[str]) -> ReferenceFile:
 # npz
 
 def _is_npz(path: Path) -> bool:
-    """Tell whether it is a zip, and not the kind that torch.save writes."""
+    """Return whether a file is a zip, but not of the kind that torch.save writes."""
     if not torch_files.is_zip(path):
         return False
     with torch_files.damage_named(path, WHAT), zipfile.ZipFile(path) as archive:
@@ -136,7 +136,7 @@ def _read_npz(path: Path, source: str) -> ReferenceFile:
 
 
 def _who(source: str, moments: Mapping[str, Statistics]) -> tuple[str, list[str]]:
-    """Tell from its name who made a file of mu and sigma alone, and what is doubtful."""
+    """Return, from the name of a file of mu and sigma alone, its origin, and what is doubtful."""
     if source.startswith(EDM_URL):
         return 'EDM', []
     mode = CLEAN_FID.search(Path(source).name)
@@ -164,14 +164,14 @@ def _read_ours(path: Path, names: set[str]) -> ReferenceFile:
 
 
 def _key(tap: str | None, name: str) -> str:
-    """Name a field of a tap's statistics as in an npz; None: of the main tap."""
+    """Return the name in an npz of a field of a tap's statistics; None stands for the main tap."""
     if tap == 'spatial' and name in ('mu', 'sigma'):
         return f'{name}_s'
     return {None: '', 'dinov2': 'fd_dinov2.'}.get(tap, f'{tap}.') + name
 
 
 def _statistics(path: Path, names: set[str], tap: str | None = None) -> Statistics:
-    """Read a tap's statistics, with all that a file of ours tells of them."""
+    """Read a tap's statistics, with all that a file of this project says of them."""
     mu, sigma = _key(tap, 'mu'), _key(tap, 'sigma')
     for name in (mu, sigma):
         if name not in names:
@@ -200,7 +200,7 @@ def _features(path: Path, name: str) -> np.ndarray:
 
 
 def _array(path: Path, name: str) -> np.ndarray:
-    """Read one array of the npz; the others are not looked at."""
+    """Read one array of the npz, without reading the others."""
     with torch_files.damage_named(path, WHAT), np.load(path, allow_pickle=False) as file:
         array = file[name]
         if not isinstance(array, np.ndarray):
@@ -315,7 +315,7 @@ def _of_features(features: np.ndarray, where: str, has_images: bool, origin: str
 
 
 def _tapped(statistics: Statistics, where: str) -> dict[str, Statistics]:
-    """File statistics under their tap, by what they say, or else by their size."""
+    """Return statistics under their tap, which they name or which their size tells."""
     said, dim = statistics.detector_id, len(statistics.mu)
     for name, tap in TAPS.items():
         if said == tap.detector_id or (said is None and dim == tap.dim):
@@ -335,14 +335,14 @@ def write_reference(path: str | os.PathLike[str], moments: Mapping[str, Statisti
                     features: Mapping[str, np.ndarray] | None = None) -> None:
     """Write moments and features by tap, all of it or nothing.
 
-    An npz has the fields of Statistics, of the first of pool_3, demo and dinov2 that there is,
-    under just their names: EDM's fid.py asks for mu and sigma. Those of spatial are mu_s and
-    sigma_s, where ADM's evaluator looks for them; the others are called `fd_dinov2.mu`,
+    In an npz, the fields of Statistics of the main tap (the first of pool_3, demo and dinov2 that
+    is present) have their plain names: EDM's fid.py asks for mu and sigma. Those of spatial are
+    mu_s and sigma_s, the names that ADM's evaluator uses; all others are called `fd_dinov2.mu`,
     `spatial.count`, and so on. Features are `features.pool_3`, float32 [N, d]. Equal content gives
     equal bytes.
 
-    A path that ends in .pkl gets EDM2's pickled dictionary, which holds the moments of pool_3 and
-    dinov2 alone.
+    A path that ends in .pkl gets EDM2's pickled dictionary, which holds only the moments of pool_3
+    and dinov2.
     """
     if not moments:
         raise ValueError(f'{path}: there are no moments to write')

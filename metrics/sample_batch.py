@@ -4,8 +4,8 @@
     batch.images(range(1000, 1064))   # uint8 [64, C, H, W]; the rest of the file is not loaded
 
 An npz holds `arr_0`, uint8 [N, H, W, C], and perhaps `arr_1`, classes [N]. 50,000 images of 256 x
-256 pixels take 10 GB, which np.load would read into memory at once. A .npy file of such an array
-does as well.
+256 pixels take 10 GB, which np.load would read into memory at once. A .npy file of such an array is
+read too.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ WHAT = 'batch of images'
 
 
 class _Array(NamedTuple):
-    """Where the numbers of an array lie."""
+    """The place of an array's numbers in a file."""
     member: zipfile.ZipInfo | None   # of a zip; None: the file is the array
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -48,13 +48,13 @@ class SampleBatch:
     They are uint8 [N, H, W, 1 or 3] or [N, H, W]. `path` may be an http(s) address, whose file is
     then kept in the cache.
 
-    `len()` is N, `image_shape` is [C, H, W]. Opening reads a few hundred bytes. Where the array is
-    not compressed, any image is found at once; where it is, the file is decompressed from where the
-    last call ended, and from its start where that is later: ask in increasing order. The file is
-    opened anew in every process and after pickling. Use it from one thread at a time.
+    `len()` is N, `image_shape` is [C, H, W]. Opening reads a few hundred bytes. If the array is not
+    compressed, any image is found at once. If it is compressed, the file is decompressed from the
+    place where the last call ended, or from the start for an earlier place: read in increasing
+    order. The file is opened anew in every process and after pickling. Use it from one thread at a
+    time.
 
-    Raises ValueError in one line that names the file, for one that is damaged, or holds anything
-    else.
+    Raises ValueError, in one line that names the file, if it is damaged or holds anything else.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -77,7 +77,7 @@ class SampleBatch:
     def images(self, positions: Sequence[int]) -> Tensor:
         """Read images as a new tensor, uint8 [len(positions), C, H, W].
 
-        Positions are a range, or any others, best in increasing order.
+        Positions are a range or any other sequence, best in increasing order.
         """
         channels, height, width = self.image_shape
         pixels = np.empty([len(positions), height, width, channels], dtype=np.uint8)
@@ -89,7 +89,7 @@ class SampleBatch:
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
     def labels(self) -> np.ndarray | None:
-        """Read the classes, int64 [N]; None where there are none."""
+        """Read the classes, int64 [N]; return None if there are none."""
         if self._array.member is None:
             return None
         with torch_files.damage_named(self.path, WHAT), zipfile.ZipFile(self.path) as archive:
@@ -105,7 +105,7 @@ class SampleBatch:
     def fingerprint(self) -> str:
         """Return the sha256 of name, shape, and the CRC-32 of the images.
 
-        A zip has that; a .npy file is read for it.
+        A zip stores the CRC-32; for a .npy file it is computed.
         """
         member, shape = self._array.member, list(self._array.shape)
         crc = 0 if member is None else member.CRC
@@ -217,7 +217,7 @@ class _Stored(io.FileIO):
 def _array(file: IO[bytes], member: zipfile.ZipInfo | None, size: int) -> _Array:
     """Read the header of an npy file of `size` bytes.
 
-    Raises ValueError where the numbers do not fit behind it.
+    Raises ValueError if the numbers do not fit behind it.
     """
     file.seek(0)
     version = np.lib.format.read_magic(file)
@@ -252,9 +252,9 @@ def write_sample_batch(path: str | os.PathLike[str], images: Iterable[Tensor], s
                        labels: np.ndarray | None = None) -> None:
     """Write images as an npz that ADM's evaluator reads, all of it or nothing.
 
-    `images` yields uint8 [B, C, H, W], in all `shape` = [N, C, H, W], which the file has to say
-    before them; only one of them is in memory. `labels` are classes [N]. Equal images give equal
-    bytes. Raises ValueError for what does not fit.
+    `images` yields uint8 [B, C, H, W], in total `shape` = [N, C, H, W], which is written before
+    them; only one batch at a time is in memory. `labels` are classes [N]. Equal images give equal
+    bytes. Raises ValueError for images or labels that do not fit `shape`.
     """
     count, channels, height, width = shape
     if labels is not None and (labels.shape != (count,) or labels.dtype.kind not in 'iu'):

@@ -1,16 +1,15 @@
-"""Scores other than the Fréchet distance: features of two sets of images, or logits of one, ->
-numbers.
+"""Scores other than the Fréchet distance, from features of two sets of images or logits of one.
 
     kernel_distance         KID (Bińkowski et al. 2018)
     inception_score         IS (Salimans et al. 2016)
-    precision_recall        (Kynkäänniemi et al. 2019), on Inception's features as Dhariwal & Nichol
-    2021 have it
-    density_coverage        (Naeem et al. 2020)
+    precision_recall        precision and recall (Kynkäänniemi et al. 2019), on Inception's features
+                            as in Dhariwal & Nichol 2021
+    density_coverage        density and coverage (Naeem et al. 2020)
     frechet_distance_inf    FID∞ (Chong & Forsyth 2020)
 
 sFID needs nothing from here: it is the Fréchet distance of Inception's spatial features. Everything
-is computed in float64, on the device of the features (on the CPU where that has no float64), a part
-at a time: apart from a float64 copy of the features half a gigabyte is enough.
+is computed in float64, on the device of the features (on the CPU if that has no float64), a part at
+a time: half a gigabyte is enough, apart from a float64 copy of the features.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,7 +32,7 @@ def kernel_distance(generated: Tensor, reference: Tensor, num_subsets: int = 100
         1/(m(m−1)) Σ_{i≠j} [k(x_i, x_j) + k(y_i, y_j)] − 2/m² Σ_ij k(x_i, y_j),   k(x, y) = (xᵀy/d +
         1)³
 
-    x, y are m = `subset_size` of the features [N, d] of each set, without repetition. Of equal
+    x, y are m = `subset_size` of the features [N, d] of each set, without repetition. For equal
     distributions the mean is 0 on average, and may be negative. Raises ValueError for sets smaller
     than m.
     """
@@ -66,9 +65,9 @@ def _squared_mmd(x: Tensor, y: Tensor) -> Tensor:
 def inception_score(logits: Tensor, num_splits: int = 10) -> tuple[float, float]:
     """IS: mean and standard deviation, over consecutive parts, of exp(E_x KL(p(c|x) ‖ p(c))).
 
-    logits [N, C], without biases, in the order of the images; p(c|x) is their softmax and p(c) its
-    mean over the part. From 1 (every image the same) to C. Published numbers are of 50,000 images
-    in 10 parts.
+    The logits [N, C] are without biases and in the order of the images; p(c|x) is their softmax and
+    p(c) its mean over the part. The score lies between 1 (every image is the same) and C. Published
+    numbers are those of 50,000 images in 10 parts.
     """
     if len(logits) < num_splits:
         raise ValueError(f'the Inception Score takes {num_splits} parts, but there are only '
@@ -88,12 +87,13 @@ def _part_score(logits: Tensor) -> Tensor:
 
 
 def precision_recall(generated: Tensor, reference: Tensor, k: int = 3) -> tuple[float, float]:
-    """Precision: the fraction of generated images within the reference manifold; recall: the
-    reverse.
+    """Compute precision and recall of generated images.
 
-    A manifold is a union of balls, one around every image's features [d], up to its k-th nearest
-    neighbour, the surface included. Both lie in 0 ... 1. Published numbers for ImageNet compare
-    50,000 generated with 10,000 real images.
+    Precision is the fraction of generated images within the manifold of the reference, and recall
+    the fraction of reference images within that of the generated ones. A manifold is a union of
+    balls, one around every image's features [d], up to its k-th nearest neighbour, the surface
+    included. Both lie in 0 ... 1. Published numbers for ImageNet compare 50,000 generated with
+    10,000 real images.
     """
     generated, reference = _double(generated, reference)
 
@@ -105,12 +105,13 @@ def precision_recall(generated: Tensor, reference: Tensor, k: int = 3) -> tuple[
 
 
 def density_coverage(generated: Tensor, reference: Tensor, k: int = 5) -> tuple[float, float]:
-    """Density: how many reference balls hold a generated image, on average, over k; coverage: the
-    fraction of reference balls that hold any.
+    """Compute density and coverage of generated images.
 
-    Balls as in `precision_recall`, without their surface. Density may exceed 1; of equal
-    distributions both are about 1 (coverage: 1 − 2^−k for many images). Published numbers are of
-    10,000 images each.
+    Density is the mean number of reference balls that hold a generated image, divided by k.
+    Coverage is the fraction of reference balls that hold any. Balls are those of
+    `precision_recall`, without their surface. Density may exceed 1; for equal distributions both
+    are about 1 (coverage: 1 − 2^−k for many images). Published numbers are those of 10,000 images
+    each.
     """
     generated, reference = _double(generated, reference)
     radii = _radii(reference, k)
@@ -121,11 +122,11 @@ def density_coverage(generated: Tensor, reference: Tensor, k: int = 5) -> tuple[
 
 def frechet_distance_inf(generated: Tensor, mu: np.ndarray, sigma: np.ndarray, num_points: int = 15,
                          smallest: int = 5000, seed: int = 0) -> float:
-    """FID∞: what the Fréchet distance to N(mu, sigma) tends to as the number of generated images
-    grows.
+    """FID∞, the limit of the Fréchet distance to N(mu, sigma) for many generated images.
 
-    Its bias falls like 1/n. Distances of `num_points` random subsets, of `smallest` up to all of
-    the features [N, d], are fitted by a straight line in 1/n, whose value at 0 is returned.
+    The bias of the distance falls like 1/n. Distances of `num_points` random subsets, from
+    `smallest` up to all of the features [N, d], are fitted by a straight line in 1/n, whose value
+    at 0 is returned.
     """
     if len(generated) <= smallest:
         raise ValueError(f'FID∞ extrapolates from {smallest} images to more, but there are only '
@@ -150,7 +151,7 @@ def frechet_distance_inf(generated: Tensor, mu: np.ndarray, sigma: np.ndarray, n
 
 
 def _double(*features: Tensor) -> tuple[Tensor, ...]:
-    """float64, where there is float64. Raises ValueError for values that are not finite."""
+    """Return float64, on the CPU if the device has none; ValueError for non-finite values."""
     for tensor in features:
         if tensor.ndim != 2 or tensor.shape[1] != features[0].shape[1]:
             raise ValueError(f'features should be [N, {features[0].shape[-1]}], not '
@@ -162,7 +163,7 @@ def _double(*features: Tensor) -> tuple[Tensor, ...]:
 
 
 def _distances(points: Tensor, centres: Tensor) -> Iterator[Tensor]:
-    """Squared distances [rows, M] of every point, a few rows at a time, to all M centres."""
+    """Yield squared distances [rows, M] of every point, a few rows at a time, to all M centres."""
     norms = centres.square().sum(dim=1)
     rounding = 1e-12 * norms.max().item()   # what is less is 0: equal images have equal distances
     for rows in points.split(max(1, MAX_DISTANCES // len(centres))):
@@ -171,7 +172,7 @@ def _distances(points: Tensor, centres: Tensor) -> Iterator[Tensor]:
 
 
 def _radii(centres: Tensor, k: int) -> Tensor:
-    """Squared distance [N] of each to its k-th nearest neighbour; the nearest of all is itself."""
+    """Return the squared distance [N] of each point to its k-th nearest among the others."""
     if len(centres) <= k:
         raise ValueError(f'{len(centres)} images have no {k} nearest neighbours each')
     return torch.cat([distances.kthvalue(k + 1, dim=1).values
@@ -179,6 +180,6 @@ def _radii(centres: Tensor, k: int) -> Tensor:
 
 
 def _fraction(points: Tensor, centres: Tensor, judge: Callable[[Tensor], Tensor]) -> float:
-    """The mean of what `judge` says about each row of distances."""
+    """Return the mean over the rows of distances of what `judge` returns for them."""
     return torch.cat([judge(distances)
                       for distances in _distances(points, centres)]).double().mean().item()

@@ -3,7 +3,7 @@
     μ = Σ f / N,   Σ = (Σ f fᵀ − N μ μᵀ) / (N − 1)
 
 Images are taken in chunks of fixed size. Every chunk is summed up by itself, and these sums are
-added in the order of the chunks: which rank a chunk was on leaves no trace in any bit.
+added in the order of the chunks: the result does not depend, in any bit, on the rank of a chunk.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ FORMAT = 1     # of the npz files; mu and sigma mean the same in every version
 def one_thread() -> Iterator[None]:
     """Run linear algebra on the CPU in one order of summation, whatever the number of threads.
 
-    torchrun gives every rank fewer threads than a single process has; results would show it.
+    torchrun gives every rank fewer threads than a single process has, which would change results.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -36,9 +36,9 @@ def one_thread() -> Iterator[None]:
 class Moments:
     """N, Σ f and Σ f fᵀ of features f, in float64.
 
-    They are the blocks of one matrix `sums` [1 + d, 1 + d] = Σ (1, f)(1, f)ᵀ, which is what is
-    added and what travels between ranks. It lives where the features do, or on the CPU where
-    that device has no float64.
+    They are the blocks of one matrix `sums` [1 + d, 1 + d] = Σ (1, f)(1, f)ᵀ, which is added up and
+    sent between ranks. It is on the device of the features, or on the CPU if that device has no
+    float64.
     """
 
     def __init__(self, sums: Tensor) -> None:
@@ -50,7 +50,7 @@ class Moments:
         return cls(torch.zeros([1 + dim, 1 + dim], dtype=torch.float64, device=where))
 
     def add(self, features: Tensor) -> None:
-        """Count features [B, d]. Raises ValueError where one of them is not finite."""
+        """Add features [B, d]. Raises ValueError if one of them is not finite."""
         x = features.detach().to(self.sums.device).to(torch.float64)
         if not x.isfinite().all():
             raise ValueError('the detector gave features that are not finite')
@@ -59,7 +59,7 @@ class Moments:
             self.sums += x.T @ x
 
     def merge(self, other: 'Moments') -> None:
-        """Count everything that `other` counted."""
+        """Add everything that was added to `other`."""
         self.sums += other.sums
 
     @property
@@ -86,7 +86,7 @@ def chunks(num_images: int, rank: int = 0, world_size: int = 1) -> list[range]:
 
 @dataclass(frozen=True)
 class Statistics:
-    """μ [d] and Σ [d, d] in float64, and what they are of; None where a file does not say.
+    """μ [d] and Σ [d, d] in float64, and their origin, with None for what a file does not say.
 
     metrics/reference_files.py writes and reads them.
     """
@@ -103,6 +103,6 @@ class Statistics:
 
 
 def library_versions() -> str:
-    """Tell what the last digits may depend on: `torch 2.13.0, numpy 2.4.6, pillow 13.0.0`."""
+    """Return the versions on which the last digits may depend: `torch 2.13.0, numpy 2.4.6, ...`."""
     names = ('torch', 'numpy', 'pillow')
     return ', '.join(f'{name} {importlib.metadata.version(name)}' for name in names)

@@ -1,12 +1,12 @@
-"""Published files of the Inception network's weights: found, told apart and read, but not run.
+"""Published files of the Inception network's weights: finding, recognising and reading them.
 
     weights = load_weights(locate(None))   # canonical names -> float32 tensors, see inception.py
     digest(weights)                        # the same for every format of the same weights
 
 The network of 2015-12-05 has been published four times: as TensorFlow's graph, as a dictionary with
 torchvision's names (pytorch-fid and torch-fidelity share one file), as TorchScript, and as a pickle
-of a Python object. All hold the same numbers under other names. The last two leave out gamma, which
-is one.
+of a Python object. All hold the same numbers under different names. The last two leave out gamma,
+which is 1. Nothing in these files is executed.
 """
 
 import hashlib
@@ -198,7 +198,7 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def sniff(path: str | os.PathLike[str]) -> str:
-    """Tell the format of a file by its first bytes: a key of FORMATS. Errors as in load_weights."""
+    """Return the format of a file, a key of FORMATS, by its first bytes. Raises as load_weights."""
     path = Path(path)
     if path.is_dir():
         raise ValueError(f'{path} is a folder, not a {WHAT}')
@@ -235,14 +235,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def read_object(path: Path) -> dict[str, Tensor]:
-    """Read a pickled torch module that carries its source text, which is not looked at."""
+    """Read a pickled torch module; the source text that it carries is ignored."""
     return dict(
         _tensors_of(torch_files.read_file(path, {**torch_files.CHECKPOINTS, **MODULES}, WHAT))
     )
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
-    """Read the parameters and buffers of a TorchScript archive, and none of its programs."""
+    """Read the parameters and buffers of a TorchScript archive, but none of its code."""
     with torch_files.damage_named(path, WHAT), zipfile.ZipFile(path) as archive:
         entries = {info.filename: info for info in archive.infolist()}
         tops = [name.removesuffix('/data.pkl') for name in entries if name.endswith('/data.pkl')]
@@ -320,7 +320,7 @@ def read_graphdef(path: Path) -> dict[str, Tensor]:
 
 
 def read_tgz(path: Path) -> dict[str, Tensor]:
-    """The graph within the archive that TensorFlow's models were published in."""
+    """Read the graph within the archive in which TensorFlow's models were published."""
     with torch_files.damage_named(path, WHAT), tarfile.open(path, 'r:gz') as archive:
         for member in archive:
             if member.isfile() and Path(
@@ -398,9 +398,9 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
 def locate(source: str | os.PathLike[str] | None = None) -> Path:
     """Find the file of weights: `source` if given, else $LIMPID_DETECTOR, else a download.
 
-    Downloads are ours or those of other tools. Where there is none it is downloaded, unless
-    $LIMPID_OFFLINE is set. Raises ValueError in one line that says how to get one by hand where
-    that fails, and where a download does not have its checksum.
+    Earlier downloads of this project and of other tools are found. If there is none, the file is
+    downloaded, unless $LIMPID_OFFLINE is set. Raises ValueError, in one line that says how to get
+    the file by hand, if that fails or if a download has another checksum.
     """
     return source_of('FID', 'Inception', PUBLISHED[0], downloads(), source, 'LIMPID_DETECTOR')
 
@@ -410,8 +410,8 @@ def source_of(number: str, network: str, file: Published,
               variable: str) -> Path:
     """Find a file of weights, or fetch it.
 
-    Returns `source`, else what the environment's `variable` names, else the first of `downloads`
-    that is there, else `file`, fetched. `number` and `network` are for messages.
+    Returns `source`, else the path in the environment's `variable`, else the first of `downloads`
+    that exists, else `file`, which is downloaded. `number` and `network` are for messages.
     """
     if source is not None:
         return Path(source)
@@ -445,7 +445,7 @@ def source_of(number: str, network: str, file: Published,
 
 
 def downloads() -> Iterator[tuple[Path, str | None]]:
-    """Yield where downloads may be, with their checksums: in our cache, then in other tools'."""
+    """Yield the paths where downloads may be, with checksums: our cache, then other tools'."""
     state_dict, torchscript, _ = PUBLISHED
     for file in PUBLISHED:
         yield cached_path(file.url), file.sha256
