@@ -20,9 +20,9 @@ def from_adm(theirs: dict[str, Tensor], path: Path, weights: str | None) -> Foun
     """Describe 64x64_diffusion.pt: iDDPM preconditioning with learned variance, cosine levels.
 
     The file says neither its resolution nor its noise levels. A network that attends at all levels
-    but the first is taken for the published one for 64x64 images, which attends at 32, 16 and 8 and
-    has the cosine levels and the newer order of attention; the others of that publication have
-    linear noise levels.
+    but the first is taken to be the published one for 64x64 images, which attends at 32, 16 and 8
+    and has the cosine levels and the newer order of attention; the other networks of that
+    publication have linear noise levels.
     """
     config = _adm_config(Source(theirs, path))
     net = without_memory(config, len(theirs), path)

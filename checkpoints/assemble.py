@@ -1,7 +1,7 @@
-"""Networks as files describe them, and how they are built: shared by the readers of all files.
+"""Networks as files describe them, and their construction, which the readers of all files share.
 
-A network is first built without memory, on the device 'meta', and gets memory only after every
-tensor of the file was found to have its shape.
+A network is first built without memory, on the device 'meta', and gets memory only after all
+tensors of the file were found to have the right shapes.
 """
 
 import math
@@ -34,7 +34,7 @@ class Found(NamedTuple):
 
 
 class Source:
-    """Anybody's state dict, from which each tensor is taken once. Its errors name the file."""
+    """A state dict of any origin, from which each tensor is taken once. Errors name the file."""
 
     def __init__(self, tensors: Mapping[str, Tensor], path: Path) -> None:
         self.tensors, self.path = dict(tensors), path
@@ -125,7 +125,7 @@ def without_memory(config: NetworkConfig, count: int, path: Path) -> Denoiser:
 def constant_tensors(config: NetworkConfig, net: Denoiser) -> dict[str, Tensor]:
     """Return the tensors of `net` that follow from its configuration.
 
-    Other people's state dicts leave them out.
+    The state dicts of other programs leave them out.
     """
     filters = config.model.get('resample_filter', [1, 1])
     conv = Conv2d(1, 1, kernel=0, down=True, resample_filter=filters)
@@ -156,7 +156,7 @@ def _check_arguments(config: NetworkConfig, count: int) -> None:
 
 
 def _is_like(value: object, default: object) -> bool:
-    """Return whether `value` is a text, a short list or a number, whichever `default` is."""
+    """Return whether `value` is of the kind of `default`: a text, a short list or a number."""
     if isinstance(default, str):
         return isinstance(value, str)
     if isinstance(default, list):
@@ -169,9 +169,9 @@ def _is_small(value: object) -> bool:
 
 
 def _take_range_of_levels(net: Denoiser) -> None:
-    """Take the range of noise levels from the table of the file, where it is not the formula's.
+    """Take the range of noise levels from the table of the file if it differs from the formula.
 
-    Published tables were computed in float32 and are up to 5e-4 off the formula.
+    Published tables were computed in float32 and differ from the formula by up to 5e-4.
     """
     u = net.state_dict()['u']
     low, high = u[-2].item(), u[0].item()

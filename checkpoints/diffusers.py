@@ -1,4 +1,4 @@
-"""Folders of Hugging Face's diffusers: existing weights under every sampler here.
+"""Folders of Hugging Face's diffusers, so that every sampler here can use existing weights.
 
     net = read_diffusers('ddpm-cifar10-32')                                   # a pipeline
     net = read_diffusers('stable-diffusion/unet', embeddings='prompts.npz')   # its U-Net alone
@@ -90,9 +90,9 @@ def read_schedule(config: dict[str, Any], path: Path) -> tuple[DiscreteSchedule,
 
     β_t are trained_betas, or by beta_schedule: linear, scaled_linear (Stable Diffusion),
     squaredcos_cap_v2 (cosine). With rescale_betas_zero_snr Algorithm 1 of Lin et al. 2023 follows,
-    also for squaredcos_cap_v2 with its β ≤ 0.999. diffusers computes all of this in float32, off by
-    up to 4e-5 of ᾱ_t; its Euler and DPM-Solver put 2⁻²⁴ in the place of ᾱ_T = 0, for which the
-    network was trained.
+    also for squaredcos_cap_v2 with its β ≤ 0.999. diffusers computes all of this in float32, with
+    errors of up to 4e-5 of ᾱ_t; its Euler and DPM-Solver use 2⁻²⁴ instead of ᾱ_T = 0, for which
+    the network was trained.
     """
     if config.get('beta_schedule') is None and config.get('trained_betas') is None:
         raise ValueError(f'{path}: {shown(str(config.get("_class_name")), 60)} has no betas; '
@@ -257,7 +257,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 class _Labels(NamedTuple):
-    """The labels of a network: their number, their embeddings, and the parameter that is missing.
+    """The labels of a network: their number, their embeddings, and any parameter that is missing.
 
     See DiffusersDenoiser.
     """

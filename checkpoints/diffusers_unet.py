@@ -29,11 +29,11 @@ TIMESTEPS = ('nearest', 'interpolated')
 
 @dataclass(frozen=True)
 class Prediction:
-    """c_in = a, c_noise = t: a network that is asked in z at the timesteps of a table.
+    """c_in = a, c_noise = t: a network that receives z and a timestep of a table.
 
     schedule   the table of noise levels σ_t, of which the last may be ∞
-    timesteps  'nearest': the network is told the t of the nearest level, and takes σ for σ_t;
-               'interpolated': it is told a fraction, linear in ln σ, and takes σ as it is
+    timesteps  'nearest': the network receives the t of the nearest level, and σ counts as σ_t;
+               'interpolated': it receives a fractional t, linear in ln σ, and σ stays as it is
     """
     no_infinity: ClassVar[str] = ''
     schedule: DiscreteSchedule
@@ -119,8 +119,8 @@ class DiffusersDenoiser(Denoiser):
     embeddings   [label_dim + 1, tokens, dim] for cross-attention: one for each label, and one for
                  none
     lacks_null   the parameter of read_diffusers that would say how training expressed that there is
-                 no class. Until then the network is told so by zeros, which it has never seen. ''
-                 if nothing is missing
+                 no class. Without it the network receives zeros, which it has never seen. '' if
+                 nothing is missing
     """
 
     def __init__(self, model: nn.Module, precond: Epsilon | Velocity | Sample,
@@ -142,7 +142,7 @@ class DiffusersDenoiser(Denoiser):
 
     @property
     def timesteps(self) -> str:
-        """How noise levels become timesteps: 'nearest' or 'interpolated'."""
+        """The rule that turns noise levels into timesteps: 'nearest' or 'interpolated'."""
         return self.prediction.timesteps
 
     @property
@@ -164,7 +164,7 @@ class DiffusersDenoiser(Denoiser):
                        lacks_null=self.lacks_null)
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        """Return the t that the network is told for noise levels, in the shape of sigma."""
+        """Return the t that the network receives for noise levels, in the shape of sigma."""
         return self.prediction.c_noise(sigma)
 
     def forward(self, x: Tensor, sigma: Tensor | float,   # type: ignore[override]

@@ -23,7 +23,7 @@ T = TypeVar('T')
 
 
 def from_edm(contents: dict[str, Any], path: Path, weights: str | None) -> Found:
-    """Describe a network snapshot, which has the average, or a training state, which has not."""
+    """Describe a network snapshot, which has the average, or a training state, which does not."""
     averaged = isinstance(contents.get('ema'), Record)
     module = contents['ema' if averaged else 'net']
     tensors = dict(_tensors_of(module, '', path))

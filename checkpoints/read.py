@@ -46,9 +46,9 @@ def read_network(path: str | os.PathLike[str],
 
     The network is in evaluation mode. `weights` is 'ema', 'ema:NAME' or 'raw'; None stands for the
     average if there is one. The second value has `kind`, `weights`, `config` (a NetworkConfig),
-    `nimg` (images seen in training, or None), `training` (all that is known of it) and `notes`
-    (assumptions, where the file leaves something open). Raises FileNotFoundError, or ValueError in
-    one line that names the file, and the class or tensor that does not fit.
+    `nimg` (images seen in training, or None), `training` (all that is known about it) and `notes`
+    (assumptions about what the file leaves open). Raises FileNotFoundError, or ValueError in one
+    line that names the file, and the class or tensor that does not fit.
     """
     path = Path(path)
     if is_safetensors(path):

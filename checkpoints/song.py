@@ -1,4 +1,4 @@
-"""DDPM++ and NCSN++ as trained by Song et al. 2021: modules in a list, in the order of use."""
+"""DDPM++ and NCSN++ as trained by Song et al. 2021, stored as a list of modules in order of use."""
 
 import re
 from collections.abc import Iterator
@@ -17,10 +17,11 @@ from training.networks import ARCHITECTURES, NetworkConfig, SongUNet, UNetBlock,
 def from_song(contents: dict[str, Any], path: Path, weights: str | None) -> Found:
     """Describe checkpoint_*.pth: DDPM++ cont. (VP), or NCSN++ cont. (VE).
 
-    The file does not say for which noise it was trained: Fourier features with a residual encoder
-    are taken for VE, positional embedding with a plain encoder for VP (β_d = 19.9, β_min = 0.1), as
-    published; anything else is refused. Networks for VE take data in [0, 1] and bring them to
-    [−1, 1] in their first line, so that only their noise levels change: they double.
+    The file does not say for which noise it was trained. Fourier features with a residual encoder
+    are taken to mean VE, and positional embedding with a plain encoder VP (β_d = 19.9,
+    β_min = 0.1), as published; anything else is refused. Networks for VE take data in [0, 1] and
+    convert them to [−1, 1] in their first line, so that only their noise levels change: they
+    double.
     """
     raw = {str(name).removeprefix('module.'): tensor for name, tensor in contents['model'].items()}
     sigmas = raw.pop('sigmas', None)
@@ -72,7 +73,7 @@ def _song_modules(theirs: dict[str, Any], path: Path) -> list[Source]:
 
 
 def _song_kind(module: Source) -> str:
-    """Return what a module is, by the names of its tensors; '' for an unknown one."""
+    """Return the kind of a module, by the names of its tensors; '' for an unknown one."""
     names = module.tensors
     for kind, name in SONG_KINDS.items():
         if name in names:
@@ -83,7 +84,7 @@ def _song_kind(module: Source) -> str:
 
 
 def _song_config(modules: list[Source], sigmas: object, path: Path) -> NetworkConfig:
-    """Return the configuration that the order and the shapes of the modules tell."""
+    """Return the configuration that follows from the order and the shapes of the modules."""
     kinds = [_song_kind(module) for module in modules]
     fourier, residual = kinds[:1] == ['fourier'], 'pyramid' in kinds
     start = 4 if fourier else 3
@@ -129,7 +130,7 @@ def _song_range(sigmas: object, path: Path) -> tuple[float, float]:
 
 
 class _Modules:
-    """Their modules, taken one by one in the order of ours."""
+    """The modules of the file, taken one by one in the order of SongUNet."""
 
     def __init__(self, modules: list[Source]) -> None:
         self.path, self.rest = modules[0].path, list(modules)

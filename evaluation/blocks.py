@@ -20,8 +20,8 @@ def summary(scores: Sequence[Mapping[str, float]]) -> dict[str, Blocks]:
     """Summarise the numbers of blocks of seeds, {name: number} for each, as papers report them.
 
     Papers give the lowest FID of three blocks, and beside it the other numbers of that same block.
-    So the block that is best by the first number is reported with all of its numbers, and a second
-    number may be better in another block. Of equally good blocks the first counts.
+    So the block that is best by the first number is reported with all of its numbers, although
+    another number may be better in another block. Of equally good blocks the first counts.
     """
     first = next(iter(scores[0]))
     choose = max if higher_is_better(first) else min

@@ -21,12 +21,12 @@ from torch_utils.digest import digest_of_tensors
 class GeneratedImages:
     """The images that a network generates from seeds: the pixels that generate.py would write.
 
-    seeds    one for each image
-    classes  are cycled over the seeds, as generate.py does; None: drawn from the seed
-    rng      where random numbers are drawn, a type of device; None: on `device`
-    batch    images at a time
+    seeds    one seed for each image
+    classes  the classes, repeated over the seeds as in generate.py; None: each seed draws its own
+    rng      the type of device on which random numbers are drawn; None: `device`
+    batch    the number of images at a time
     source   the name of the network, for reports
-    stopping is asked before each range of positions; where it says yes, the images end early
+    stopping a function called before each range of positions; if it returns true, the images end
     """
     lossy = in_subfolders = False
 
@@ -46,7 +46,7 @@ class GeneratedImages:
         return len(self.seeds)
 
     def fingerprint(self) -> str:
-        """Return a digest of all that the images depend on, where random numbers are drawn too."""
+        """Return a digest of all that the images depend on, such as the device of the draws."""
         classes = None if self.classes is None else list(self.classes)
         told = (digest_of(self.net), repr(self.plan), _short(self.seeds), classes,
                 self.rng or self.device.type, self.image_shape)
@@ -72,7 +72,7 @@ class GeneratedImages:
 def digest_of(net: Network) -> str:
     """Return a text that is equal for equal networks.
 
-    It tells the weights, or the data of an ideal denoiser, and how they are used.
+    It identifies the weights, or the data of an ideal denoiser, and the way they are used.
     """
     if isinstance(net, Counting):
         return digest_of(net.net)
@@ -91,7 +91,7 @@ def digest_of(net: Network) -> str:
 
 
 def _short(seeds: Sequence[int]) -> str:
-    """Tell seeds in a text that does not grow with their number."""
+    """Return a text for the seeds that does not grow with their number."""
     if isinstance(seeds, range):
         return repr(seeds)
     return hashlib.sha256(repr(list(seeds)).encode()).hexdigest()

@@ -38,8 +38,8 @@ class FolderImages:
     def fingerprint(self) -> str:
         """Return a digest of names and contents.
 
-        A zip has checksums of its files. Those of a folder are read, as files of equal sizes may
-        be other images.
+        A zip has checksums of its files. The files of a folder are read, as files of equal size may
+        hold different images.
         """
         digest = hashlib.sha256(self.dataset.fingerprint().encode())
         if not self.dataset.files.is_zip:
@@ -86,7 +86,7 @@ def open_images(path: str, num: int | None = None, seed: int = 0,
 
 
 def open_reference(path: str, workers: int = 0) -> str | Images:
-    """Open real images, a folder or a zip; the path of any other reference stays a path."""
+    """Open the images of a folder or a zip; return the path of any other reference unchanged."""
     is_zip = path.lower().endswith('.zip') and os.path.isfile(path)
     if is_zip or os.path.isdir(path):
         return _told(FolderImages(path, workers=workers))

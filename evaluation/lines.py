@@ -1,4 +1,4 @@
-"""Results of judging, in the lines that the commands print."""
+"""Results of judging, as the lines that the commands print."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,9 +9,9 @@ from metrics.judge import Judge, Result
 
 
 def result_lines(judge: Judge, result: Result) -> list[str]:
-    """Tell the numbers of a result: one for one metric, as scripts expect.
+    """Return the lines of a result: the number alone for one metric, as scripts expect.
 
-    Several have a line each, and then the first number follows once more.
+    Several numbers have a line each, and then the first one follows again, alone.
     """
     lines = [f'{title_of(judge)} of {_against(result)}:']
     if judge.metrics != ['fid']:
@@ -22,7 +22,7 @@ def result_lines(judge: Judge, result: Result) -> list[str]:
 
 def summary_lines(judge: Judge, results: Sequence[Result],
                   numbers: Mapping[str, Blocks]) -> list[str]:
-    """Tell the best block of several, and the mean and spread of all; the first number is last."""
+    """Return lines on the best of several blocks and on all; the last is the first number."""
     lines = [f'{title_of(judge)} of {len(results)} x {_against(results[0])}:']
     first, *others = numbers
     best = 'maximum' if higher_is_better(first) else 'minimum'
@@ -35,14 +35,14 @@ def summary_lines(judge: Judge, results: Sequence[Result],
 
 
 def title_of(judge: Judge) -> str:
-    """Return what the numbers are called in print."""
+    """Return the printed names of the numbers."""
     if judge.metrics != ['fid']:
         return 'Numbers' if judge.main != 'demo' else 'Numbers of random features (NOT FID)'
     return TAPS[tap_of('fid', judge.main)].number
 
 
 def _against(result: Result) -> str:
-    """Tell how many images were compared with how many."""
+    """Return how many images were compared with how many."""
     beside = '' if result.reference_count is None else f' against {result.reference_count}'
     features = sorted(set(result.about['ref_features'].values()))
     if features and beside:

@@ -1,4 +1,4 @@
-"""The search for memorised images: those of files, beside the nearest training images."""
+"""The search for memorised images: images in files beside the nearest training images."""
 
 import csv
 import io
@@ -32,11 +32,11 @@ class Part:
 def find_nearest(sets: Mapping[str, FileImages], training: FileImages,
                  extractor: FeatureExtractor, *, num: int | None, seed: int, count: int,
                  xflip: bool, device: torch.device, batch: int) -> dict[str, Part] | None:
-    """Look at the training images once for those nearest to each image of the sets, by name.
+    """Find the training images nearest to each image of the sets; return a Part for each name.
 
-    At most `num` images of each set are looked at, a random subset that `seed` chooses; None: all.
-    `count` nearest are found, in pixels and in features; with `xflip`, of mirrored training images
-    too. Collective; the result is on rank 0, None on the others.
+    At most `num` images of each set are used, a random subset that `seed` chooses; None: all. The
+    `count` nearest are found, in pixels and in features, and with `xflip` among mirrored training
+    images too. Collective; the result is on rank 0, None on the others.
     """
     positions = {name: random_subset(len(images), num or len(images), seed)
                  for name, images in sets.items()}

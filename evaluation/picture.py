@@ -18,10 +18,10 @@ AXES = {'nfe': 'NFE, evaluations of the network for an image', 'kimg': 'Training
 
 
 def draw(rows: Iterable[Row], metric: str, path: str | os.PathLike[str], label: str) -> None:
-    """Draw the numbers against what varies first, a curve for each combination of the rest.
+    """Draw the numbers as curves against the axis of `axis_of`, one for each other combination.
 
-    The best point is filled, and the cheapest within 3 % of it ringed; the dotted line is 3 % above
-    the best. `label` is the title of the numbers' axis.
+    The best point is filled, the cheapest point within 3 % of it has a ring, and the dotted line is
+    3 % above the best. `label` is the title of the numbers' axis.
     """
     rows = usable(rows, metric)
     x, plt = axis_of(rows), pyplot()
@@ -43,7 +43,7 @@ def draw(rows: Iterable[Row], metric: str, path: str | os.PathLike[str], label: 
 
 
 def _draw_curves(axes: 'Axes', by_label: dict[str, list[Row]], metric: str, x: str) -> None:
-    """Draw all curves, those beyond the best CURVES in grey and without a name."""
+    """Draw all curves; those that are not among the best CURVES are grey and have no name."""
     best_first = sorted(by_label, key=lambda name: min(rank_key(row, metric)
                                                        for row in by_label[name]))
     shown = [name for name in by_label if name in best_first[:CURVES]]

@@ -1,4 +1,4 @@
-"""What a sweep found: the paper's rule of reporting, and report.json."""
+"""Reports of sweeps: the paper's rule of reporting, and report.json."""
 
 import json
 import math
@@ -18,9 +18,9 @@ STEPS = ('steps', 'rtol', 'eps_rel')   # settings that move a point along its cu
 def report(rows: Iterable[Row], metric: str) -> tuple[Row, Row]:
     """Apply the reporting rule of Tables 3 and 4 of Karras et al. 2022.
 
-    Returns the line of the lowest value, and that of the lowest NFE whose value is within 3 % of
-    it. Of numbers of which more is better, the highest takes the place of the lowest. Of equals the
-    first line counts. Raises ValueError where no line has that number.
+    Returns the line with the lowest value, and the line with the lowest NFE whose value is within
+    3 % of it. For numbers of which more is better, the highest replaces the lowest. Of equal lines
+    the first counts. Raises ValueError if no line has that number.
     """
     measured = usable(rows, metric)
     if not measured:
@@ -31,7 +31,7 @@ def report(rows: Iterable[Row], metric: str) -> tuple[Row, Row]:
 
 
 def rank_key(row: Row, metric: str) -> float:
-    """Return a point's number, such that lower is better; infinity where it has none."""
+    """Return a point's number, signed so that lower is better, or infinity if it has none."""
     value = sign_of(metric) * float(row.get(metric, 'nan'))
     return value if math.isfinite(value) else math.inf
 
@@ -42,7 +42,7 @@ def usable(rows: Iterable[Row], metric: str) -> list[Row]:
 
 
 def rank_limit(best: Row, metric: str) -> float:
-    """Return the rank_key that is within 3 % of the best."""
+    """Return the largest rank_key that is within 3 % of the best."""
     return rank_key(best, metric) + TOLERANCE * abs(rank_key(best, metric))
 
 
@@ -52,9 +52,9 @@ def sign_of(metric: str) -> int:
 
 
 def curves(rows: Sequence[Row], x: str = 'nfe') -> dict[str, list[Row]]:
-    """Sort points into curves: those that differ in nothing but what moves them along the axis `x`.
+    """Group points into curves: those that differ only in settings that change the axis `x`.
 
-    Returns {label: points by rising x}. The label tells the settings that vary.
+    Returns {label: points by rising x}. The label names the settings that vary between curves.
     """
     if x == 'kimg':   # the snapshots of a run are one network
         rows = [{**row, 'network': os.path.dirname(row['network'])} for row in rows]
@@ -71,9 +71,9 @@ def curves(rows: Sequence[Row], x: str = 'nfe') -> dict[str, list[Row]]:
 
 
 def axis_of(rows: Sequence[Row]) -> str:
-    """Choose what a picture is drawn against.
+    """Choose the horizontal axis of a picture.
 
-    NFE where the steps vary, else the first of training and settings that varies, else NFE.
+    It is NFE if the steps vary, else the first of training and settings that varies, else NFE.
     """
     for name in (*STEPS, 'kimg', *FLAGS.values()):
         values = {row.get(name, '') for row in rows}
@@ -115,7 +115,7 @@ def write_json(path: str | os.PathLike[str], told: Mapping[str, object]) -> None
 
 
 def _with_numbers(value: object) -> object:
-    """Turn text that is a number into one; but a point's key and a network's name stay text."""
+    """Turn text that is a number into a number, except a point's key and a network's name."""
     if isinstance(value, Mapping):
         return {key: member if key in ('point', 'network') else _with_numbers(member)
                 for key, member in value.items()}

@@ -13,7 +13,7 @@ from limpid.samplers import Churn
 class Grids:
     """The values tried for each number of Algorithm 2, rising.
 
-    Those of Table 5, with its ellipses read as 1, 2, 5, 10.
+    The defaults are those of Table 5, with its ellipses read as 1, 2, 5, 10.
     """
     S_churn: tuple[float, ...] = tuple(10.0 * i for i in range(11))
     S_min: tuple[float, ...] = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -45,9 +45,9 @@ def search_settings(grids: Grids, evaluate: Callable[[Churn], float],
     deterministic sampler is tried like the others, but the search goes on from the best stochastic
     one: with S_churn = 0 the other numbers mean nothing.
 
-    `evaluate` returns what should be low, and inf where it cannot be had. Settings for which `same`
-    returns equal values draw the same images, and are evaluated once. Of equally good ones the
-    first tried comes first.
+    `evaluate` returns a number that should be low, or inf if there is none. Settings for which
+    `same` returns equal values draw the same images, and are evaluated once. Of equally good
+    settings the one tried first comes first.
     """
     tried: dict[Hashable, tuple[Churn, float]] = {}
 
@@ -76,14 +76,14 @@ def search_settings(grids: Grids, evaluate: Callable[[Churn], float],
 
 
 def numbers_of(churn: Churn) -> dict[str, float]:
-    """Return the numbers as sampler options; without fresh noise S_churn = 0 says it all."""
+    """Return the numbers as sampler options; without fresh noise S_churn = 0 is enough."""
     return dataclasses.asdict(churn) if churn.S_churn > 0 else {'S_churn': 0.0}
 
 
 def effect_of(churn: Churn, sigmas: Sequence[float]) -> Hashable:
     """Return γ_i at the noise levels σ_0 ... σ_N, and S_noise if any γ_i is not 0.
 
-    Where these are equal, so are the images.
+    If these are equal, so are the images.
     """
     gammas = tuple(churn.gamma(sigma, len(sigmas) - 1) for sigma in sigmas[:-1])
     return gammas, churn.S_noise if any(gammas) else None

@@ -14,7 +14,7 @@ from options.sampler import sampler_options
 
 
 class Several(click.ParamType):  # type: ignore[type-arg]
-    """Values of one type with commas between, as a list; a type that is a list has one value."""
+    """Values of one type, separated by commas, as a list; a type that is a list has one value."""
 
     def __init__(self, kind: click.ParamType) -> None:  # type: ignore[type-arg]
         self.kind, self.name = kind, kind.name
@@ -41,7 +41,7 @@ def _with_options(command: Callable[..., Any]) -> list[click.Option]:
 def swept_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options of sampler and guidance, each with several values.
 
-    Of --sigmas, which is a list itself, there is one value.
+    --sigmas, which is a list itself, takes one value.
     """
     for option in _with_options(command):
         option.type = Several(option.type)
@@ -49,7 +49,7 @@ def swept_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def searched_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of sampler and guidance but for those that are searched for."""
+    """Give a command the options of sampler and guidance except those that are searched for."""
     parameters: list[Any] = getattr(command, '__click_params__', [])
     for option in _with_options(command):
         if option.name in NUMBERS:

@@ -39,10 +39,10 @@ PROBED = 64            # images whose mean is the NFE of samplers that choose th
 
 
 def networks(specs: str, weights: str | None = None) -> list[Network]:
-    """Read names of networks with commas between; the folder of a run means all its snapshots.
+    """Read names of networks, separated by commas; the folder of a run means all its snapshots.
 
-    The oldest snapshot comes first. `weights` are names with commas between, each tried with every
-    network. Raises ValueError for a folder without snapshots.
+    The oldest snapshot comes first. `weights` are names, separated by commas, each of which is
+    tried with every network. Raises ValueError for a folder without snapshots.
     """
     paths: list[str] = []
     for spec in specs.split(','):
@@ -76,7 +76,7 @@ def averages(run_dir: str, widths: Sequence[float], folder: Path) -> list[Networ
 
 
 class Sweep:
-    """Draws the images of points and judges them; networks are opened one after the other.
+    """A judge of points, which draws their images; networks are opened one after the other.
 
     `classes`, `rng` and `batch` are as in GeneratedImages; `opening` are further arguments of
     open_network, for all networks. Collective.
@@ -92,7 +92,7 @@ class Sweep:
         self._told: set[str] = set()
 
     def opened(self, network: Network, options: Mapping[str, Any]) -> list[Any]:
-        """Open a network and, where it has one, its guide; those of the last call are kept."""
+        """Open a network and its guide, if it has one; those of the last call are kept."""
         guide = options.get('guide_network')
         if options.get('guidance') in (None, 1):
             guide = None   # not asked
@@ -106,7 +106,7 @@ class Sweep:
         return [self._opened[key] for key in wanted]
 
     def drawing(self, network: Network, options: Mapping[str, Any]) -> Opened:
-        """Make a network's sampler; RefusedError for options that do not go together or with it."""
+        """Make a network's sampler; raise RefusedError for options that do not fit."""
         networks = self.opened(network, options)
         try:
             drawing = planned(networks, options)
@@ -122,7 +122,7 @@ class Sweep:
 
     def plan(self, networks: Iterable[Network], options: Sequence[Mapping[str, Any]],
              protocol: Protocol) -> list[Point]:
-        """Return all options with each network; of points that draw the same images the first."""
+        """Return the points of all options with each network; of equal points only the first."""
         points: dict[str, Point] = {}
         for network in networks:
             for given in options:
@@ -147,7 +147,7 @@ class Sweep:
     def __call__(self, point: Point, state: Path) -> Row:
         """Return the NFE, numbers and seconds of a point, as cells of the table.
 
-        Of several blocks the numbers of the best one, with means and deviations of all.
+        For several blocks these are the numbers of the best one, with means and deviations of all.
         """
         started = time.monotonic()
         drawing = self.drawing(point.network, point.options)
@@ -198,7 +198,7 @@ class Sweep:
         return lambda churn: effect_of(churn, sigmas)
 
     def _evaluations(self, point: Point, drawing: Opened) -> float:
-        """Return the NFE of an image: of the first, or the mean of a few where it depends on it."""
+        """Return the NFE of an image: that of the first, or the mean of a few if images differ."""
         adaptive = isinstance(drawing.plan.sampler, tuple(ADAPTIVE.values()))
         count = min(PROBED, point.protocol.num) if adaptive else 1
         seeds = point.protocol.seeds(0)[:count]

@@ -1,4 +1,4 @@
-"""The table of a sweep: points by their keys, each measured once, complete at any time.
+"""The table of a sweep: points by their keys, each measured once, in a file that is always whole.
 
     with Table('out/sweep', 'sweep.csv') as table:
         rows = measure_points(points, table, evaluate)
@@ -39,7 +39,7 @@ class Network:
 
     @property
     def settings(self) -> Row:
-        """The cells of the table that tell the network."""
+        """The cells of the table that identify the network."""
         kimg = re.fullmatch(r'network-snapshot-(\d+)\.pkl', Path(self.path).name)
         return {'network': self.path, 'weights': self.weights or '',
                 'kimg': str(int(kimg[1])) if kimg else ''}
@@ -47,7 +47,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How many images are judged: `blocks` times `num`, of seeds one after the other."""
+    """The number of images that are judged: `blocks` times `num`, from consecutive seeds."""
     num: int
     seed: int = 0
     blocks: int = 1
@@ -58,7 +58,7 @@ class Protocol:
 
     @property
     def settings(self) -> Row:
-        """The cells of the table that tell the images."""
+        """The cells of the table that identify the images."""
         return {field.name: str(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
 
@@ -110,7 +110,7 @@ class Table:
         return self.folder / 'state' / key
 
     def add(self, row: Row) -> None:
-        """Add a line, or put it in place of the one of the same point."""
+        """Add a line, or replace the line of the same point."""
         self.rows[row['point']] = {name: row[name] for name in columns_of([row]) if name in row}
         distributed.on_rank_0(lambda: self._write(row['point']))
 
@@ -184,7 +184,7 @@ def _outcome(row: Row) -> str:
 
 
 def scores_in(rows: Iterable[Row]) -> list[str]:
-    """Return the columns that are neither settings nor circumstances."""
+    """Return the columns that hold numbers of metrics, not settings or circumstances."""
     others = {'point', *SETTINGS, *CIRCUMSTANCES, *LAST}
     return list(dict.fromkeys(name for row in rows for name in row if name not in others))
 

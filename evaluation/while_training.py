@@ -25,15 +25,17 @@ from training.stats_file import nimg_of, read_statistics
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """How a network is judged while it trains: its images of seeds 0 ... num - 1 against real ones.
+    """The settings by which a network is judged while it trains.
+
+    Its images of the seeds 0 ... num - 1 are compared with real ones.
 
     interval_nimg   images of training between two evaluations; the end of a run is judged too
     ref, metrics, detector, allow_mismatch   as in Judge; the first metric chooses the best snapshot
     num_steps       steps of the deterministic sampler
     batch           images at a time, per device
 
-    Raises ValueError for a metric that is unknown, and for a first one of which more is better.
-    None of it is part of what a run is: a continuing command may add it or change it.
+    Raises ValueError for an unknown metric, and for a first metric of which more is better. None of
+    this is part of the identity of a run: a continuing command may add it or change it.
     """
     interval_nimg: int
     ref: str
@@ -60,10 +62,10 @@ class EvalConfig:
 
 
 class WhileTraining:
-    """Judges the networks of a run; reference and detectors are loaded once.
+    """A judge of the networks of a run; reference and detectors are loaded once.
 
     `net` is like the networks to come. Collective: every rank makes one and calls it. Raises
-    ValueError, on all ranks, for what does not fit.
+    ValueError, on all ranks, for settings that do not fit together.
     """
 
     def __init__(self, config: EvalConfig, net: Denoiser, device: torch.device) -> None:
@@ -82,14 +84,14 @@ class WhileTraining:
                          'num_steps': config.num_steps, 'origin': self.judge.origin()}
 
     def is_missing(self, run_dir: Path, nimg: int) -> bool:
-        """Tell whether stats.jsonl has a line of `nimg`, but one without these numbers."""
+        """Return whether stats.jsonl has a line of `nimg`, but without these numbers."""
         lines = [line for line in read_statistics(run_dir / 'stats.jsonl') if nimg_of(line) == nimg]
         return any(line.get('evaluation') != self.protocol
                    or any(f'Metrics/{name}' not in line for name in self.config.names)
                    for line in lines)
 
     def is_due(self, state: TrainState, config: TrainConfig, run_dir: Path) -> bool:
-        """Tell whether the averaged network is to be judged now, and has not been; collective."""
+        """Return whether the averaged network is due to be judged and has not been; collective."""
         at_end = state.nimg >= config.total_nimg
         at_interval = due(state.nimg, config.batch_size, self.config.interval_nimg)
         if state.nimg == 0 or not (at_end or at_interval):
@@ -101,7 +103,7 @@ class WhileTraining:
                  stopping: Callable[[], bool]) -> Result | Stopped | None:
         """Judge a network; the result is on rank 0, None on the others.
 
-        `stopping` is asked before each batch of images; where it says yes on any rank, the result
+        `stopping` is called before each batch of images; if it returns true on any rank, the result
         is Stopped on all of them. Progress is kept in a hidden folder of the run until there are
         numbers. Raises ValueError, on all ranks, for images that are not finite.
         """
@@ -147,7 +149,7 @@ class WhileTraining:
 def without_a_trace(device: torch.device) -> Iterator[None]:
     """Run a block without gradients that leaves no trace in the training around it.
 
-    The random numbers that it draws, and its settings of cuDNN and autograd, are undone.
+    The states of the random generators, and the settings of cuDNN and autograd, are restored.
     """
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic
