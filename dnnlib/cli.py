@@ -22,8 +22,8 @@ T = TypeVar('T')
 class GroupedCommand(click.Command):
     """A command whose help lists its options under the headings given by `heading(...)`.
 
-    `examples` is printed last, as it stands. Without it, the text of the docstring after a line
-    `Examples:` is.
+    `examples` is printed last, unchanged. Without it, the text of the docstring after a line
+    `Examples:` is printed instead.
     """
 
     def __init__(self, *args: Any, examples: str = '',   # noqa: ANN401 (click's own)
@@ -54,7 +54,7 @@ class GroupedCommand(click.Command):
 
 
 class KeyOf(click.Choice):  # type: ignore[type-arg]
-    """A key of `table` or one of `more`; what is entered into the table later is taken, too."""
+    """A key of `table` or one of `more`; keys that are added to the table later are valid too."""
 
     def __init__(self, table: Mapping[str, object], *more: str) -> None:
         self.table, self.more = table, more
@@ -208,11 +208,11 @@ def check_apart(written: Mapping[str, str | None], read: Mapping[str, str | None
 
 
 def one_line_errors(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a command: errors that its user can mend become one line and an exit code.
+    """Decorate a command: errors that its user can correct become one line and an exit code.
 
-    ValueError, FileNotFoundError and their kin are errors of usage, with exit code 2. Running out
-    of disk or of memory while working is a failure, with exit code 1. LIMPID_TRACEBACK=1 shows the
-    stack trace instead.
+    ValueError, FileNotFoundError and similar errors are errors of usage, with exit code 2. Running
+    out of disk or of memory while working is a failure, with exit code 1. LIMPID_TRACEBACK=1 shows
+    the stack trace instead.
     """
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -241,9 +241,9 @@ def with_flags(message: str, names: Collection[str] = (),
     """Name parameters in `message` as options of the running command: ref=x becomes --ref=x.
 
     Messages of the libraries name the parameters of their functions; `names` are those to look
-    for. Where the command has an option of that name, its user reads it: `ref=x.npz` becomes
-    `--ref=x.npz`, and `allow_mismatch=True` becomes `--allow-mismatch`. Without a running command
-    these stay as they are. `phrases` are replaced word by word, whatever the command.
+    for. If the command has an option of that name, the message names it instead: `ref=x.npz`
+    becomes `--ref=x.npz`, and `allow_mismatch=True` becomes `--allow-mismatch`. Without a running
+    command the names stay as they are. `phrases` maps phrases to replacements for every command.
     """
     for phrase, spoken in phrases.items():
         message = message.replace(phrase, spoken)

@@ -21,7 +21,7 @@ def encode(value: object, tags: Tags) -> Any:   # noqa: ANN401 (plain values, ne
     """Return plain dicts, lists, strings and numbers, fit for JSON, for a dataclass or a value.
 
     Infinity becomes the string 'inf'. Fields that do not take part in comparisons (compare=False)
-    are no configuration and are left out.
+    are not configuration and are left out.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         tag = {cls: tag for tag, cls in tags.items()}.get(type(value))

@@ -50,10 +50,10 @@ def cached_path(url: str) -> Path:
 def fetch(url: str, sha256: str | None = None, pause: float = 1.0) -> Path:
     """Return the path of the file at an http(s) address, from the cache or the web.
 
-    The file must have the SHA-256 `sha256`, in hexadecimal digits, also where it is in the cache
-    already. After a broken connection the rest is asked for, ATTEMPTS times, after waiting `pause`
-    seconds, then twice as long each time. Raises ValueError in one line that names the address and
-    says where the file can be put by hand.
+    The file must have the SHA-256 `sha256`, in hexadecimal digits, even if it is in the cache
+    already. After a broken connection the rest is requested again, up to ATTEMPTS times, after
+    waiting `pause` seconds and then twice as long each time. Raises ValueError, in one line that
+    names the address and says where the file can be put by hand.
     """
     if not is_url(url):
         raise ValueError(f'{url} is no http or https address')
@@ -170,8 +170,8 @@ def _copy(response: http.client.HTTPResponse, file: IO[bytes], title: str, have:
 def _only_one(path: Path) -> Iterator[None]:
     """Wait until no other process is within this block for the same path.
 
-    The lock goes with the process, however it ends. On a system without such locks nobody waits:
-    the work is done twice, and the file of the last process stays.
+    The lock ends with the process, however that ends. On a system without such locks no process
+    waits: the work is done twice, and the file of the last process stays.
     """
     with open(path, 'a+b') as file:
         try:

@@ -46,7 +46,8 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
 def held(path: str | os.PathLike[str]) -> Iterator[None]:
     """Hold the file `path` while the block runs. Raises ValueError if another process holds it.
 
-    The lock goes with the process, however it ends. A system without such locks keeps nobody out.
+    The lock ends with the process, however that ends. On a system without such locks every process
+    is let in.
     """
     with open(path, 'ab') as file:
         try:

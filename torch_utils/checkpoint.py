@@ -16,13 +16,13 @@ from dnnlib.files import atomic_write
 
 
 class DamagedError(ValueError):
-    """An error for a file of ours that is torn or altered."""
+    """An error for a file of this project that is incomplete or altered."""
 
 
 def save(contents: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """Write `contents`, all of it or nothing, so that torch.load(path, weights_only=True) reads it.
 
-    A checksum goes with it, since neither zip nor torch would notice every altered byte.
+    A checksum is stored with it, since neither zip nor torch would notice every altered byte.
     """
     with atomic_write(path) as file:
         torch.save({**contents, 'checksum': checksum(contents)}, file)

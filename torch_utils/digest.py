@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and little-endian float32 values, in the order of the names."""
+    """Return the SHA-256 over names, shapes and little-endian float32 values, in name order."""
     sha256 = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         values = tensor.detach().cpu().to(torch.float32).contiguous()

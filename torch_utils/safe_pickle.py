@@ -7,8 +7,8 @@ constants, containers, and calls of names in `allowed`, a plain mapping from (mo
 functions of ours. A name is looked up there and nowhere else: nothing is imported, no attribute is
 followed, no method of a stored class is called.
 
-Why not pickle.Unpickler with a find_class of ours? That decides about names, and about nothing
-else: it allocates what a file claims (an eleven-byte file can ask for a table of gigabytes), it
+Why not pickle.Unpickler with a find_class of our own? That decides only about names. The Unpickler
+still allocates what a file claims (an eleven-byte file can ask for a table of gigabytes), it
 calls any method called __setstate__ or append that it meets, it reads copyreg's global registry of
 extensions, and a tuple nested a million deep as the key of a dictionary overflows the C stack. Here
 
@@ -35,7 +35,7 @@ MAX_INT = 16              # bytes of an integer
 
 
 class ForbiddenError(ValueError):
-    """An error for a pickle that asks for something that is no data."""
+    """An error for a pickle that asks for something other than data."""
 
 
 class Global(NamedTuple):

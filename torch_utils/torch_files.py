@@ -1,4 +1,4 @@
-"""Files of tensors from anybody, read without running anything that is in them.
+"""Files of tensors from any source, read without running anything that is in them.
 
     contents = read_file('network-snapshot-000000.pkl', CHECKPOINTS, 'checkpoint')
 

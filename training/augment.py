@@ -1,7 +1,8 @@
-"""Non-leaking augmentation: geometric transformations and the labels that tell the network of them.
+"""Non-leaking augmentation: geometric transformations, and labels that describe them.
 
-A training image is shown transformed, and the network is told how by nine numbers, its augment
-labels; zeros mean an image as it is, which is what sampling asks for. (Appendix F.2, Table 6)
+A training image is transformed, and the network receives nine numbers that describe how, the
+augment labels. Zeros mean an image that is not transformed, which is what sampling asks for.
+(Appendix F.2, Table 6)
 
 Drawing the parameters and applying them are separate: draw() decides for a whole batch on the CPU,
 and any slice of the result can be applied where the images of that slice are.
@@ -33,9 +34,9 @@ NOT_BUILT = (
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """A probability and the multipliers of it; the defaults are the paper's for CIFAR-10.
+    """A probability `p` and its multipliers; the defaults are the paper's for CIFAR-10.
 
-    That of the x-flip is so large that half of all images are flipped whatever `p` above 0 is.
+    The multiplier of the x-flip is so large that half of all images are flipped for any `p` > 0.
     """
     p: float = 0.12
     xflip: float = 1e8
@@ -60,7 +61,7 @@ class Augmentation:
     def apply(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return images [n, C, H, W], floating point, transformed, and their labels [n, 9].
 
-        Never waits for the device. Raises ValueError for integer images and for another n.
+        This never waits for the device. Raises ValueError for integer images and for another n.
         """
         if not images.is_floating_point():
             raise ValueError(f'images of {images.dtype} cannot be augmented: '
@@ -139,8 +140,8 @@ class AugmentPipe:
              generator: torch.Generator | None = None) -> Augmentation:
         """Draw parameters for n images of `image_shape`, which ends in height and width.
 
-        `generator` is one on the CPU; None is torch's own. For each transformation first the
-        values are drawn, then whether they are kept.
+        `generator` is on the CPU; None stands for torch's own. For each transformation, first its
+        values are drawn, and then whether they are kept.
         """
         height, width = image_shape[-2:]
 
@@ -210,9 +211,9 @@ def _translate(x: Tensor | float, y: Tensor | float) -> Tensor:
 
 
 def _margin(G_inv: Tensor, height: int, width: int) -> tuple[int, int, int, int]:
-    """Return left, top, right, bottom: how far beyond the image a corner comes from.
+    """Return the margins left, top, right and bottom of the image that its corners come from.
 
-    A side is at most mirrored once, that is by its length less one; what lies beyond is black (0).
+    A side is mirrored at most once, that is by its length less one; pixels beyond are black (0).
     """
     centre = torch.tensor([(width - 1) / 2, (height - 1) / 2])
     signs = torch.tensor([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=torch.float32)
@@ -227,8 +228,9 @@ def _margin(G_inv: Tensor, height: int, width: int) -> tuple[int, int, int, int]
 def _resample(images: Tensor, G_inv: Tensor, margin: tuple[int, int, int, int]) -> Tensor:
     """Return images [B, C, H, W] transformed by G_inv [B, 3, 3], through twice the resolution.
 
-    Mirroring and filtering are linear in each axis, hence products with small matrices, which are
-    made here on the CPU: no margin is ever stored, and float32 means float32 on any device.
+    Mirroring and filtering are linear in each axis, and hence are products with small matrices,
+    which are made here on the CPU: no margin is ever stored, and float32 means float32 on any
+    device.
     """
     left, top, right, bottom = margin
     batch, channels, height, width = images.shape

@@ -1,4 +1,4 @@
-"""The time that a run takes, and how long it needs to come to a good end."""
+"""The time that a run takes, and the time that it needs to stop in good order."""
 
 import contextlib
 import time
@@ -28,7 +28,7 @@ class Clock:
         return self.start_seconds + time.monotonic() - self.start
 
     def step(self) -> None:
-        """Note that a step has ended, or anything else that cannot be cut short."""
+        """Note the end of a step, or of anything else that cannot be cut short."""
         now = time.monotonic()
         self.longest_step, self.last_step = max(self.longest_step, now - self.last_step), now
 

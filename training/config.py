@@ -21,7 +21,7 @@ T = TypeVar('T')
 
 
 def tags() -> dict[str, type]:
-    """Return the class of each tag. Whatever has a name on the command line has a tag of it."""
+    """Return the class of each tag. Choices of the command line have tags made of their names."""
     some_precond = preconditioning.EDM()
     weightings = {name: type(make(some_precond)) for name, make in loss.WEIGHTINGS.items()}
     return {
@@ -56,7 +56,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class NanConfig:
-    """The treatment of steps with non-finite gradients, and of `limit` of them in a row.
+    """The treatment of steps with non-finite gradients, and of `limit` such steps in a row.
 
     policy  'skip' leaves weights and averages as they are; 'zero' replaces nan by 0 and ±inf by
             ±1e5 in the gradients and goes on, as the reference does
@@ -117,17 +117,16 @@ def encode(config: object) -> Any:  # noqa: ANN401 (dictionaries of plain values
 def decode(data: object, cls: type[T], where: str = 'config') -> T:
     """Turn the result of `encode` into a `cls` again.
 
-    Raises ValueError in one line, which names the place within `where`, for anything that does not
-    fit.
+    Raises ValueError, in one line that names the place within `where`, for values that do not fit.
     """
     decoded: T = plain.decode(upgraded(data), cls, tags(), where)
     return decoded
 
 
 def upgraded(config: Any) -> Any:  # noqa: ANN401 (plain values, as they were stored)
-    """Return a stored configuration without what was stored twice in earlier versions.
+    """Return a stored configuration without a value that earlier versions stored twice.
 
-    The loss in v had a sigma_data of its own, beside that of the network and the weighting.
+    The loss in v had its own sigma_data, in addition to that of the network and the weighting.
     """
     stored = config.get('loss') if isinstance(config, dict) else None
     if not isinstance(stored, dict) or stored.get('type') != 'loss/velocity':

@@ -1,4 +1,4 @@
-"""Images and labels from a zip or a folder, in an order that depends on (seed, nimg) alone."""
+"""Images and labels from a zip or a folder, in an order that depends only on (seed, nimg)."""
 
 import functools
 import hashlib
@@ -191,7 +191,7 @@ class ImageFiles:
     def fingerprint(self) -> str:
         """Return the sha256 of dataset.json and of the sorted names, sizes and, in a zip, CRC-32s.
 
-        It reads no image. A change that keeps the size of a file is seen in a zip, not in a folder.
+        It reads no image. A change that keeps the size of a file is noticed only in a zip.
         """
         digest = hashlib.sha256()
         for name in self.names:
@@ -257,7 +257,7 @@ def upright(image: PIL.Image.Image) -> PIL.Image.Image:
 
 @dataclass(frozen=True)
 class Details:
-    """The origin of an item: the number of its file, whether mirrored, the label as stored."""
+    """The origin of an item: the number of its file, whether it is mirrored, its stored label."""
     raw_idx: int
     xflip: bool
     raw_label: np.ndarray | None   # [] int64 or [label_dim] float32
@@ -384,7 +384,7 @@ class ImageFolderDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]
         return self._label_vectors(self._kept[[self._checked(idx) % len(self._kept)]])[0]
 
     def get_details(self, idx: int) -> Details:
-        """Return where item `idx` comes from."""
+        """Return the origin of item `idx`."""
         idx = self._checked(idx)
         raw_idx = int(self._kept[idx % len(self._kept)])
         raw_label = None if self._labels is None else self._labels[raw_idx].copy()
@@ -449,10 +449,10 @@ def _size(shape: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The data set to train on, and how it is read.
+    """The data set to train on, and the way it is read.
 
-    `cache` keeps decoded images in memory (one copy per rank); `workers` is the number of processes
-    that read and decode ahead where there is no cache (0: none, the training process reads).
+    `cache` keeps decoded images in memory (one copy per rank). `workers` is the number of processes
+    that read and decode ahead if there is no cache (0: the training process reads itself).
     """
     path: str
     use_labels: bool = False
@@ -472,8 +472,8 @@ class DataConfig:
 def order_index(seed: int, size: int, nimg: int | range) -> np.ndarray:
     """Return the items of a set of `size` at positions `nimg` of the endless stream: int64 [n].
 
-    Pass p = nimg // size visits every item once, in a permutation of its own that depends on
-    (seed, p) alone. An integer stands for one position.
+    Pass p = nimg // size visits every item once, in its own permutation, which depends only on
+    (seed, p). An integer stands for one position.
     """
     where = nimg if isinstance(nimg, range) else range(nimg, nimg + 1)
     positions = np.arange(where.start, where.stop, where.step)
@@ -486,7 +486,7 @@ def order_index(seed: int, size: int, nimg: int | range) -> np.ndarray:
 
 @functools.lru_cache(maxsize=2)   # a batch may begin in one pass and end in the next
 def _permutation(seed: int, size: int, p: int) -> np.ndarray:
-    # Raw bits are the same in every version of numpy; Generator.permutation need not be.
+    # Raw bits are the same in every version of numpy; Generator.permutation may change.
     bits = np.random.PCG64(np.random.SeedSequence([seed % 2**64, p])).random_raw(size)
     return np.argsort(bits, kind='stable')
 
@@ -520,9 +520,10 @@ def batches(
     The stream is endless.
 
     Each global batch is the next `batch_size` positions of `order_index`; rank r of w gets the
-    positions nimg + r b ... nimg + (r+1) b - 1, b = batch_size / w. What comes depends on neither
-    `workers` nor the cache; the ranks' shares together do not depend on their number. Tensors are
-    on the CPU, with `pin_memory` in pinned memory (then copies to a CUDA device need not wait).
+    positions nimg + r b ... nimg + (r+1) b - 1, b = batch_size / w. The batches depend on neither
+    `workers` nor the cache, and the ranks' shares together do not depend on the number of ranks.
+    Tensors are on the CPU, and with `pin_memory` in pinned memory (then copies to a CUDA device
+    need not wait).
 
     A set with a cache is read by this process, whatever `workers` says: one copy of the images,
     and once they have been seen a batch is one indexing operation. Otherwise `workers` processes

@@ -1,8 +1,9 @@
 """Averages of the weights over training, and the reconstruction of averages that were never kept.
 
-Two families: exponential averages with a half-life (Karras et al. 2022), and power-function
-averages (Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models",
-EDM2), from stored snapshots of which an average of any other length can be put together afterwards.
+There are two families: exponential averages with a half-life (Karras et al. 2022), and
+power-function averages (Karras et al. 2024, "Analyzing and Improving the Training Dynamics of
+Diffusion Models", EDM2). From stored snapshots of the latter an average of any other length can be
+computed afterwards.
 """
 
 import copy
@@ -20,7 +21,7 @@ N = TypeVar('N', bound=nn.Module)
 
 @dataclass(frozen=True)
 class HalfLife:
-    """β = 0.5^(batch/H): what happened H images ago counts half.
+    """β = 0.5^(batch/H): the weights of H images ago count half.
 
     H is halflife_nimg, but at most rampup_ratio · nimg.
     """

@@ -1,6 +1,6 @@
 """Judging between steps: the numbers of the averaged network, and the best snapshot so far.
 
-This module knows what an evaluation is by the members it needs; evaluation.while_training has one.
+This module knows only the members of an evaluation; evaluation.while_training implements them.
 """
 
 import math
@@ -20,7 +20,7 @@ from training.stats_file import add_numbers
 
 
 class Evaluation(Protocol):
-    """What judges the averaged network of a run at intervals; all ranks call it together."""
+    """A judge of the averaged network of a run at intervals; all ranks call it together."""
 
     @property
     def names(self) -> list[str]:
@@ -34,19 +34,19 @@ class Evaluation(Protocol):
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What numbers must have in common to be compared."""
+        """The settings that numbers must have in common to be compared."""
         ...
 
     def is_due(self, state: TrainState, config: TrainConfig, run_dir: Path) -> bool:
-        """Return whether the network of now is to be judged and has not been, by stats.jsonl."""
+        """Return whether the present network is due to be judged and, by stats.jsonl, was not."""
         ...
 
     def numbers(self, net: Denoiser, run_dir: Path,
                 stopping: Callable[[], bool]) -> dict[str, float] | None:
         """Return the numbers of a network by name, on rank 0; {} on the others.
 
-        `stopping` is asked time and again: None where it said yes on any rank. Raises ValueError,
-        on all ranks, for images that are not finite.
+        `stopping` is called again and again; if it returns true on any rank, the result is None.
+        Raises ValueError, on all ranks, for images that are not finite.
         """
         ...
 
@@ -55,8 +55,8 @@ def judge(evaluation: Evaluation, state: TrainState, run_dir: Path, reporter: Re
           clock: Clock, stopping: Callable[[], bool]) -> bool:
     """Judge the averaged network, note its numbers and choose the best snapshot.
 
-    Returns False where it was stopped. Images that are not finite leave a line and numbers without
-    a value, and training goes on. Collective.
+    Returns False if it was stopped. If images are not finite, a line says so, the numbers are
+    stored without a value, and training goes on. Collective.
     """
     def asked() -> bool:
         reporter.progress()   # a batch of images is as indivisible as a step

@@ -1,4 +1,4 @@
-"""The pictures of a run: grids of training images, and of what the averaged network generates."""
+"""The pictures of a run: grids of training images and of images of the averaged network."""
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ GRID = 10   # columns of the pictures, and at most as many rows
 def grid_labels(dataset: ImageFolderDataset) -> tuple[Tensor, int]:
     """Return the labels [N, label_dim] of a grid, and its number of columns.
 
-    A row is a class, where there are classes. For labels that are vectors, they are those of the
-    first images. N is at most 100, and less for large images.
+    If there are classes, each row has one class. If labels are vectors, they are those of the first
+    images. N is at most 100, and smaller for large images.
     """
     columns = max(2, min(GRID, 1280 // dataset.resolution))
     if dataset.label_dim == 0:
@@ -33,7 +33,7 @@ def grid_labels(dataset: ImageFolderDataset) -> tuple[Tensor, int]:
 def real_images(dataset: ImageFolderDataset, labels: Tensor) -> np.ndarray:
     """Return the first training images with these labels, uint8 [N, C, H, W].
 
-    Where there are too few of a label, the rest is black.
+    If there are too few images with a label, the other places are black.
     """
     images = np.zeros([len(labels), *dataset.image_shape], dtype=np.uint8)
     wanted: dict[bytes, list[int]] = {}
@@ -52,7 +52,7 @@ def generate_grid(net: Denoiser, labels: Tensor, device: torch.device,
                   batch: int = 64) -> np.ndarray:
     """Return images of seeds 0, 1, … with these labels, uint8 [N, C, H, W].
 
-    They are drawn by the default deterministic sampler. Each rank makes its share; collective.
+    They are drawn by the default deterministic sampler. Each rank draws its share; collective.
     """
     drawing = plan(net)
     shape = [net.img_channels, net.img_resolution, net.img_resolution]

@@ -23,10 +23,10 @@ BAR = '{l_bar}{bar}| {n:.1f}/{total:.1f} kimg [{elapsed}<{remaining}]'
 
 
 class Reporter:
-    """Prints and stores how training goes; the block of a `with` statement ends with the bar.
+    """A reporter that prints and stores the progress of training; `with` closes its bar.
 
-    Statistics of what comes after the state, which a killed run reported but did not save, are
-    forgotten at the beginning.
+    Statistics of steps after the state, which a killed run reported but did not save, are removed
+    at the beginning.
     """
 
     def __init__(self, config: TrainConfig, state: TrainState, run_dir: Path,
@@ -55,7 +55,7 @@ class Reporter:
             forget_after(self.run_dir, self.state.nimg)
 
     def rewind(self) -> None:
-        """Go back to the state that the run went back to, the statistics included."""
+        """Follow the run back to an earlier state, and remove later statistics."""
         self.clock.restart(self.state.seconds)
         self._begin()
 

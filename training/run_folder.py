@@ -54,7 +54,7 @@ def thin_snapshots(run_dir: Path, keep: int | None) -> None:
     times = [int(path.stem.rsplit('-', 1)[1]) for path in paths]
     best = (read_best(run_dir) or {}).get('snapshot')
     while keep is not None and len(paths) > keep:
-        # The one whose neighbours are closest to each other is missed least.
+        # The snapshot whose neighbours are closest to each other is the least needed.
         gaps = {i: times[i + 1] - times[i - 1] for i in range(1, len(times) - 1)
                 if paths[i].name != best}
         if not gaps:
@@ -65,7 +65,7 @@ def thin_snapshots(run_dir: Path, keep: int | None) -> None:
 
 
 def forget_after(run_dir: Path, nimg: int) -> None:
-    """Leave out of stats.jsonl, and of the choice of the best, whatever comes after `nimg`."""
+    """Remove from stats.jsonl, and from the choice of the best, everything after `nimg`."""
     forget_statistics(run_dir / 'stats.jsonl', nimg)
     best = read_best(run_dir)
     if best is not None:
@@ -73,7 +73,7 @@ def forget_after(run_dir: Path, nimg: int) -> None:
 
 
 def read_best(run_dir: Path) -> dict[str, Any] | None:
-    """Return what best.json says of the best snapshot; None where there is none."""
+    """Return the contents of best.json, which describe the best snapshot, or None without one."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         best: dict[str, Any] = json.loads((run_dir / 'best.json').read_text())
         return best
@@ -83,13 +83,13 @@ def read_best(run_dir: Path) -> dict[str, Any] | None:
 def choose_best(run_dir: Path, metric: str, protocol: dict[str, Any]) -> Path | None:
     """Make the snapshot with the lowest `metric` the best, and return its path.
 
-    It is chosen among those that are still there and were judged alike, by this `protocol`; where
-    there is none, the result is None and nothing is called the best.
+    It is chosen among the snapshots that still exist and were judged by this `protocol`; if there
+    are none, the result is None and no snapshot is marked as the best.
     """
     judged = {}
     for line in read_statistics(run_dir / 'stats.jsonl'):
         if line.get('evaluation') == protocol:
-            # a later one of the same name replaced it
+            # A later snapshot of the same name replaced an earlier one.
             judged[file_of(run_dir, SNAPSHOT, nimg_of(line))] = line
     numbers = {path: line.get(f'Metrics/{metric}', {}).get('mean')
                for path, line in judged.items() if path.exists()}
@@ -109,7 +109,7 @@ def choose_best(run_dir: Path, metric: str, protocol: dict[str, Any]) -> Path | 
 def write_best(run_dir: Path, best: dict[str, Any] | None) -> None:
     """Write best.json, and make network-best.pkl a link to best['snapshot'].
 
-    With None, neither is left.
+    With None, both are removed.
     """
     link = run_dir / BEST
     if best is None:
@@ -122,7 +122,7 @@ def write_best(run_dir: Path, best: dict[str, Any] | None) -> None:
     temporary.unlink(missing_ok=True)
     try:
         temporary.symlink_to(best['snapshot'])   # relative: the folder may move
-    # a system without links, or where they are not for everybody
+    # The system has no links, or does not let every user make them.
     except (OSError, NotImplementedError):
         with open(run_dir / best['snapshot'], 'rb') as source, atomic_write(link) as file:
             shutil.copyfileobj(source, file)

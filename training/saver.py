@@ -15,9 +15,9 @@ from training.state import TrainState, save_snapshot, save_state
 
 
 class Saver:
-    """Writes the files of a run; every rank calls it, and rank 0 writes.
+    """A writer of the files of a run; every rank calls it, and rank 0 writes.
 
-    saved   the image counter of the last training state; 0 is never saved
+    saved   the image counter of the last training state; there is never a state of 0
     """
 
     def __init__(self, config: TrainConfig, state: TrainState, run_dir: Path,
@@ -26,17 +26,17 @@ class Saver:
         self.dataset, self.clock = dataset, clock
         self.fingerprint = state.fingerprint or dataset.fingerprint()
         self.is_first = distributed.get_rank() == 0
-        self.saved = state.nimg or -1   # what the run before saved is there already
+        self.saved = state.nimg or -1   # the state that is continued has been saved already
 
     def real_images(self) -> None:
-        """Write a picture of training images, one row a class, unless it is there."""
+        """Write a picture of training images, one row per class, unless it exists."""
         path = self.run_dir / 'reals.png'
         if self.is_first and not path.exists():
             labels, columns = grid_labels(self.dataset)
             save_grid(real_images(self.dataset, labels), path, columns)
 
     def snapshot(self) -> None:
-        """Write the averaged network and a picture of what it generates; collective."""
+        """Write the averaged network and a picture of images from it; collective."""
         with self.clock.pausing_training(is_save=True):
             if self.is_first:
                 save_snapshot(self.state, self.config, self.run_dir)
@@ -58,10 +58,10 @@ class Saver:
         self.saved = self.state.nimg
 
     def last_state(self) -> None:
-        """Write the training state of now, unless it is there; collective."""
+        """Write the present training state, unless it has been written; collective."""
         if self.state.nimg not in (0, self.saved):
             self.training_state()
 
     def rewind(self) -> None:
-        """Note that the run went back to a state that is there."""
+        """Note that the run went back to a state that has been written."""
         self.saved = self.state.nimg

@@ -1,7 +1,7 @@
-"""Everything that changes during training, and the two kinds of files it is kept in.
+"""Everything that changes during training, and the two kinds of files in which it is kept.
 
-network-snapshot-<kimg>.pkl   the averaged networks, to generate images with
-training-state-<kimg>.pt      everything, to continue with
+network-snapshot-<kimg>.pkl   the averaged networks, from which images are generated
+training-state-<kimg>.pt      everything that is needed to continue
 
 Both hold plain values and tensors only, are read with weights_only=True, and carry a checksum. No
 generator state is ever saved: all randomness is a function of (seed, nimg).
@@ -37,7 +37,7 @@ KEYS = {   # of format 1
 class LossScale:
     """The factor of the loss in float16.
 
-    It is static, or halved after an overflow and doubled after `growth_interval` steps without.
+    It is static, or halved after an overflow and doubled after `growth_interval` steps without one.
     """
     scale: float = 1.0
     dynamic: bool = False
@@ -111,7 +111,7 @@ def load_snapshot(path: str | os.PathLike[str], device: torch.device | str = 'cp
 
 def choose_weights(contents: dict[str, Any], weights: str,
                    path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """Return the state dict called `weights`; raises a ValueError that says what there is."""
+    """Return the state dict called `weights`; raise ValueError, with the names, if it is absent."""
     if contents['kind'] == STATE:
         names = list(contents['averages'])
         there = {'raw': contents['net'], 'ema': contents['averages'][names[0]],
@@ -179,8 +179,10 @@ def restore_state(state: TrainState, contents: dict[str, Any], origin: str) -> N
 
 
 def latest_state(run_dir: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest training state of a run that is whole; a damaged one is passed over, and `say` is
-    told."""
+    """Return the newest undamaged training state of a run, or None.
+
+    Each damaged one is skipped and reported to `say`.
+    """
     for path in reversed(files_of(run_dir, STATE)):
         try:
             return path, load_state(path)
@@ -189,7 +191,7 @@ def latest_state(run_dir: Path, say: Callable[[str], None]) -> tuple[Path, dict[
     return None
 
 
-# What may differ between a run and its continuation: how long, how often, and how it is shared out.
+# Settings that may differ between a run and its continuation: durations, intervals, resources.
 MAY_CHANGE = {'total_nimg', 'tick_nimg', 'snapshot_nimg', 'state_nimg', 'batch_gpu', 'data.workers',
               'data.cache', 'data.path', 'keep_states', 'keep_snapshots'}
 NETWORK_MAY_CHANGE = {'network.model.dropout', 'network.model.label_dropout', 'network.sigma_min',
@@ -197,7 +199,7 @@ NETWORK_MAY_CHANGE = {'network.model.dropout', 'network.model.label_dropout', 'n
 
 
 def differences(stored: dict[str, Any], config: TrainConfig) -> list[str]:
-    """Return each setting of a stored run that `config` has otherwise: 'name: stored, now other'.
+    """Return each setting in which `config` differs from a stored run: 'name: stored, now other'.
 
     Settings that may change within a run (MAY_CHANGE) are not compared.
     """
@@ -205,7 +207,7 @@ def differences(stored: dict[str, Any], config: TrainConfig) -> list[str]:
 
 
 def network_differences(network: NetworkConfig, config: TrainConfig) -> list[str]:
-    """Like `differences`, for a file that stores only the network.
+    """Return the same as `differences` for a file that stores only the network.
 
     Its dropout, precision and noise levels may be chosen anew.
     """
@@ -232,11 +234,12 @@ def _flat(data: Any, prefix: str = '') -> dict[str, Any]:  # noqa: ANN401
 
 def transfer_weights(state: TrainState, source: Denoiser,
                      origin: str) -> tuple[list[str], list[str]]:
-    """Start from the weights of another network: every tensor of the same place and shape.
+    """Start from the weights of another network: copy every tensor of the same place and shape.
 
-    Places are levels of the U-Net, so that networks of another resolution, with other classes or
-    channels take what fits. Returns the names that were copied and those that start fresh. The
-    averages start from the same weights, without ramp-up. Raises ValueError when nothing fits.
+    Places are levels of the U-Net, so that a network of another resolution, or with other classes
+    or channels, takes the tensors that fit. Returns the names that were copied and those that start
+    fresh. The averages start from the same weights, without ramp-up. Raises ValueError if nothing
+    fits.
     """
     given, own = _by_level(source), _by_level(state.net)
     fits = [place for place in own if place in given and given[place][1].shape
@@ -261,7 +264,7 @@ def _by_level(net: Denoiser) -> dict[str, tuple[str, torch.Tensor]]:
 
 
 def _upgraded(contents: dict[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return `contents` in today's format; raises ValueError where they are later or incomplete."""
+    """Return `contents` in today's format; raise ValueError if they are newer or incomplete."""
     number = contents.get('format')
     while number in UPGRADES:
         contents = {**UPGRADES[number](contents), 'format': number + 1}

@@ -11,11 +11,10 @@ from dnnlib.files import atomic_write
 
 
 def forget_statistics(path: Path, nimg: int) -> None:
-    """Leave out of stats.jsonl what comes after `nimg`.
+    """Remove from stats.jsonl all lines after `nimg`.
 
-    A run that was killed has reported ticks that it did not save.
-
-    A run that starts anew in a folder leaves the statistics of the one before beside its own.
+    They are those of ticks that a killed run reported but did not save. If a run starts anew in a
+    folder (nimg = 0), the statistics of the previous run are kept as stats.old.jsonl.
     """
     if not path.exists():
         return
@@ -26,7 +25,7 @@ def forget_statistics(path: Path, nimg: int) -> None:
 
 
 def read_statistics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of stats.jsonl, but not one whose process was killed while writing it."""
+    """Return the lines of stats.jsonl, except lines that a killed process did not finish."""
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError, KeyError, TypeError):

@@ -16,13 +16,13 @@ from training.config import TrainConfig, learning_rate
 from training.ema import HalfLife
 from training.state import TrainState
 
-# What the random streams of a step are for; part of the seed, so never renumber.
+# The purposes of the random streams of a step. They are part of the seed: never renumber them.
 WEIGHTS, NOISE_LEVEL, NOISE, AUGMENT, LABEL_DROPOUT, DROPOUT = range(6)
 
 
 @dataclass(frozen=True)
 class Randomness:
-    """All that is random about a step, for the whole batch, apart from dropout."""
+    """All random numbers of a step, for the whole batch, except those of dropout."""
     u: Tensor                # [batch] float64 on the CPU: the noise level's quantile
     noise: Tensor            # [batch, C, H, W] on the device
     keep_labels: Tensor      # [batch, 1] on the CPU: 0 where the label is dropped
@@ -88,7 +88,8 @@ class StepFunction:
                     mine: slice, part: slice, number: int) -> None:
         """Add the gradient of one micro-batch.
 
-        It is rows `part` of the share, which is rows `mine` of the batch.
+        The micro-batch has the rows `part` of this rank's share, which has the rows `mine` of the
+        batch.
         """
         config = self.config
         rows = slice(mine.start + part.start, mine.start + part.stop)
@@ -103,7 +104,7 @@ class StepFunction:
         loss = config.loss(self.net, y, randomness.u[rows], randomness.noise[rows],
                            kept if config.network.label_dim else None, **conditions)
         self.state.stats.add('Loss/loss', loss)
-        # DDP averages over ranks, so that the sum of gradients is that of the mean over the batch.
+        # DDP averages over ranks; with this factor the gradient is that of the mean over the batch.
         factor = self.state.loss_scale.scale * self.world_size / config.batch_size
         torch.autograd.backward(loss.sum() * factor)
 
@@ -111,7 +112,7 @@ class StepFunction:
     def _update(self) -> None:
         """Step with Adam on the gradients.
 
-        They are the same on every rank, and so is everything that is decided from them.
+        They are the same on every rank, and so is everything that depends on them.
         """
         state, config = self.state, self.config
         gradients = [p.grad for p in state.net.parameters() if p.grad is not None]

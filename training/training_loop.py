@@ -40,15 +40,15 @@ from training.step import WEIGHTS, StepFunction
 
 
 class Interrupted(Exception):  # noqa: N818 (a state of affairs, not an error)
-    """The run was asked to stop before its end, and has saved everything."""
+    """An interruption: the run was asked to stop before its end, and has saved everything."""
 
 
 class NonFiniteError(RuntimeError):
-    """Too many steps in a row had gradients that are not finite."""
+    """An error for too many steps in a row with gradients that are not finite."""
 
 
 class OtherSettingsError(ValueError):
-    """A training state is of a run with other settings or other data: `changed` lists them."""
+    """An error for a training state of a run with other settings or data, listed in `changed`."""
 
     def __init__(self, origin: str, changed: list[str]) -> None:
         super().__init__(f'{origin} belongs to a run with other settings, so it cannot be '
@@ -60,7 +60,7 @@ def prepare(config: TrainConfig, device: torch.device,
             resume: tuple[str, dict[str, Any]] | None = None,
             transfer: tuple[str, Denoiser] | None = None,
             fingerprint: str = '') -> tuple[TrainState, str]:
-    """Return the state to start from, and a line that says what it is; writes nothing.
+    """Return the state to start from, and a line that describes it, without writing anything.
 
     resume       the name and the contents of a training state to continue from
     transfer     the name of a network to take weights from, and the network
@@ -90,7 +90,7 @@ def prepare(config: TrainConfig, device: torch.device,
 
 def check_same_run(origin: str, contents: dict[str, Any], config: TrainConfig,
                    fingerprint: str) -> None:
-    """Raise OtherSettingsError where a training state is none of a run with this `config`."""
+    """Raise OtherSettingsError if a training state does not belong to a run with this `config`."""
     if contents['config'] is not None:
         changed = differences(contents['config'], config)
     else:   # a published file, which tells of the network alone
@@ -114,8 +114,8 @@ def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device:
     already.
 
     With an `evaluation`, a snapshot is written and judged at each of its intervals and at the end.
-    This comes last: where the state was saved before, a process that continues the run takes up an
-    evaluation that did not end. `should_stop` and the deadline cut an evaluation short, too.
+    This comes after saving, so that a process that continues the run also completes an evaluation
+    that did not end. `should_stop` and the deadline cut an evaluation short, too.
     """
     _set_precision_flags(config)
     dataset = config.data.open() if dataset is None else dataset
@@ -158,7 +158,7 @@ def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device:
 
 @dataclass(frozen=True)
 class Due:
-    """What there is to do at an image counter, before the next step."""
+    """The tasks at an image counter, before the next step."""
     end: bool        # no step is left
     report: bool     # print and store statistics
     snapshot: bool   # write a snapshot
@@ -199,7 +199,7 @@ def stream_of(dataset: ImageFolderDataset, config: TrainConfig, state: TrainStat
 def roll_back(config: TrainConfig, state: TrainState, run_dir: Path) -> None:
     """Go back to the last training state with half the learning rate.
 
-    Raises NonFiniteError where that is not wanted (config.nan.then is 'stop') or not possible.
+    Raises NonFiniteError if that is not wanted (config.nan.then is 'stop') or not possible.
     """
     trouble = (f'{state.bad_steps} steps in a row up to {state.nimg / 1000:.1f} kimg had gradients '
                f'that are not finite')
