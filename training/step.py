@@ -10,7 +10,7 @@ from torch import Tensor
 
 from limpid.pixels import from_uint8
 from torch_utils import distributed
-from torch_utils.random import generator_at, seed_of
+from torch_utils.random import generator_at, normal_at, seed_of
 from training.augment import Augmentation, AugmentPipe
 from training.config import TrainConfig, learning_rate
 from training.ema import HalfLife
@@ -37,11 +37,11 @@ def draw(config: TrainConfig, pipe: AugmentPipe | None, nimg: int, image_shape: 
     """
     batch = config.batch_size
 
-    def generator(purpose: int, where: torch.device | str = 'cpu') -> torch.Generator:
-        return generator_at(config.seed, nimg, purpose, device=where)
+    def generator(purpose: int) -> torch.Generator:
+        return generator_at(config.seed, nimg, purpose)
 
     u = torch.rand([batch], dtype=torch.float64, generator=generator(NOISE_LEVEL)).clamp(min=2**-53)
-    noise = torch.randn([batch, *image_shape], device=device, generator=generator(NOISE, device))
+    noise = normal_at([batch, *image_shape], config.seed, nimg, NOISE, device=device)
     keep = torch.rand([batch, 1], generator=generator(LABEL_DROPOUT)) >= config.label_dropout
     augmentation = None if pipe is None else pipe.draw(batch, image_shape, generator(AUGMENT))
     return Randomness(u, noise, keep.to(torch.float32), augmentation)
