@@ -558,6 +558,10 @@ def sweep(network_path: str, weights: str | None, ema_length: list[float] | None
         images = f'{blocks} x {num}' if blocks > 1 else f'{num}'
         distributed.print0(f'Points: {len(points)} of {images} images, measured before: '
                            f'{sum(point.key in table for point in points)}')
+        if len(points) == 1:
+            distributed.print0('Note: there is nothing to compare with this one point: give an '
+                               'option several values, such as --steps=8,16,32, or name several '
+                               'networks')
         rows = measure_points(points, table, sweeping)
         if usable(rows, sweeping.metric):
             title = (TAPS[tap_of('fid', judge.main)].number if names[0] == 'fid'

@@ -18,10 +18,9 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import torch
-import tqdm
 from torch import Tensor
 
-from dnnlib.cli import is_terminal
+from dnnlib.progress import Progress
 from metrics.features import FeatureExtractor
 from metrics.images import Images
 from metrics.statistics import chunks
@@ -117,9 +116,7 @@ def nearest(queries: Tensor, training: Images, extractor: FeatureExtractor, *, c
     best = {space: [_Best(count) for _ in rows] for space in (PIXELS, tap)}
     all_chunks = chunks(len(training))
     mine = _chunks_of_images(training, all_chunks[rank::world_size], batch, device)
-    bar = tqdm.tqdm(total=len(training), unit='img', disable=rank > 0 or not is_terminal(),
-                    leave=False)
-    with bar:
+    with Progress(len(training), 'training images', quiet=rank > 0) as shown:
         for start in range(0, len(all_chunks), world_size):
             together = all_chunks[start:start + world_size]
             with distributed.errors_on_all():
@@ -132,7 +129,7 @@ def nearest(queries: Tensor, training: Images, extractor: FeatureExtractor, *, c
                         for space, of_views in zip((PIXELS, tap), zip(*found, strict=True),
                                                    strict=True):
                             best[space][i].add(of_views, together[rank].start)
-            bar.update(sum(map(len, together)))
+            shown.reach(together[-1].stop)
     gathered = {space: distributed.gather_objects(_found(parts)) for space, parts in best.items()}
     if rank > 0:
         return None

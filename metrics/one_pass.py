@@ -11,18 +11,18 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
-import tqdm
 from torch import Tensor
 
-from dnnlib.cli import is_terminal, with_flags
+from dnnlib.cli import with_flags
 from dnnlib.files import atomic_write, held
+from dnnlib.progress import Progress
 from metrics.features import TAPS, FeatureExtractor
 from metrics.images import Images
 from metrics.statistics import CHUNK, Moments, Statistics, chunks, library_versions
@@ -91,28 +91,30 @@ def measure(images: Images, extractors: Sequence[FeatureExtractor], wanted: Want
     kept: dict[str, list[np.ndarray]] = {tap: [] for tap in sorted(wanted.features)}
     all_chunks = chunks(len(images))
     with contextlib.ExitStack() as stack:
-        progress, first = None, 0
+        saver, first = None, 0
         with distributed.errors_on_all(ValueError, OSError):
             if state is not None and rank == 0:
                 identity = _identity(len(images), fingerprint, precision, wanted, digests)
-                progress = stack.enter_context(
-                    _Progress(Path(state), identity, list(map(len, all_chunks)), wanted.keep))
-                first = progress.load(total, kept)
+                saver = stack.enter_context(
+                    _State(Path(state), identity, list(map(len, all_chunks)), wanted.keep))
+                first = saver.load(total, kept)
                 _say_what_was_there(first, len(all_chunks), len(images), state)
         first = distributed.gather_objects(first)[0]
+        shown = stack.enter_context(Progress(len(images), title, quiet=rank > 0,
+                                             done=min(first * CHUNK, len(images))))
+        # The other ranks are taken to be as far as this one.
         found = _features(images, all_chunks[first + rank::world_size], extractors, wanted.taps,
-                          batch, device)
-        bar = stack.enter_context(_bar(len(images), min(first * CHUNK, len(images)), title))
+                          batch, device, lambda count: shown.advance(count * world_size))
         saved = time.monotonic()
         for start in range(first, len(all_chunks), world_size):
             together = all_chunks[start:start + world_size]
             if not _add_round(found, together, total, kept, wanted.keep, device):
                 return Stopped()
-            bar.update(sum(map(len, together)))
             done = start + len(together)
-            if progress is not None and (time.monotonic() - saved > save_seconds
+            shown.reach(min(done * CHUNK, len(images)))
+            if saver is not None and (time.monotonic() - saved > save_seconds
                                          or done == len(all_chunks)):
-                progress.save(done, total, kept)
+                saver.save(done, total, kept)
                 saved = time.monotonic()
     if rank > 0:
         return None
@@ -173,8 +175,12 @@ def _add_round(found: Iterator[dict[str, Tensor]], together: list[range],
 
 @torch.no_grad()
 def _features(images: Images, mine: list[range], extractors: Sequence[FeatureExtractor],
-              taps: Sequence[str], batch: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
-    """Yield {tap: [len(chunk), d]} for each chunk of positions; end where the images do."""
+              taps: Sequence[str], batch: int, device: torch.device,
+              show: Callable[[int], None]) -> Iterator[dict[str, Tensor]]:
+    """Yield {tap: [len(chunk), d]} for each chunk of positions; end where the images do.
+
+    `show` is told the number of images of each batch.
+    """
     parts = [chunk[start:start + batch] for chunk in mine for start in range(0, len(chunk), batch)]
     pixels = images.batches(parts, device)
     for chunk in mine:
@@ -187,6 +193,7 @@ def _features(images: Images, mine: list[range], extractors: Sequence[FeatureExt
                 for tap, features in extractor.features(x).items():
                     if tap in found:
                         found[tap].append(features)
+            show(len(x))
         yield {tap: torch.cat(parts_of_chunk) for tap, parts_of_chunk in found.items()}
 
 
@@ -214,14 +221,7 @@ def _rows(padded: Tensor, chunk: range, keep: np.ndarray | None) -> np.ndarray:
     return features[keep[first:last] - chunk.start]
 
 
-def _bar(total: int, done: int, title: str) -> 'tqdm.tqdm[NoReturn]':
-    """Show progress and time left on rank 0: a bar on a terminal, else a line a minute."""
-    seconds = (0.1, 0) if is_terminal() else (60, 60)
-    return tqdm.tqdm(total=total, initial=done, unit='img', desc=title or None, leave=False,
-                     disable=distributed.get_rank() > 0, mininterval=seconds[0], delay=seconds[1])
-
-
-class _Progress:
+class _State:
     """The folder of a pass: progress.npz has the sums so far, and each chunk a file of features."""
 
     def __init__(self, folder: Path, identity: dict[str, Any], counts: list[int],
@@ -234,7 +234,7 @@ class _Progress:
         self.rows = counts if keep is None else np.diff(np.searchsorted(keep, ends)).tolist()
         self.written = 0   # chunks whose features are in files
 
-    def __enter__(self) -> '_Progress':
+    def __enter__(self) -> '_State':
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):

@@ -88,7 +88,7 @@ def test_no_circle_of_imports():
 
 
 @pytest.mark.parametrize('package, allowed', [('limpid', {'torch', 'numpy'}),
-                                              ('dnnlib', {'click', 'matplotlib'})])
+                                              ('dnnlib', {'click', 'matplotlib', 'tqdm'})])
 def test_what_a_package_takes_from_others(package, allowed):
     """The library needs torch and numpy alone; dnnlib works without torch."""
     known = sys.stdlib_module_names | allowed | {package}

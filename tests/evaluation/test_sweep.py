@@ -433,6 +433,16 @@ def test_a_sweep_goes_on_and_adds_nothing_twice(data, tmp_path, no_clock, monkey
                          0] == 'Points: 2 of 2 x 70 images, measured before: 1'
 
 
+def test_a_sweep_of_one_point_says_so_before_it_measures(data, tmp_path):
+    output = lines(run('sweep', *data, '--steps=3', f'--dest={tmp_path}'))
+    assert output[:2] == [
+        'Points: 1 of 70 images, measured before: 0',
+        'Note: there is nothing to compare with this one point: give an option several values, '
+        'such as --steps=8,16,32, or name several networks']
+    several = lines(run('sweep', *data, '--steps=3,4', f'--dest={tmp_path}'))
+    assert not any('nothing to compare' in line for line in several)
+
+
 def test_two_ranks_measure_the_same_bits(data, tmp_path):
     options = [*data, '--steps=3,6', '--metrics=fid,pr']
     lines(run('sweep', *options, f'--dest={tmp_path / "one"}'))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from dnnlib.progress import Progress
 from metrics import definitions
 from metrics import scores as formulas
 from metrics.definitions import (
@@ -401,3 +402,11 @@ def test_references_that_say_too_little():
     assert str(error.value) == ('ref=adm.npz holds images of shape [3, 64, 64], but these have '
                                 'shape [3, 4, 4]; make it anew with fid.py ref, or say '
                                 'allow_mismatch=True')
+
+
+def test_progress_goes_on_within_a_chunk_of_images(monkeypatch):
+    shown = []
+    monkeypatch.setattr(Progress, 'reach', lambda self, done: shown.append(done) or setattr(
+        self, 'done', done))
+    look(Noise(CHUNK + 30), batch=512)
+    assert shown == [512, 1024, 1024, 1054, 1054]
