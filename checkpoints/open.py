@@ -19,7 +19,8 @@ IDEAL = 'ideal:'
 
 
 def open_network(spec: str | os.PathLike[str], device: torch.device | str = 'cpu',
-                 weights: str | None = None, **options: Any) -> Network:
+                 weights: str | None = None,
+                 **options: Any) -> Network:  # noqa: ANN401 (those of read_diffusers)
     """Return a denoiser, called as net(x, sigma, class_labels), on `device`.
 
     `spec` is one of these:

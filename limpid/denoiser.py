@@ -192,7 +192,9 @@ class Denoiser(nn.Module):
         self.dtype = torch.float16 if use_fp16 else torch.float32
         self._precond = precond
         if isinstance(precond, IDDPM):
-            u = precond.levels.u.to(torch.get_default_device(), torch.float32)
+            # Where new tensors go: torch.get_default_device() forgets `with torch.device(...)`
+            # before torch 2.8.
+            u = precond.levels.u.to(torch.empty(0).device, torch.float32)
             self.register_buffer('u', u)
         self.model = model
 

@@ -88,7 +88,8 @@ class IdealDenoiser:
 
     def score(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """∇_x ln p(x; σ) = (D(x; σ) − x)/σ²  for σ > 0        (Eq. 3)"""
-        return (self(x, sigma, class_labels) - x) / _beside(x, sigma) ** 2
+        score = (self(x, sigma, class_labels) - x) / _beside(x, sigma) ** 2
+        return score.to(_like(x))
 
     def _rows(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Return x without the mean, [B, n], and σ, [B]: float64, on the device of the data."""

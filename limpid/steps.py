@@ -168,6 +168,8 @@ class ExplicitSteps:
         return max(self.levels)
 
     def sigmas(self, num_steps: int, lowest: float = 0.0, highest: float = math.inf) -> Tensor:
+        if not self.levels:
+            raise ValueError('explicit steps need at least one noise level')
         if any(b >= a for a, b in pairwise(self.levels)):
             raise ValueError(f'noise levels must fall: '
                              f'{", ".join(f"{level:g}" for level in self.levels)} do not')

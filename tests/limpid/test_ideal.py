@@ -106,6 +106,13 @@ def test_ties_average():
                torch.tensor(0.0)).item() == pytest.approx(0.5, abs=1e-14)
 
 
+def test_the_score_has_the_precision_of_the_image():
+    net = IdealDenoiser(torch.rand(3, 1, 2, 2))
+    x = torch.randn(2, 1, 2, 2)
+    for sigma in (torch.tensor(0.5), torch.tensor([0.5, 0.5])):
+        assert net.score(x, sigma).dtype == torch.float32
+
+
 def test_classes(images, labels):
     net, sigma = IdealDenoiser(images, labels), torch.tensor(0.6, dtype=f64)
     x = noisy(images, 0.6)

@@ -152,6 +152,7 @@ def test_every_field_of_every_sampler_is_an_option():
 
 
 @pytest.mark.parametrize(('levels', 'message'), [
+    ((), 'explicit steps need at least one noise level'),
     ((1.0, 2.0), 'noise levels must fall: 1, 2 do not'),
     ((50.0, 0.001), r'the noise level 0\.001 must be positive and within the range of the network, '
                     r'\[0\.01, 100\]')])

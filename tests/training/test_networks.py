@@ -629,6 +629,8 @@ def test_parameters_stay_contiguous(cls, model_type, memory_format):
     assert [p.stride() for p in net.parameters()] == before
 
 
+@pytest.mark.skipif(torch.__version__.startswith('2.6.'),
+                    reason='the compiler of torch 2.6 cannot trace dataclasses.replace')
 def test_compiled_without_graph_breaks():
     torch.compiler.reset()
     net = tiny(iDDPMPrecond, 4)
