@@ -114,8 +114,9 @@ def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device:
     already.
 
     With an `evaluation`, a snapshot is written and judged at each of its intervals and at the end.
-    This comes after saving, so that a process that continues the run also completes an evaluation
-    that did not end. `should_stop` and the deadline cut an evaluation short, too.
+    This comes last: if the state has been saved by then, a process that continues the run also
+    completes an evaluation that did not end. `should_stop` and the deadline cut an evaluation
+    short, too.
     """
     _set_precision_flags(config)
     dataset = config.data.open() if dataset is None else dataset
