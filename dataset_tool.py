@@ -37,8 +37,8 @@ class Source:
     labels: dict[str, Any] = field(default_factory=dict)   # empty: no labels
     resolution: Size | None = None                         # used where --resolution is not given
     classes: tuple[str, ...] = ()                          # the folder of each class, if any
-    note: Callable[[], str] = str                          # tells what was passed over
-    path: str = ''                                         # where it is, unless it is nowhere
+    note: Callable[[], str] = str                          # says which files were skipped
+    path: str = ''                                         # the location, if there is one
 
 
 def is_digits(path: str) -> bool:
@@ -320,7 +320,7 @@ def _zip_dest(dest: Path, overwrite: bool) -> Iterator[Save]:
         raise ValueError(f'--dest={dest} exists: give a new name, or --overwrite to replace it')
     with atomic_write(dest) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
         def save(name: str, data: bytes) -> None:
-            # no clock, no system: the same images make the same bytes
+            # Neither time nor system is stored, so that equal images give equal bytes.
             entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
             entry.create_system = 3
             entry.external_attr = 0o100644 << 16
@@ -401,7 +401,7 @@ def convert(source: Source, dest: str, max_images: int | None = None,
 
 
 def summary_of_classes(source: Source) -> str:
-    """Return a line for each class that is a folder, and one on what was passed over."""
+    """Return a line for each class that is a folder, and one on files that were skipped."""
     lines = [f'class {number}: {name or "(no folder)"}\n'
              for number, name in enumerate(source.classes)]
     note = source.note()

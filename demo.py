@@ -21,7 +21,7 @@ from dnnlib.plots import pyplot
 OUT = Path('out/demo')
 DATA = OUT / 'digits-16x16.zip'
 RUN = OUT / 'run'
-GENERATED = 898   # as many as the half of the digits that they are compared with
+GENERATED = 898   # the size of the half of the digits that they are compared with
 KIMG = {'short': 64, 'long': 320}
 
 

@@ -65,7 +65,7 @@ reports = heading('Reports and files written')
 WIDE = {'max_content_width': 110}
 DETECTOR_HELP = (
     'The network that turns images into features. inception is that of the published FID, with '
-    'weights found on this machine. A PATH names a file of its weights, in any published format. '
+    'weights found on this machine. A PATH names a file of these weights, in any published format. '
     'demo is a small network with random weights, whose distance is for demonstrations and is NOT '
     'FID')
 METRICS_HELP = f'The metrics to compute, separated by commas: {", ".join(METRICS)}'

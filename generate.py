@@ -53,7 +53,7 @@ FILES = [
                'each image'),
     files('--trajectory', is_flag=True,
           help='Also write trajectory.png. It has a row for each of the first 16 images, which '
-               'shows the answers of the network at noise levels on the way to the image'),
+               'shows the denoised images at noise levels on the way to it'),
     files('--stats', is_flag=True,
           help='Also print the number of network evaluations, the time per image and the noise '
                'levels'),

@@ -127,5 +127,5 @@ def _adm_block(ours: str, block: UNetBlock, theirs: str,
 def _qkv_from_adm(rows: Tensor) -> Tensor:
     """Reorder rows from (q|k|v, head, channel) to (head, channel, q|k|v), 64 channels a head."""
     if rows.shape[0] % (3 * 64):
-        return rows   # its shape will be refused
+        return rows   # its shape will be refused later
     return rows.reshape(3, -1, 64, *rows.shape[1:]).movedim(0, 2).reshape(rows.shape)

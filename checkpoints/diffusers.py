@@ -1,7 +1,7 @@
 """Folders of Hugging Face's diffusers, so that every sampler here can use existing weights.
 
     net = read_diffusers('ddpm-cifar10-32')                                   # a pipeline
-    net = read_diffusers('stable-diffusion/unet', embeddings='prompts.npz')   # its U-Net alone
+    net = read_diffusers('stable-diffusion/unet', embeddings='prompts.npz')   # only its U-Net
 
 The configurations (JSON) and tensors of such a folder are read, and nothing is executed; the
 package diffusers (the extra of that name) builds the U-Net. The configuration of the scheduler says
@@ -27,7 +27,7 @@ from torch_utils.safetensors_file import is_safetensors, load_tensors
 from torch_utils.torch_files import TENSORS, read_file
 
 MODELS = ('UNet2DModel', 'UNet2DConditionModel')
-STEM = 'diffusion_pytorch_model'   # of the files with weights
+STEM = 'diffusion_pytorch_model'   # the beginning of the names of weight files
 LINEAR = {'linear': LinearBetas, 'scaled_linear': ScaledLinearBetas}   # by beta_schedule
 MAX_TIMESTEPS = 2**20
 
@@ -100,7 +100,7 @@ def read_schedule(config: dict[str, Any], path: Path) -> tuple[DiscreteSchedule,
                          f'supported')
     # Early versions had no name for the only type that there was.
     prediction_type = config.get('prediction_type', 'epsilon')
-    if prediction_type not in tuple(PREDICTIONS):   # it may be of any kind
+    if prediction_type not in tuple(PREDICTIONS):   # it may be of any type
         raise ValueError(f'{path}: prediction_type is {shown(repr(prediction_type), 60)}, not one '
                          f'of {", ".join(PREDICTIONS)}')
     T = config.get('num_train_timesteps')
@@ -128,7 +128,7 @@ def _schedule(config: dict[str, Any], T: int) -> DiscreteSchedule:
     if name == 'squaredcos_cap_v2':
         cosine = CosineBetas(T=T)
         return GivenBetas(tuple(cosine.betas.tolist()), True) if zero_terminal_snr else cosine
-    if name not in tuple(LINEAR):   # it may be of any kind
+    if name not in tuple(LINEAR):   # it may be of any type
         raise ValueError(f'beta_schedule is {shown(repr(name), 60)}, not one of '
                          f'{", ".join(LINEAR)}, squaredcos_cap_v2')
     start, end = (config.get(key) for key in ('beta_start', 'beta_end'))

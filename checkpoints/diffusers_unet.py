@@ -152,7 +152,7 @@ class DiffusersDenoiser(Denoiser):
 
     @dtype.setter
     def dtype(self, dtype: torch.dtype) -> None:
-        if 'model' in self._modules:   # not so within Denoiser.__init__
+        if 'model' in self._modules:   # it does not exist yet within Denoiser.__init__
             self.model.to(dtype)
 
     @property

@@ -54,7 +54,7 @@ def read_network(path: str | os.PathLike[str],
     if is_safetensors(path):
         found = _from_safetensors(path, weights)
     else:
-        if is_zip(path):   # as all of ours are: look at their shapes, which costs nothing
+        if is_zip(path):   # like all files of this project; only shapes are read
             shapes = read_file(path, CHECKPOINTS, WHAT, data=False)
             if isinstance(shapes, dict) and 'kind' in shapes:
                 return _ours(path, shapes, weights)

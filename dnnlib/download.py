@@ -131,7 +131,7 @@ def _receive(url: str, part: Path, validator: Path) -> bool:
             have = 0
             part.unlink(missing_ok=True)
             if response.status == 206:
-                return False   # it is some other part: the next attempt asks for everything
+                return False   # a different part came: the next attempt requests everything
         total = response.headers.get('Content-Length')
         end = None if total is None else have + int(total)
         tag = response.headers.get('ETag') or response.headers.get('Last-Modified') or ''

@@ -59,7 +59,7 @@ class Progress:
             self._due = time.monotonic() + EVERY
 
     def line(self) -> str:
-        """Tell how many are done, how fast, and how long the others will take."""
+        """Return a line on how many are done, how fast, and how long the others will take."""
         title = f'{self.title}: ' if self.title else ''
         told = f'{title}{self.done} of {self.total} {self.unit}'
         seconds, count = time.monotonic() - self._started, self.done - self._first

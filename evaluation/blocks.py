@@ -11,7 +11,7 @@ from metrics.definitions import higher_is_better
 @dataclass(frozen=True)
 class Blocks:
     """A number over several blocks of seeds."""
-    best: float        # that of the block that is reported
+    best: float        # the number of the block that is reported
     mean: float
     deviation: float   # standard deviation, unbiased; 0 for a single block
 

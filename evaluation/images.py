@@ -94,7 +94,7 @@ def open_reference(path: str, workers: int = 0) -> str | Images:
 
 
 def _told(images: FolderImages) -> FolderImages:
-    """Say which files are not among the images that are judged."""
+    """Print which files are not among the images that are judged."""
     note = images.dataset.files.note()
     if note:
         distributed.print0(f'Note: {note}')

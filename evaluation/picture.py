@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-CURVES = 12            # at most so many have a colour and a name
+CURVES = 12            # the largest number of curves with a colour and a name
 AXES = {'nfe': 'NFE, evaluations of the network for an image', 'kimg': 'Training images, thousands'}
 
 
@@ -71,7 +71,7 @@ def _mark(axes: 'Axes', rows: Sequence[Row], metric: str, x: str) -> None:
 
 
 def _scale(set_scale: Callable[[str], None], axis: 'Axis', values: Sequence[float]) -> None:
-    """Make an axis logarithmic, with plain numbers beside it, where values are far apart."""
+    """Make an axis logarithmic, labelled with plain numbers, if values are far apart."""
     if values[0] <= 0 or values[-1] < 4 * values[0]:
         return
     ticker = pyplot().matplotlib.ticker

@@ -12,7 +12,7 @@ from evaluation.settings import FLAGS
 from evaluation.table import SETTINGS, Row, described
 from metrics.definitions import higher_is_better
 
-TOLERANCE = 0.03       # of the reporting rule
+TOLERANCE = 0.03       # the tolerance of the reporting rule
 STEPS = ('steps', 'rtol', 'eps_rel')   # settings that move a point along its curve
 
 def report(rows: Iterable[Row], metric: str) -> tuple[Row, Row]:

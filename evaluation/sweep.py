@@ -95,9 +95,9 @@ class Sweep:
         """Open a network and its guide, if it has one; those of the last call are kept."""
         guide = options.get('guide_network')
         if options.get('guidance') in (None, 1):
-            guide = None   # not asked
+            guide = None   # it is not used
         wanted = [(network.path, network.weights), *([(guide, None)] if guide is not None else [])]
-        # no more than needed
+        # keep no more networks in memory than needed
         self._opened = {key: net for key, net in self._opened.items() if key in wanted}
         for key in wanted:
             if key not in self._opened:

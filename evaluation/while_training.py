@@ -79,7 +79,7 @@ class WhileTraining:
             with distributed.errors_on_all():
                 if reference is not None:
                     self.judge.notes(self._images(net, lambda: False), reference)
-        # what numbers must have in common to be compared
+        # the settings that numbers must have in common to be compared
         self.protocol = {'ref': config.ref, 'num_images': config.num, 'detector': config.detector,
                          'num_steps': config.num_steps, 'origin': self.judge.origin()}
 
@@ -111,7 +111,7 @@ class WhileTraining:
         told = repr((images.fingerprint(), self.config))
         folder = run_dir / f'.evaluation-{hashlib.sha256(told.encode()).hexdigest()[:16]}'
         if distributed.get_rank() == 0:
-            # of evaluations that will not be continued
+            # Remove the progress of evaluations that will not be continued.
             for other in set(run_dir.glob('.evaluation-*')) - {folder}:
                 shutil.rmtree(other, ignore_errors=True)
         with without_a_trace(self.device):

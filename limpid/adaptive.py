@@ -142,7 +142,7 @@ class RK45:
 
     def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor, randn_like: RandnLike,
                  nfe: list[int] | None = None) -> Tensor:
-        """As every sampler; `nfe` is filled with the number of evaluations of each image."""
+        """Draw images as any sampler does; `nfe` receives the evaluations of each image."""
         start, end = self.schedule.sigma_inv(sigmas[[0, -2]]).tolist()
         x = self.flow(denoise).start(noise, sigmas[0])
         x, velocity, evaluations = self.integrate(denoise, x, start, end)
@@ -269,7 +269,7 @@ class AdaptiveSDE:
 
     def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor, randn_like: RandnLike,
                  nfe: list[int] | None = None) -> Tensor:
-        """As every sampler; `nfe` is filled with the number of evaluations of each image."""
+        """Draw images as any sampler does; `nfe` receives the evaluations of each image."""
         sde = GeneralSDE(vp_through(sigmas),
                          VPScaling()) if self.sde == 'vp' else GeneralSDE(_LogSchedule())
         journey = Journey(len(noise))
@@ -289,7 +289,7 @@ class AdaptiveSDE:
         t = x.new_full([len(x), 1, 1, 1], start)
         h, x_tilde = self.h_init * (t - end), x
         smallest = 10 * torch.finfo(t.dtype).eps * max(abs(start), abs(end))
-        rows = torch.arange(len(x), device=x.device)   # of the images on their way, in the batch
+        rows = torch.arange(len(x), device=x.device)   # rows of the images on their way
         while journey.travelling:
             z = randn_like(batch)[rows]
             t_next = torch.where(t - h <= end, end, t - h)

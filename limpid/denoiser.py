@@ -207,7 +207,7 @@ class Denoiser(nn.Module):
 
     @property
     def use_fp16(self) -> bool:
-        """Whether the backbone works in half precision."""
+        """True if the backbone works in half precision."""
         return self.dtype == torch.float16
 
     @property

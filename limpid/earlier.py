@@ -243,7 +243,7 @@ class DDIM:
             if sigma_next == 0:
                 return D
             w = self.eta * there.b * (1 - (sigma_next / sigma) ** 2).sqrt()
-            share = (there.b**2 - w**2).sqrt() / here.b   # of e b = z − a D/d
+            share = (there.b**2 - w**2).sqrt() / here.b   # the factor of e b = z − a D/d
             z = share * z + ((there.a - share * here.a) / d) * D
             if self.eta > 0:
                 z = z + w * randn_like(z)

@@ -303,7 +303,7 @@ class Mixture:
             return (log_w + torch.special.log_ndtr(z)).logsumexp(dim=-1)
 
         plus = torch.ones_like(rows[..., 0])
-        # which tail is the small one
+        # +1 or −1, for the smaller of the two tails
         sign = torch.where(log_tail(plus, rows, old) < -math.log(2), plus, -plus)
         target = log_tail(sign, rows, old)
         alone = means + (rows - means) * (new / old)

@@ -36,8 +36,8 @@ class Reference:
     source: str
     moments: Mapping[str, Statistics] = field(default_factory=dict)
     features: Mapping[str, np.ndarray] = field(default_factory=dict)   # float32 [N, d]
-    notes: Sequence[str] = ()   # what the file leaves open
-    image_shape: Sequence[int] | None = None   # of the images it holds, where it holds any
+    notes: Sequence[str] = ()   # on what the file leaves open
+    image_shape: Sequence[int] | None = None   # that of the images in it, if there are any
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,9 @@ class DetectorFile:
     path: Path
     kind: str     # inception or dinov2
     format: str   # a key of metrics.weights.FORMATS, or safetensors
-    sha256: str   # of the file
+    sha256: str   # the checksum of the file
     size: int     # bytes
-    digest: str   # of the weights: the same in every format
+    digest: str   # the digest of the weights: the same in every format
     published: str | None
     notes: list[str] = field(default_factory=list)
 

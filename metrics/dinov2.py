@@ -23,10 +23,10 @@ from torch_utils import torch_files
 from torch_utils.safetensors_file import is_safetensors, load_tensors
 
 SIZE = 224          # pixels of the input, high and wide
-HEAD_DIM = 64       # of each attention head
-EPSILON = 1e-6      # of the layer normalisation
+HEAD_DIM = 64       # the width of an attention head
+EPSILON = 1e-6      # the constant of the layer normalisation
 MAX_BATCH = 64      # images at a time
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)   # of ImageNet's colours, of 0 ... 1
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)   # of ImageNet's colours, in 0 ... 1
 WHAT = "file of DINOv2's weights"
 PUBLISHED = files.Published(
     'https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth',

@@ -22,8 +22,8 @@ from torch_utils.digest import digest_of_tensors
 class Tap(NamedTuple):
     """A place in a network where features are taken, and the name of the number computed there."""
     dim: int
-    detector_id: str   # of the architecture, the preprocessing and the layer, with a version
-    number: str        # its Fréchet distance where it is printed
+    detector_id: str   # names architecture, preprocessing, layer and version
+    number: str        # the printed name of its Fréchet distance
 
 
 TAPS = {
@@ -40,7 +40,7 @@ class FeatureExtractor(Protocol):
     Greyscale images count as three equal channels. The features of an image should not depend on
     the other images of the batch.
     """
-    digest: str             # of the weights
+    digest: str             # the digest of the weights
 
     @property
     def taps(self) -> tuple[str, ...]:

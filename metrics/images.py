@@ -13,9 +13,9 @@ from torch_utils.random import random_subset
 class Images(Protocol):
     """Images in a fixed order, from a folder, a file, or a network with seeds."""
     image_shape: list[int]   # C, H, W
-    source: str              # where they come from, for reports
-    lossy: bool              # some were compressed with loss, as by JPEG
-    in_subfolders: bool      # they lie in several folders, as classes often do
+    source: str              # their origin, for reports
+    lossy: bool              # whether some were compressed with loss, as by JPEG
+    in_subfolders: bool      # whether they lie in several folders, as classes often do
 
     def __len__(self) -> int: ...
 

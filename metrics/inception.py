@@ -21,9 +21,9 @@ from torch.nn import functional as F
 
 SIZE = 299            # pixels of the input, high and wide
 CLASSES = 1008        # 1000 of ImageNet and 8 that mean nothing
-EPSILON = 1e-3        # of the batch normalisation
+EPSILON = 1e-3        # the constant of the batch normalisation
 MAX_BATCH = 64        # images at a time, which bounds the memory: 0.9 GB of activations
-SPATIAL_CHANNELS = 7  # of Mixed_6d's 768, 17 x 17 pixels each: what sFID looks at
+SPATIAL_CHANNELS = 7  # the channels of Mixed_6d (of 768) that sFID uses, 17 x 17 pixels each
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ maximum = partial(F.max_pool2d, kernel_size=3, stride=1, padding=1)
 halve = partial(F.max_pool2d, kernel_size=3, stride=2)
 
 Pool = Callable[[Tensor], Tensor]
-Chain = list[Any]   # of Conv | Pool | tuple[Chain, ...]
+Chain = list[Any]   # its items are Conv | Pool | tuple[Chain, ...]
 
 
 def _a(name: str, inputs: int, pool: int) -> tuple[Chain, ...]:

@@ -48,7 +48,7 @@ class Wanted:
 
 @dataclass
 class Measured:
-    """What a pass found: moments and features by tap, and what they are of."""
+    """The result of a pass: moments and features by tap, and their origin."""
     count: int
     moments: dict[str, Moments] = field(default_factory=dict)
     # float32 [N, d] in the order of the images
@@ -307,7 +307,7 @@ class _State:
 
 
 def _difference(a: str, b: str) -> str:
-    """Tell which parts of two identities differ."""
+    """Return which parts of two identities differ."""
     try:
         theirs, ours = json.loads(a), json.loads(b)
         return ', '.join(key for key in ours if theirs.get(key) != ours[key])

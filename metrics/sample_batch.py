@@ -29,13 +29,13 @@ from torch_utils import torch_files
 from torch_utils.safe_pickle import shown
 
 NPY_START = b'\x93NUMPY'
-IMAGES, LABELS = 'arr_0', 'arr_1'   # as np.savez calls what has no name
+IMAGES, LABELS = 'arr_0', 'arr_1'   # the names that np.savez gives to unnamed arrays
 WHAT = 'batch of images'
 
 
 class _Array(NamedTuple):
     """The place of an array's numbers in a file."""
-    member: zipfile.ZipInfo | None   # of a zip; None: the file is the array
+    member: zipfile.ZipInfo | None   # the member of a zip; None: the file is the array
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     header: int                      # bytes before the numbers

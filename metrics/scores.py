@@ -165,7 +165,7 @@ def _double(*features: Tensor) -> tuple[Tensor, ...]:
 def _distances(points: Tensor, centres: Tensor) -> Iterator[Tensor]:
     """Yield squared distances [rows, M] of every point, a few rows at a time, to all M centres."""
     norms = centres.square().sum(dim=1)
-    rounding = 1e-12 * norms.max().item()   # what is less is 0: equal images have equal distances
+    rounding = 1e-12 * norms.max().item()   # smaller ones count as 0, the distance of equal images
     for rows in points.split(max(1, MAX_DISTANCES // len(centres))):
         squares = rows.square().sum(dim=1, keepdim=True) + norms
         yield F.threshold(squares.addmm_(rows, centres.T, alpha=-2), rounding, 0.0)

@@ -82,8 +82,10 @@ def _notes(net: Network, given: Mapping[str, Any], guide: Network | None) -> lis
 
 
 def limit_of(net: Network, networks: tuple[Network, ...]) -> str:
-    """Say why `net`, made of a network and perhaps its guide, supports nothing above its
-    sigma_max."""
+    """Return the reason why `net` supports nothing above its sigma_max.
+
+    `networks` are the network and, if it has one, its guide.
+    """
     by_guide = traits(net).sigma_max < traits(networks[0]).sigma_max
     reason = traits(networks[-1 if by_guide else 0]).no_infinity
     limit = f'the {"guide" if by_guide else "network"} supports no more'

@@ -233,7 +233,7 @@ def with_preset(options: Mapping[str, Any]) -> dict[str, Any]:
     given = {**PRESETS.get(options.get('preset') or '', {}),
              **{name: value for name, value in options.items() if value is not None}}
     if given.get('sampler') == 'flow':
-        given['sampler'] = 'table1'   # its older name, which scripts have
+        given['sampler'] = 'table1'   # the older name, which existing scripts use
     return given
 
 

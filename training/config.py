@@ -15,7 +15,7 @@ from training.dataset import DataConfig
 from training.ema import HalfLife, PowerFunction
 from training.networks import NetworkConfig
 
-FORMAT = 1   # of checkpoints; a change that old files do not survive raises it and adds an upgrade
+FORMAT = 1   # of checkpoints; an incompatible change raises it and adds an upgrade
 
 T = TypeVar('T')
 
@@ -86,7 +86,7 @@ def learning_rate(nimg: int, config: OptimizerConfig) -> float:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """All settings of a run. Those ending in _nimg are numbers of images, the clock of a run."""
+    """The settings of a run. Those ending in _nimg are numbers of images, the clock of a run."""
     data: DataConfig
     network: NetworkConfig
     loss: loss.Loss

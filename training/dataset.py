@@ -543,7 +543,7 @@ def batches(
     loader = torch.utils.data.DataLoader(
         _BatchReader(dataset), batch_size=None, sampler=indices(), pin_memory=pin_memory,
         num_workers=0 if dataset.cache else workers,
-        generator=torch.Generator())   # or else it would draw from the global generator
+        generator=torch.Generator())   # otherwise it would draw from the global generator
 
     def stream() -> Iterator[tuple[Tensor, Tensor]]:
         for item in loader:

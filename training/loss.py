@@ -62,7 +62,7 @@ class VELoss:
 class iDDPMLoss:  # noqa: N801 (the name that belongs to iDDPMPrecond)
     """The iDDPM column: σ = u_j with uniform j, λ = 1/σ², and L_vlb for the learned variance.
 
-    hybrid=False leaves L_vlb out; then any network will do.
+    hybrid=False leaves L_vlb out; then any network can be trained.
     """
     C_1: float = 0.001
     C_2: float = 0.008

@@ -26,7 +26,7 @@ from training.ema import EMA
 from training.networks import NetworkConfig, build_network
 from training.run_folder import SNAPSHOT, STATE, file_of, files_of
 
-KEYS = {   # of format 1
+KEYS = {   # the keys of format 1
     SNAPSHOT: ('config', 'nimg', 'ema', 'ema_name', 'averages'),
     STATE: ('config', 'fingerprint', 'nimg', 'seconds', 'ema_rampup', 'lr_factor', 'bad_steps',
             'loss_scale', 'net', 'averages', 'optimizer', 'stats'),
@@ -59,18 +59,18 @@ class LossScale:
 class TrainState:
     """Everything that changes during training."""
     net: Denoiser
-    averages: dict[str, EMA[Denoiser]]   # by name; the first is the one that snapshots have as ema
+    averages: dict[str, EMA[Denoiser]]   # by name; the first is called ema in snapshots
     optimizer: torch.optim.Optimizer
     stats: Collector
     loss_scale: LossScale = field(default_factory=LossScale)
     nimg: int = 0
-    # of training, over all the processes that took part one after another
+    # the duration of training, over all processes that continued it
     seconds: float = 0.0
-    ema_rampup: bool = True    # not where training starts from another network's weights
+    ema_rampup: bool = True    # False if training starts from another network's weights
     lr_factor: float = 1.0     # halved at each roll-back
     bad_steps: int = 0         # with non-finite gradients, in a row
-    transferred: dict[str, Any] | None = None   # what came from another network, and what did not
-    fingerprint: str = ''      # of the data set, where it is known already
+    transferred: dict[str, Any] | None = None   # tensors from another network, and others
+    fingerprint: str = ''      # that of the data set, if it is known already
 
     @property
     def ema(self) -> EMA[Denoiser]:

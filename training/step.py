@@ -26,7 +26,7 @@ class Randomness:
     u: Tensor                # [batch] float64 on the CPU: the noise level's quantile
     noise: Tensor            # [batch, C, H, W] on the device
     keep_labels: Tensor      # [batch, 1] on the CPU: 0 where the label is dropped
-    augmentation: Augmentation | None   # of the whole batch
+    augmentation: Augmentation | None   # that of the whole batch
 
 
 def draw(config: TrainConfig, pipe: AugmentPipe | None, nimg: int, image_shape: list[int],
