@@ -11,7 +11,7 @@ from torch import Tensor
 
 from checkpoints.read import METADATA, WHAT, read_network
 from checkpoints.reconstruct import reconstructed
-from dnnlib.cli import GroupedCommand, check_apart, heading, naming_flags, one_line_errors
+from dnnlib.cli import GroupedCommand, Real, check_apart, heading, naming_flags, one_line_errors
 from dnnlib.download import fetch, is_url
 from limpid.denoiser import Denoiser
 from torch_utils import checkpoint
@@ -158,9 +158,9 @@ def check_finite(path: Path) -> tuple[int, int]:
 @files('--run', 'run_dir', help='Folder of a run that was trained with --ema-power', metavar='DIR',
        required=True)
 @files('--width', help='Relative width of the average, such as 0.075', metavar='FLOAT',
-       type=float, required=True)
+       type=Real(above=0), required=True)
 @files('--kimg', help='Point of the run, in thousands of images  [default: the last snapshot]',
-       metavar='KIMG', type=click.FloatRange(min=0, min_open=True))
+       metavar='KIMG', type=Real(above=0))
 @files('--dest', help='Snapshot to write', metavar='PKL', required=True)
 @one_line_errors
 def reconstruct(run_dir: str, width: float, kimg: float | None, dest: str) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import PIL.Image
 import tqdm
 
-from dnnlib.cli import GroupedCommand, heading, is_terminal, one_line_errors
+from dnnlib.cli import GroupedCommand, Whole, heading, is_terminal, one_line_errors
 from dnnlib.files import atomic_write
 from training.dataset import ImageFiles
 from training.labels import common_folders, label_array, normal
@@ -434,7 +434,7 @@ method = heading('What to do with each image')
             'folder. A zip must be new, and a folder new or empty.')
 @files('--overwrite', is_flag=True,
        help='Replace the zip, or the folder of a data set, that has the name of --dest.')
-@files('--max-images', type=click.IntRange(min=1), metavar='INT',
+@files('--max-images', type=Whole(1), metavar='INT',
        help='Use only the first INT images of the source.  [default: all]')
 @method('--transform', type=click.Choice(list(TRANSFORMS)), metavar='NAME',
         help='Way of cropping. center-crop cuts out the middle square and resizes it to '

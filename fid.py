@@ -11,8 +11,11 @@ import click
 import torch
 
 from dnnlib.cli import (
+    MOST,
     FloatList,
     GroupedCommand,
+    Real,
+    Whole,
     check_apart,
     heading,
     naming_flags,
@@ -49,7 +52,7 @@ from metrics.judge import JPEG, MAX_FEATURES, PARAMETERS, Judge, Result
 from metrics.neighbours import AMONG, THRESHOLD, describe, table_of
 from metrics.one_pass import Measured, Wanted, measure
 from metrics.reference_files import write_reference
-from options.common import BATCH, DEVICE, RNG, workers
+from options.common import BATCH, DEVICE, RNG, images_to_draw, workers
 from options.guidance import guidance_options
 from options.network import CLASSES, CONDITIONS, network_options, open_with_plan
 from options.network import NAMES as NETWORK_NAMES
@@ -100,14 +103,16 @@ SPEED = [BATCH, WORKERS, DEVICE]
 
 
 def number(name: str, help: str, default: int | None, least: int,
-           group: Callable[..., Any] = method) -> Callable[..., Any]:
+           group: Callable[..., Any] = method, most: int = MOST) -> Callable[..., Any]:
     """Return an option whose value is an integer of at least `least`."""
-    return group(name, help=help, type=click.IntRange(min=least), metavar='INT', default=default,
+    return group(name, help=help, type=Whole(least, most), metavar='INT', default=default,
                  show_default=default is not None)
 
 
+SEED_OF_SUBSET = number('--seed', 'The random seed of that subset', 0, 0, most=2**32 - 1)
 FIRST_SEED = number('--seed', 'The first seed', 0, 0)
-NUM_GENERATED = number('--num', 'The number of images to generate in each block', 50000, 2)
+NUM_GENERATED = number('--num', 'The number of images to generate in each block', 50000, 2,
+                       most=images_to_draw.most)
 
 CALC = [
     files('--images', 'path', metavar='DIR|ZIP|NPZ', required=True,
@@ -116,8 +121,7 @@ CALC = [
     REF,
     number('--num', 'The number of images to use. If there are more, a random subset; fewer are '
                     'an error', 50000, 2),
-    method('--seed', help='The random seed of that subset', type=int, metavar='INT', default=0,
-           show_default=True),
+    SEED_OF_SUBSET,
     METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, STATE, SAVE, JSON, SPEED]
 GEN = [
     network_options, CLASSES, REF, NUM_GENERATED, FIRST_SEED,
@@ -145,13 +149,13 @@ NEAREST = [
           metavar='DIR|ZIP|NPZ'),
     number('--num', 'The number of images to look at, in --control too. If there are more, a '
                     'random subset is used  [default: all]', None, 1),
-    number('--seed', 'The random seed of that subset', 0, 0),
+    SEED_OF_SUBSET,
     method('--xflip', is_flag=True,
            help='Compare with mirrored training images too, as for a network trained with x-flips'),
     number('--among', 'The number of further neighbours. The ratio compares the distance of the '
                       'nearest with the mean of theirs', AMONG, 1),
     method('--threshold', help='An image whose ratio is below this counts as a copy',
-           type=click.FloatRange(0, 1, min_open=True), metavar='FLOAT', default=THRESHOLD,
+           type=Real(above=0, most=1), metavar='FLOAT', default=THRESHOLD,
            show_default='1/3'),
     method('--detector', help=f'{DETECTOR_HELP}; or dinov2', metavar='inception|dinov2|demo|PATH',
            default='inception', show_default=True),
@@ -196,16 +200,17 @@ SWEEP = [
 SEARCH = [
     network_options, CLASSES, REF,
     files('--dest', help='The folder of search.csv and search.json', metavar='DIR', required=True),
-    [method(f'--grid-{name}', f'grid_{name}', type=FloatList(),
+    [method(f'--grid-{name}', f'grid_{name}', type=FloatList(name == 'S_max'),
             help=f'The values of {name} to try, rising  [default: {text(values)}]')
      for name, values in dataclasses.asdict(Grids()).items()],
     number('--rounds', 'The largest number of rounds through the four numbers, one after the '
                        'other; 0 tries all combinations', 2, 0),
-    number('--num', 'The number of images to generate for each setting', 5000, 2),
+    number('--num', 'The number of images to generate for each setting', 5000, 2,
+           most=images_to_draw.most),
     FIRST_SEED,
     number('--confirm', 'The number of best settings to measure again, with more images', 3, 1),
     number('--confirm-num', 'The number of images in each block of that second measurement, from '
-                            'the same first seed on', 50000, 2),
+                            'the same first seed on', 50000, 2, most=images_to_draw.most),
     number('--confirm-blocks', 'The number of blocks of seeds of that second measurement. The '
                                'block with the best first number counts, as in papers, which '
                                'take 3', 1, 1),

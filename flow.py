@@ -15,7 +15,15 @@ import tqdm
 from torch import Tensor
 
 from checkpoints.open import open_network
-from dnnlib.cli import GroupedCommand, IntList, heading, is_terminal, one_line_errors, with_each
+from dnnlib.cli import (
+    GroupedCommand,
+    IntList,
+    Whole,
+    heading,
+    is_terminal,
+    one_line_errors,
+    with_each,
+)
 from dnnlib.files import atomic_write
 from limpid.denoiser import Conditioned, Denoiser, Network, Traits, traits
 from limpid.inversion import decode, encode, interpolate
@@ -24,7 +32,7 @@ from limpid.pixels import from_uint8, to_uint8
 from limpid.samplers import FlowSampler
 from limpid.seeds import StackedGenerator, latents_and_labels, share_of
 from limpid.steps import EDMSteps
-from options.common import BATCH, DEVICE, count, positive
+from options.common import BATCH, DEVICE, count, exponent_rho, positive
 from options.network import NETWORK, WEIGHTS, check_classes, files
 from options.sampler import resolve_sampler, sampler_options
 from torch_utils import distributed
@@ -40,9 +48,9 @@ IMAGES = [
                'network also takes their labels'),
     files('--max-images', 'num', type=count, metavar='INT',
           help='Use only this many images, a random subset chosen by --seed  [default: all]'),
-    files('--class', 'label', type=click.IntRange(min=0), metavar='INT',
+    files('--class', 'label', type=Whole(0), metavar='INT',
           help='One class for all images  [default: the labels of the images]'),
-    files('--seed', type=click.IntRange(min=0), metavar='INT', default=0, show_default=True,
+    files('--seed', type=Whole(0), metavar='INT', default=0, show_default=True,
           help='The random seed'),
 ]
 SPEED = [BATCH, DEVICE]
@@ -65,12 +73,12 @@ INTERPOLATE = [
     NETWORK, WEIGHTS,
     files('--seeds', type=IntList(), required=True,
           help='Two or more random seeds, such as 3,8: the path leads from each to the next'),
-    files('--frames', type=click.IntRange(min=2), metavar='INT', default=8, show_default=True,
+    files('--frames', type=Whole(2, 10_000), metavar='INT', default=8, show_default=True,
           help='The number of images from one seed to the next, both ends included'),
     files('--dest', metavar='FILE', required=True,
           help='The file to write: .png for a strip with a row for each pair of seeds, .gif or '
                '.apng for a moving picture'),
-    files('--class', 'label', type=click.IntRange(min=0), metavar='INT',
+    files('--class', 'label', type=Whole(0), metavar='INT',
           help='The class of all images  [default: that of the first seed]'),
     files('--fps', type=positive, metavar='FLOAT',
           help='The number of frames per second of a moving picture  [default: 10]'),
@@ -79,7 +87,7 @@ LIKELIHOOD = [
     NETWORK, WEIGHTS, *IMAGES,
     files('--dest', metavar='CSV', required=True,
           help='The table to write, with the columns name, bits_per_dim and nats'),
-    method('--steps', 'num_steps', type=click.IntRange(min=2), metavar='INT', default=33,
+    method('--steps', 'num_steps', type=Whole(2, 100_000), metavar='INT', default=33,
            show_default=True,
            help='The number N of noise levels. The network is evaluated 4 (N - 1) times, each time '
                 'with a backward pass'),
@@ -89,9 +97,9 @@ LIKELIHOOD = [
     method('--sigma_max', type=positive, metavar='FLOAT', default=EDMSteps.sigma_max,
            show_default=True,
            help='The highest noise level'),
-    method('--rho', type=positive, metavar='FLOAT', default=EDMSteps.rho, show_default=True,
+    method('--rho', type=exponent_rho, metavar='FLOAT', default=EDMSteps.rho, show_default=True,
            help='The exponent ρ of the time steps'),
-    method('--probes', type=count, metavar='INT', default=1, show_default=True,
+    method('--probes', type=Whole(1, 10_000), metavar='INT', default=1, show_default=True,
            help='The number of random directions over which the trace of the Jacobian is averaged '
                 '(Hutchinson\'s estimator)'),
     method('--draws', type=count, metavar='INT', default=1, show_default=True,

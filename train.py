@@ -18,7 +18,7 @@ import torch
 
 from checkpoints.open import open_network
 from checkpoints.read import read_state
-from dnnlib.cli import GroupedCommand, heading, naming_flags, one_line_errors, with_each
+from dnnlib.cli import GroupedCommand, Real, heading, naming_flags, one_line_errors, with_each
 from dnnlib.download import is_url
 from dnnlib.files import atomic_write, held
 from dnnlib.logfile import LogFile
@@ -27,6 +27,7 @@ from limpid.denoiser import Denoiser
 from limpid.loss import InverseVariance, UniformTimestep
 from metrics.definitions import METRICS
 from metrics.judge import PARAMETERS
+from options.common import images_to_draw, steps_of_sampling
 from options.training import LAST_OPTIONS, OPTIONS, check_batch, data_config, resolve, run_name
 from torch_utils import distributed
 from training import config as configs
@@ -46,7 +47,7 @@ __all__ = ['check_batch', 'main', 'notes_on']
 
 judging = heading('Evaluation while training')
 JUDGING_OPTIONS = [
-    judging('--eval', 'eval_kimg', type=click.FloatRange(min=0, min_open=True), metavar='KIMG',
+    judging('--eval', 'eval_kimg', type=Real(above=0), metavar='KIMG',
             help='Interval at which the averaged network is judged, in thousands of images, a '
                  'multiple of --tick; it is also judged at the end. The numbers go to stats.jsonl, '
                  'and network-best.pkl is a link to the best snapshot'),
@@ -56,13 +57,13 @@ JUDGING_OPTIONS = [
     judging('--metrics', metavar='LIST',
             help=f'Metrics, separated by commas: {", ".join(METRICS)}. The snapshot with the '
                  f'lowest value of the first metric is the best  [default: fid]'),
-    judging('--eval-num', type=click.IntRange(min=2), metavar='INT',
+    judging('--eval-num', type=images_to_draw, metavar='INT',
             help='Number of images to generate, from the seeds 0, 1, ... Compare only results of '
                  'equal --eval-num  [default: 50000]'),
     judging('--eval-detector', '--detector', 'eval_detector', metavar='inception|demo|PATH',
             help='Detector that turns images into features, as in fid.py: inception, demo, or a '
                  'file of weights  [default: inception]'),
-    judging('--eval-steps', type=click.IntRange(min=1), metavar='INT',
+    judging('--eval-steps', type=steps_of_sampling, metavar='INT',
             help='Steps of the deterministic sampler  [default: 18]'),
     judging('--allow-mismatch', is_flag=True,
             help='Compare even if the reference was made in another way'),

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import math
 import os
 import re
 import sys
@@ -17,6 +18,9 @@ F = TypeVar('F', bound=Callable[..., Any])
 P = ParamSpec('P')
 R = TypeVar('R')
 T = TypeVar('T')
+
+
+MOST = 2**63 - 1   # the largest whole number that arrays can hold
 
 
 class GroupedCommand(click.Command):
@@ -90,9 +94,53 @@ def flags_of(options: Sequence[Callable[..., Any]]) -> dict[str, str]:
     return {option.name or '': option.opts[0] for option in reversed(declared)}
 
 
+class Whole(click.IntRange):
+    """A whole number from `least` to `most`; `--help` tells of `least` alone."""
+
+    def __init__(self, least: int = 0, most: int = MOST) -> None:
+        super().__init__(min=least)
+        self.most = most
+
+    def convert(self, value: Any, param: click.Parameter | None,   # noqa: ANN401 (click's own)
+                ctx: click.Context | None) -> int:
+        number = super().convert(value, param, ctx)
+        if number > self.most:
+            self.fail(f'{value} is not in the range x<={self.most}.', param, ctx)
+        return number
+
+
+class Real(click.FloatRange):
+    """A finite number in a range, or ∞ where that is allowed; not-a-number never is."""
+
+    def __init__(self, least: float | None = None, most: float | None = None,
+                 above: float | None = None, infinite: bool = False) -> None:
+        lowest = least if above is None else above
+        super().__init__(min=lowest, max=most, min_open=above is not None)
+        self.infinite = infinite
+
+    def convert(self, value: Any, param: click.Parameter | None,   # noqa: ANN401 (click's own)
+                ctx: click.Context | None) -> float:
+        number = click.FLOAT.convert(value, param, ctx)
+        if self.infinite and number == math.inf:
+            return number
+        if not math.isfinite(number):
+            self.fail(_not_finite(number, self.infinite), param, ctx)
+        return super().convert(value, param, ctx)
+
+    def _describe_range(self) -> str:
+        unbounded = self.min is None and self.max is None
+        return '' if unbounded else super()._describe_range()
+
+
+def _not_finite(number: float, infinite: bool = False) -> str:
+    """Say why a number was refused: `infinite` where ∞ would not have been."""
+    return f'{number} is not a finite number{" or inf" if infinite else ""}'
+
+
 class IntList(click.ParamType):   # type: ignore[type-arg]
     """A list of integers in the order given: `1,2,5-10` becomes [1, 2, 5, 6, 7, 8, 9, 10]."""
     name = 'LIST'
+    LONGEST = 10_000_000   # more take gigabytes
 
     def convert(self, value: object, param: click.Parameter | None,
                 ctx: click.Context | None) -> object:
@@ -108,22 +156,36 @@ class IntList(click.ParamType):   # type: ignore[type-arg]
             if last < first:
                 self.fail(f'the range {part.strip()} is empty: write the smaller number first',
                           param, ctx)
+            if last > MOST:
+                self.fail(f'{last} is too large: the largest is {MOST}', param, ctx)
+            if len(numbers) + last - first >= self.LONGEST:
+                self.fail(f'more than {self.LONGEST:,} numbers: give fewer at once', param, ctx)
             numbers.extend(range(first, last + 1))
         return numbers
 
 
 class FloatList(click.ParamType):  # type: ignore[type-arg]
-    """A list of numbers in the order given: `80,10,1` becomes [80.0, 10.0, 1.0]."""
+    """A list of finite numbers in the order given: `80,10,1` becomes [80.0, 10.0, 1.0].
+
+    With `infinite`, ∞ may be among them.
+    """
     name = 'LIST'
+
+    def __init__(self, infinite: bool = False) -> None:
+        self.infinite = infinite
 
     def convert(self, value: object, param: click.Parameter | None,
                 ctx: click.Context | None) -> object:
         if not isinstance(value, str):
             return value
         try:
-            return [float(part) for part in value.split(',')]
+            numbers = [float(part) for part in value.split(',')]
         except ValueError:
             self.fail(f'{value!r} is not a list of numbers such as 80,10,1', param, ctx)
+        for number in numbers:
+            if not math.isfinite(number) and not (self.infinite and number == math.inf):
+                self.fail(_not_finite(number, self.infinite), param, ctx)
+        return numbers
 
 
 class Seconds(click.ParamType):  # type: ignore[type-arg]
@@ -135,7 +197,10 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]
         match = re.fullmatch(r'(\d+(?:\.\d+)?)([smhd])', value) if isinstance(value, str) else None
         if match is None:
             self.fail(f'{value!r} is not a duration such as 30s, 90m, 47h or 2d', param, ctx)
-        return float(match[1]) * {'s': 1, 'm': 60, 'h': 3600, 'd': 86400}[match[2]]
+        seconds = float(match[1]) * {'s': 1, 'm': 60, 'h': 3600, 'd': 86400}[match[2]]
+        if not math.isfinite(seconds):
+            self.fail(_not_finite(seconds), param, ctx)
+        return seconds
 
 
 class NumberOr(click.ParamType):  # type: ignore[type-arg]
@@ -153,7 +218,7 @@ class NumberOr(click.ParamType):  # type: ignore[type-arg]
             number = self.kind(value)
         except ValueError:
             number = self.kind(0)
-        if not number > 0:
+        if not 0 < number <= (MOST if self.kind is int else sys.float_info.max):
             number_kind = 'whole number' if self.kind is int else 'number'
             self.fail(f'{value!r} is neither a positive {number_kind} nor {", ".join(self.words)}',
                       param, ctx)

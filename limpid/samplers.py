@@ -57,6 +57,9 @@ class Churn:
         for name, value in (('S_churn', self.S_churn), ('S_noise', self.S_noise)):
             if not math.isfinite(value):
                 raise ValueError(f'{name} must be a finite number, not {value:g}')
+        for name, value in (('S_min', self.S_min), ('S_max', self.S_max)):
+            if math.isnan(value):
+                raise ValueError(f'{name} must be a number, not {value:g}')
 
     def gamma(self, sigma: float, num_steps: int) -> float:
         """γ_i = min(S_churn/N, √2 − 1) for S_min ≤ σ_i ≤ S_max, else 0"""

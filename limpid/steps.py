@@ -146,8 +146,18 @@ class EDMSteps:
             raise ValueError(f'rho must be positive, not {self.rho:g}')
         if math.isinf(self.rho):
             return geometric(num_steps, low, high)
+        if 1 / self.rho * math.log(max(high, 1 / low, 2)) > 700:   # e^709 is the largest float64
+            raise ValueError(self._lost())
         start, end = high ** (1 / self.rho), low ** (1 / self.rho)
-        return (start + ramp(num_steps) * (end - start)) ** self.rho
+        levels = (start + ramp(num_steps) * (end - start)) ** self.rho
+        ends = torch.tensor([high, low][:num_steps], dtype=torch.float64)
+        if not torch.allclose(levels[[0, -1]][:num_steps], ends, rtol=1e-3, atol=0):
+            raise ValueError(self._lost())
+        return levels
+
+    def _lost(self) -> str:
+        return (f'rho={self.rho:g} is beyond what float64 can tell: take a number nearer to 7, or '
+                f'inf')
 
 
 @dataclass(frozen=True)

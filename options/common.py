@@ -5,13 +5,19 @@ from typing import Any
 
 import click
 
-from dnnlib.cli import heading
+from dnnlib.cli import Real, Whole, heading
 from limpid.guidance import GUIDED_BELOW
 from limpid.sampling import START_ELSEWHERE
 
-positive = click.FloatRange(min=0, min_open=True)
-not_negative = click.FloatRange(min=0)
-count = click.IntRange(min=1)
+positive = Real(above=0)
+not_negative = Real(least=0)
+share = Real(least=0, most=1)
+count = Whole(1)
+# σ^(1/ρ) of smaller ones overflows, and of larger ones is lost in rounding
+exponent_rho = Real(0.01, 1e9, infinite=True)
+# What takes memory, or processes, for each one of its number has a limit.
+images_to_draw = Whole(2, 100_000_000)
+steps_of_sampling = Whole(1, 100_000)
 
 speed = heading('Performance')
 
@@ -31,7 +37,7 @@ RNG = speed(
 def workers(default: int) -> Callable[..., Any]:
     """Return the option --workers, for commands that read images."""
     return speed(
-        '--workers', type=click.IntRange(min=0), metavar='INT', default=default, show_default=True,
+        '--workers', type=Whole(0, 1024), metavar='INT', default=default, show_default=True,
         help='The number of processes that read images ahead, for each device; 0 for none')
 
 

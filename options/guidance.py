@@ -5,25 +5,25 @@ from typing import Any
 
 import click
 
-from dnnlib.cli import F, FloatList, flags_of, heading, with_each, with_flags
+from dnnlib.cli import F, FloatList, Real, flags_of, heading, with_each, with_flags
 from limpid.denoiser import Network, traits
 from limpid.guidance import GUIDED_BELOW, SPACES, Guidance, guided
-from options.common import PHRASES
+from options.common import PHRASES, share
 
 guiding = heading('Guidance')
 
 OPTIONS = [
-    guiding('--guidance', type=float, metavar='FLOAT',
+    guiding('--guidance', type=Real(), metavar='FLOAT',
             help='The weight w of guidance, which leads images away from what the network answers '
                  'without a class, or from what --guide-network answers. 1 is no guidance; any '
                  'other weight needs two evaluations instead of one  [default: 1]'),
-    guiding('--guidance-rescale', type=click.FloatRange(0, 1), metavar='FLOAT',
+    guiding('--guidance-rescale', type=share, metavar='FLOAT',
             help='How far, from 0 to 1, the standard deviation of each image is brought back to '
                  'what it is without guidance. The paper uses 0.7 with w = 7.5  [default: 0]'),
     guiding('--guidance-space', type=click.Choice(SPACES),
             help='The quantity that is rescaled: the prediction of v, the denoised image (x0) or '
                  'the noise (eps)  [default: v]'),
-    guiding('--guidance-interval', type=FloatList(), metavar='LO,HI',
+    guiding('--guidance-interval', type=FloatList(infinite=True), metavar='LO,HI',
             help='The lowest and the highest noise level with guidance  [default: 0,inf]'),
     guiding('--guide-network', metavar='PATH',
             help='A network to lead away from, such as a smaller one or an early snapshot  '

@@ -12,7 +12,7 @@ import torch
 
 from checkpoints.diffusers import is_diffusers
 from checkpoints.open import open_network
-from dnnlib.cli import F, IntList, heading, naming_flags, with_each
+from dnnlib.cli import F, IntList, Whole, heading, naming_flags, with_each
 from limpid.denoiser import Conditioned, Counting, Network, traits
 from limpid.earlier import Ancestral
 from limpid.sampling import Plan
@@ -37,7 +37,7 @@ CONDITIONS = [   # for networks of diffusers
           help='For a diffusers U-Net with cross-attention: a file of its conditions, an array '
                '[N, tokens, dim] in .npy, .npz or .safetensors. Each of them then counts as a '
                'class. This option and the next two also apply to --guide-network'),
-    files('--null-class', type=click.IntRange(min=0), metavar='INT',
+    files('--null-class', type=Whole(0), metavar='INT',
           help='For a diffusers U-Net: the class that stands for no class'),
     files('--timesteps', type=click.Choice(['nearest', 'interpolated']),
           help='For a diffusers U-Net: the timestep that it receives for a noise level between '

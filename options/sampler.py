@@ -14,6 +14,8 @@ import click
 from dnnlib.cli import (
     F,
     FloatList,
+    Real,
+    Whole,
     field_names,
     flags_of,
     heading,
@@ -33,7 +35,7 @@ from limpid.sde import SDES
 from limpid.solvers import SOLVERS
 from limpid.steps import STEPS, DiscreteSteps, ExplicitSteps, Steps, VESteps, noise_range
 from limpid.table1 import TABLE_1, Column
-from options.common import PHRASES, count, not_negative, positive
+from options.common import PHRASES, exponent_rho, not_negative, positive, share, steps_of_sampling
 
 T = TypeVar('T')
 
@@ -92,7 +94,7 @@ OPTIONS = [
          help='The column of Table 1 that supplies the rows that are not given  [default: edm]'),
     rows('--preset', type=click.Choice(list(PRESETS)),
          help='All settings of an experiment in the paper, by name; other options override them'),
-    rows('--steps', 'num_steps', type=count, metavar='INT',
+    rows('--steps', 'num_steps', type=steps_of_sampling, metavar='INT',
          help='The number N of sampling steps. With heun, the network is evaluated 2N - 1 times  '
               '[default: 18; flow.py encode and decode: 64]'),
     rows('--solver', type=click.Choice(list(SOLVERS)),
@@ -110,10 +112,10 @@ OPTIONS = [
     numbers('--sigma_min', type=positive, metavar='FLOAT',
             help='The lowest noise level, but never less than the network supports  [default: by '
                  '--disc]'),
-    numbers('--sigma_max', type=positive, metavar='FLOAT',
+    numbers('--sigma_max', type=Real(above=0, infinite=True), metavar='FLOAT',
             help='The highest noise level, but never more than the network supports  [default: by '
                  '--disc]'),
-    numbers('--sigmas', type=FloatList(),
+    numbers('--sigmas', type=FloatList(infinite=True),
             help='The noise levels one by one, from high to low, such as 80,10,1,0.1. They replace '
                  '--disc and --steps'),
     numbers('--spacing', type=click.Choice(SPACINGS),
@@ -123,21 +125,21 @@ OPTIONS = [
             is_flag=False, flag_value='true',
             help='Rescale the discrete schedule so that it starts at σ = ∞  [default: what the '
                  'network was trained with, else False]'),
-    numbers('--rho', type=positive, metavar='FLOAT',
+    numbers('--rho', type=exponent_rho, metavar='FLOAT',
             help='The exponent ρ of the edm time steps; inf makes them geometric  [default: 7]'),
     numbers('--alpha', type=positive, metavar='FLOAT',
             help='The second point of the heun solver: 1 is Heun\'s method, 0.5 the midpoint '
                  'method, 0.6667 Ralston\'s  [default: 1]'),
-    numbers('--order', type=click.IntRange(1, 3), metavar='INT',
+    numbers('--order', type=Whole(1, 3), metavar='INT',
             help='The order of the adams solver  [default: 3]'),
     numbers('--S_churn', 'S_churn', type=not_negative, metavar='FLOAT',
             help='The amount of fresh noise, for flow and angle; 0 makes the sampler '
                  'deterministic  [default: 0]'),
     numbers('--S_min', 'S_min', type=not_negative, metavar='FLOAT',
             help='The lowest noise level at which fresh noise is added  [default: 0]'),
-    numbers('--S_max', 'S_max', type=not_negative, metavar='FLOAT',
+    numbers('--S_max', 'S_max', type=Real(0, infinite=True), metavar='FLOAT',
             help='The highest noise level at which fresh noise is added  [default: inf]'),
-    numbers('--S_noise', 'S_noise', type=float, metavar='FLOAT',
+    numbers('--S_noise', 'S_noise', type=Real(), metavar='FLOAT',
             help='The standard deviation of the fresh noise  [default: 1]'),
 
     others('--original', type=bool, metavar='BOOL',
@@ -149,7 +151,7 @@ OPTIONS = [
            help='pc: the step to the next noise level  [default: reverse-diffusion]'),
     others('--corrector', type=click.Choice(CORRECTORS),
            help='pc: the kind of Langevin steps at each noise level  [default: langevin]'),
-    others('--corrector_steps', type=click.IntRange(min=0), metavar='INT',
+    others('--corrector_steps', type=Whole(0, 1_000_000), metavar='INT',
            help='pc: the number of Langevin steps at each noise level  [default: 1]'),
     others('--snr', type=positive, metavar='FLOAT',
            help='pc: the signal-to-noise ratio of the Langevin steps  [default: 0.16]'),
@@ -159,7 +161,7 @@ OPTIONS = [
                 'sampling does not start at σ = ∞; else small]'),
     others('--clip', type=bool, metavar='BOOL',
            help='ancestral, ddim: clip the denoised image to [-1, 1]  [default: False]'),
-    others('--eta', type=click.FloatRange(0, 1), metavar='FLOAT',
+    others('--eta', type=share, metavar='FLOAT',
            help='ddim: the share of fresh noise, from 0 (deterministic) to 1 (as much as '
                 'ancestral)  [default: 0]'),
     others('--rule', type=click.Choice(RULES),

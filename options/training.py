@@ -11,7 +11,9 @@ from dnnlib.cli import (
     IntList,
     KeyOf,
     NumberOr,
+    Real,
     Seconds,
+    Whole,
     heading,
     reject_unused,
     with_options,
@@ -34,7 +36,7 @@ from limpid.loss import (
 from limpid.preconditioning import IDDPM, NOISE_LABELS, PRECONDITIONERS, Preconditioner, V
 from limpid.table1 import Column
 from limpid.table1 import column as column_of
-from options.common import DEVICE, count, not_negative, positive, speed, workers
+from options.common import DEVICE, count, not_negative, positive, share, speed, workers
 from torch_utils import distributed
 from training.augment import AugmentConfig
 from training.config import NanConfig, OptimizerConfig, TrainConfig
@@ -49,7 +51,6 @@ hyper = heading('Hyperparameters')
 output = heading('Reports and files written')
 trouble = heading('Interruptions and numerical trouble')
 other = heading('Other options')
-probability = click.FloatRange(min=0, max=1)
 boolean: dict[str, Any] = {'type': bool, 'metavar': 'BOOL', 'show_default': True}
 
 OPTIONS = [   # those that `--help` lists first, in its order
@@ -91,7 +92,7 @@ OPTIONS = [   # those that `--help` lists first, in its order
     column('--hybrid', type=bool, metavar='BOOL',
            help='Also train the learned variance, L_simple + L_vlb: short for --loss=hybrid  '
                 '[default: True where preconditioning and noise are iddpm]'),
-    column('--P_mean', 'P_mean', type=float, metavar='FLOAT',
+    column('--P_mean', 'P_mean', type=Real(), metavar='FLOAT',
            help='Mean of ln σ, with --noise=edm  [default: -1.2]'),
     column('--P_std', 'P_std', type=positive, metavar='FLOAT',
            help='Standard deviation of ln σ, with --noise=edm  [default: 1.2]'),
@@ -110,12 +111,12 @@ OPTIONS = [   # those that `--help` lists first, in its order
                 'finite level of --schedule  [default: timestep with --noise=timestep, else '
                 'angle]'),
 
-    sizes('--cbase', type=count, metavar='INT',
+    sizes('--cbase', type=Whole(1, 1_000_000), metavar='INT',
           help='Base number of channels  [default: by --arch]'),
     sizes('--cres', type=IntList(),
           help='Channels per resolution, as multiples of --cbase, e.g. 1,2,2,2  [default: by '
                '--arch]'),
-    sizes('--blocks', type=count, metavar='INT',
+    sizes('--blocks', type=Whole(1, 1000), metavar='INT',
           help='Residual blocks per resolution  [default: by --arch]'),
     sizes('--attn', type=IntList(),
           help='Resolutions with self-attention, e.g. 16,8  [default: by --arch]'),
@@ -146,11 +147,11 @@ OPTIONS = [   # those that `--help` lists first, in its order
     hyper('--clip', type=positive, metavar='FLOAT',
           help='Largest norm of the gradient, of the loss summed over C, H, W and averaged over '
                'the batch  [default: no limit]'),
-    hyper('--dropout', type=probability, metavar='FLOAT', default=0.13, show_default=True,
+    hyper('--dropout', type=share, metavar='FLOAT', default=0.13, show_default=True,
           help='Dropout probability'),
-    hyper('--label-dropout', type=probability, metavar='FLOAT', default=0.0, show_default=True,
+    hyper('--label-dropout', type=share, metavar='FLOAT', default=0.0, show_default=True,
           help='Probability of hiding the label, with --cond'),
-    hyper('--augment', type=probability, metavar='FLOAT', default=0.12, show_default=True,
+    hyper('--augment', type=share, metavar='FLOAT', default=0.12, show_default=True,
           help='Augmentation probability; 0 means no augmentation'),
     hyper('--xflip', **boolean, default=False,
           help='Double the data set by adding mirrored images'),
@@ -200,7 +201,7 @@ LAST_OPTIONS = [
             help='What to do after that many: stop, or roll back to the last training state and '
                  'halve the learning rate'),
 
-    other('--seed', type=click.IntRange(min=0), metavar='INT', default=TrainConfig.seed,
+    other('--seed', type=Whole(0), metavar='INT', default=TrainConfig.seed,
           show_default=True,
           help='Random seed'),
     other('-n', '--dry-run', is_flag=True,

@@ -1,12 +1,19 @@
 """What holds for every command: files that are not overwritten, numbers, paths, places."""
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import checkpoint
+import dataset_tool
+import demo
 import fid
+import flow
+import generate
+import train
 from dnnlib.cli import check_apart
+from evaluation.settings import Several
 
 
 def last_line(command, *arguments):
@@ -53,3 +60,63 @@ def test_reading_a_file_twice_is_fine():
     check_apart({'--dest': 'c'}, {'--images': 'a', '--data': 'a', '--control': None})
     with pytest.raises(ValueError, match='^--dest=./a is also --images, '):
         check_apart({'--dest': './a'}, {'--images': 'a'})
+
+
+COMMANDS = {'train': train.main, 'generate': generate.main, 'dataset_tool': dataset_tool.main,
+            'demo': demo.main,
+            **{f'flow {name}': command for name, command in flow.main.commands.items()},
+            **{f'fid {name}': command for name, command in fid.main.commands.items()},
+            **{f'checkpoint {name}': command for name, command in checkpoint.main.commands.items()}}
+OPTIONS = {f'{name} {option.opts[0]}': option
+           for name, command in COMMANDS.items() for option in command.params}
+# Where ∞ means something: the geometric steps of VE, no upper limit, zero signal-to-noise ratio.
+INFINITE = {'--rho', '--S_max', '--grid-S_max', '--sigma_max', '--sigmas', '--guidance-interval'}
+
+
+def refused(option, value):
+    """The reason why an option does not take this value; None if it does."""
+    kind = option.type.kind if isinstance(option.type, Several) else option.type
+    try:
+        kind.convert(value, option, None)
+    except click.BadParameter as error:
+        return error.message
+    return None
+
+
+def test_every_number_is_finite():
+    numbers = {name: option for name, option in OPTIONS.items()
+               if refused(option, '1') is None and refused(option, 'x') is not None
+               and not isinstance(option.type, click.types.BoolParamType)}
+    assert len(numbers) > 150
+    for name, option in numbers.items():
+        assert refused(option, 'nan') is not None, name
+        assert refused(option, '-inf') is not None, name
+        infinite = option.opts[0] in INFINITE and name != 'flow likelihood --sigma_max'
+        assert (refused(option, 'inf') is None) == infinite, name
+        assert refused(option, '1' + 400 * '0') is not None or infinite, name
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    ('train --ema=nan', "'--ema': nan is not a finite number"),
+    ('train --lr=inf', "'--lr': inf is not a finite number"),
+    ('train --ls=inf', "'--ls': 'inf' is neither a positive number nor dynamic"),
+    ('train --seed=18446744073709551616',
+     "'--seed': 18446744073709551616 is not in the range x<=9223372036854775807."),
+    ('generate --S_churn=40 --S_min=nan', "'--S_min': nan is not a finite number"),
+    ('generate --S_max=nan', "'--S_max': nan is not a finite number or inf"),
+    ('generate --rho=1e300', "'--rho': 1e+300 is not in the range 0.01<=x<=1000000000.0."),
+    ('generate --sigmas=80,nan', "'--sigmas': nan is not a finite number or inf"),
+    ('generate --steps=100001', "'--steps': 100001 is not in the range x<=100000."),
+    ('generate --seeds=0-4999999999',
+     "'--seeds': more than 10,000,000 numbers: give fewer at once"),
+    ('generate --class=20240115000000000000000',
+     "'--class': 20240115000000000000000 is too large: the largest is 9223372036854775807"),
+    ('fid sweep --S_noise=1,nan', "'--S_noise': nan is not a finite number"),
+    ('fid search --grid-S_min=0,inf', "'--grid-S_min': inf is not a finite number"),
+    ('fid calc --seed=-1', "'--seed': -1 is not in the range x>=0."),
+])
+def test_what_is_out_of_range_is_refused_by_name(arguments, message):
+    command, given = arguments.split(' --', 1)
+    result = CliRunner().invoke(COMMANDS[command], f'--{given}'.split())
+    assert result.exit_code == 2
+    assert result.output.splitlines()[-1] == f'Error: Invalid value for {message}'

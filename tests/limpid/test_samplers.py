@@ -400,3 +400,9 @@ def test_small_networks_sample_like_the_reference(name):
     assert np.abs(x.numpy() - arrays['x']).max() <= 2e-5 * np.abs(arrays['x']).max()
     difference = to_uint8(x).permute(0, 2, 3, 1).numpy().astype(int) - arrays['images_u8']
     assert np.abs(difference).max() <= 1 and (difference != 0).mean() <= 1e-3
+
+
+@pytest.mark.parametrize('name', ['S_churn', 'S_min', 'S_max', 'S_noise'])
+def test_no_number_of_churn_is_nan(name):
+    with pytest.raises(ValueError, match=f'^{name} must be a (finite )?number, not nan$'):
+        Churn(**{name: math.nan})

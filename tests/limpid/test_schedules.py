@@ -2,6 +2,7 @@
 forms."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -88,6 +89,13 @@ def test_edm_steps_are_the_printed_grid():
         1.923340, 1.088171, .5853481, .2964423, .1395165, .05994731, .02293452, .007528020, .002],
                             dtype=f64)
     torch.testing.assert_close(EDMSteps().sigmas(18), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize('rho', [1e300, 1e16, 1e-3])
+def test_a_rho_whose_levels_are_lost_in_rounding_is_refused(rho):
+    with pytest.raises(ValueError, match=re.escape(f'rho={rho:g} is beyond what float64 can tell: '
+                                                   'take a number nearer to 7, or inf')):
+        EDMSteps(rho=rho).sigmas(7)
 
 
 def test_rho_infinity_is_geometric_and_rho_one_uniform():
