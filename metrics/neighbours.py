@@ -4,8 +4,8 @@
     # {'pixels': ..., 'pool_3': ...}
     distance_ratio(found['pixels'].distances)   # below 1/3: copies
 
-The training set is looked at once, chunk by chunk, and of each chunk only what is nearer than what
-was found before is kept: memory does not grow with it. Chunks are dealt out to the ranks in turn.
+The training set is read once, chunk by chunk, and of each chunk only the images that are nearer
+than those found before are kept: memory does not grow with it. Chunks go to the ranks in turn.
 Of equally distant images the first counts as the nearer, so that the result is the same on any
 number of ranks.
 """
@@ -53,12 +53,12 @@ class Neighbours:
 def distance_ratio(distances: np.ndarray, among: int = AMONG) -> np.ndarray:
     """Return r = d₁ / mean(d₂ ... d₁₊ₙ) of distances [B, 1 + n or more] in rising order.
 
-    The ratios are float64 [B], from 0 to 1. About 1 where no training image is special; 0 for an
-    exact copy (d₁ = 0), however many there are of it. r < 1/3 with n = 1 is the criterion of Yoon
-    et al. 2023 (Diffusion Probabilistic Models Generalize when They Fail to Memorize), which misses
-    a copy of an image that the training set has twice. The mean over n = 50 is that of Carlini et
-    al. 2023 (Extracting Training Data from Diffusion Models), which does not. Raises ValueError
-    where there are no 1 + n distances.
+    The ratios are float64 [B], from 0 to 1. A ratio is about 1 if no training image is special, and
+    0 for an exact copy (d₁ = 0), however many of it there are in the training set. r < 1/3 with n =
+    1 is the criterion of Yoon et al. 2023 (Diffusion Probabilistic Models Generalize when They Fail
+    to Memorize), which misses a copy of an image that the training set has twice. The mean over n =
+    50 is that of Carlini et al. 2023 (Extracting Training Data from Diffusion Models), which does
+    not. Raises ValueError if there are fewer than 1 + n distances.
     """
     if distances.shape[1] < 1 + among:
         raise ValueError(f'a ratio to {among} others needs {1 + among} distances, not '
@@ -70,8 +70,8 @@ def distance_ratio(distances: np.ndarray, among: int = AMONG) -> np.ndarray:
 def pixel_distances(x: Tensor, y: Tensor) -> Tensor:
     """Compute Σ (x − y)² of each of uint8 x [B, D] and y [M, D]: int64 [B, M], exact.
 
-    ‖x‖² + ‖y‖² − 2 xᵀy cancels, but pixels are integers: 1024 products at a time, of numbers from
-    −128 to 127, float32 adds up without rounding. TF32 and bfloat16 hold such numbers too.
+    ‖x‖² + ‖y‖² − 2 xᵀy suffers from cancellation, but pixels are integers: float32 adds up 1024
+    products of numbers from −128 to 127 without rounding. TF32 and bfloat16 hold such numbers too.
     """
     total = torch.zeros([len(x), len(y)], dtype=torch.int64, device=x.device)
     for a, b in zip(x.split(EXACT, dim=1), y.split(EXACT, dim=1), strict=True):
@@ -84,7 +84,7 @@ def pixel_distances(x: Tensor, y: Tensor) -> Tensor:
 def feature_distances(x: Tensor, y: Tensor) -> Tensor:
     """Compute ‖x − y‖ of each of x [B, d] and y [M, d]: float64 [B, M], 0 for equal features.
 
-    On the CPU where the device has no float64.
+    They are computed on the CPU if the device has no float64.
     """
     x, y = (tensor.cpu() if tensor.device.type == 'mps' else tensor for tensor in (x, y))
     return torch.cdist(x.double(), y.double(), compute_mode='donot_use_mm_for_euclid_dist')
@@ -96,11 +96,12 @@ def nearest(queries: Tensor, training: Images, extractor: FeatureExtractor, *, c
             batch: int = 64) -> dict[str, Neighbours] | None:
     """Find the `count` nearest training images of uint8 queries [B, C, H, W].
 
-    They are nearest in pixels and in features; the result is on rank 0, None on the others.
-    'pixels': the root of the mean squared difference, 0 ... 255, exact; and under the name of the
-    extractor's first tap the Euclidean distance of features. Equal pixels are at distance 0 in
-    both. With `xflip` a training image is as near as the nearer of itself and its mirror image, and
-    counts once. Collective. Raises ValueError on every rank where any meets one.
+    They are nearest in pixels and in features; the result is on rank 0, None on the others. Under
+    'pixels' the distance is the root of the mean squared difference, 0 ... 255, exact; under the
+    name of the extractor's first tap it is the Euclidean distance of features. Equal pixels are at
+    distance 0 in both. With `xflip` a training image is as near as the nearer of itself and its
+    mirror image, and counts once. Collective. Raises ValueError on every rank if any rank meets
+    one.
     """
     if list(queries.shape[1:]) != training.image_shape:
         raise ValueError(f'images {list(queries.shape[1:])} have no distance in pixels to those of '
@@ -172,7 +173,7 @@ def _distances(x: Tensor, x_features: Tensor, y: Tensor,
     """Compute squared distances of pixels, and those of features, of queries x to images y."""
     squares = pixel_distances(x, y)
     distances = feature_distances(x_features, y_features)
-    # The features of an image depend in their last bits on the batch that it is in.
+    # The last bits of an image's features depend on its batch.
     return squares, distances.masked_fill_((squares == 0).to(distances.device), 0)
 
 
@@ -205,7 +206,7 @@ class _Best:
 def _found(parts: Sequence[_Best]) -> tuple[np.ndarray, np.ndarray] | None:
     """Return distances and codes of all queries [B, up to count] that this rank found.
 
-    None where it had no chunk.
+    Returns None if it had no chunk.
     """
     pairs = [(part.distances, part.codes) for part in parts if part.distances is not None
              and part.codes is not None]
@@ -217,7 +218,7 @@ def _found(parts: Sequence[_Best]) -> tuple[np.ndarray, np.ndarray] | None:
 
 def _merged(ranks: Sequence[tuple[np.ndarray, np.ndarray] | None],
             count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the `count` nearest of what all ranks found."""
+    """Return the `count` nearest of those that all ranks found."""
     distances, codes = (np.concatenate(column, axis=1)
                         for column in zip(*filter(None, ranks), strict=True))
     order = np.lexsort((codes, distances))[:, :count]
@@ -277,9 +278,9 @@ def draw(images: np.ndarray, neighbours: Mapping[str, np.ndarray],
          copied: Mapping[str, np.ndarray]) -> np.ndarray:
     """Draw uint8 [height, width, 3], a row for each image: itself and its neighbours in each space.
 
-    images uint8 [N, C, H, W]; neighbours [N, k, C, H, W], under the title of their columns; copied,
-    bool [N] under the same title: in these rows the nearest has a red frame. Images under 48 pixels
-    are enlarged by a whole number.
+    `images` are uint8 [N, C, H, W]. `neighbours` has, for each title of columns, [N, k, C, H, W],
+    and `copied`, for the same titles, bool [N]: in these rows the nearest has a red frame. Images
+    under 48 pixels are enlarged by a whole number.
     """
     columns = {'image': images[:, np.newaxis], **neighbours}
     zoom = -(-48 // images.shape[-1])

@@ -2,9 +2,9 @@
 
     measured = measure(images, extractors, Wanted(moments={'pool_3'}), device=device)
 
-Chunks of 1024 images are dealt out to the ranks in turn, and what comes of them is put together in
-the order of the chunks: the result has the same bits on any number of ranks, and a pass that was
-killed and continued, on another number of ranks even, has the bits of one that was not.
+Chunks of 1024 images go to the ranks in turn, and their results are combined in the order of the
+chunks. So the result has the same bits on any number of ranks, and after a pass that was killed and
+continued, even on another number of ranks.
 """
 
 import contextlib
@@ -33,9 +33,9 @@ SAVE_SECONDS = 30   # between two saves of a pass that can be continued
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which taps, keys of metrics.features.TAPS, a pass sums up, and which features it keeps.
+    """The taps, keys of metrics.features.TAPS, that a pass sums up or whose features it keeps.
 
-    keep   positions [K], rising, whose features are kept; None: all
+    keep   the positions [K], rising, whose features are kept; None: all
     """
     moments: frozenset[str] = frozenset()
     features: frozenset[str] = frozenset()
@@ -74,14 +74,14 @@ def measure(images: Images, extractors: Sequence[FeatureExtractor], wanted: Want
             device: torch.device, batch: int = 64, precision: str = 'float32',
             state: str | os.PathLike[str] | None = None, save_seconds: float = SAVE_SECONDS,
             title: str = '') -> Measured | Stopped | None:
-    """Look at all images once, over all ranks; the result is on rank 0, None on the others.
+    """Measure all images once, over all ranks; the result is on rank 0, None on the others.
 
-    `extractors` have the wanted taps between them, and each batch is shown to all of them. With
-    `state`, a folder, progress is saved there every `save_seconds`; a pass that finds some
-    continues, and a finished one is not repeated. Where the images of any rank end early, the
-    result is Stopped on all ranks, and what was saved can be continued.
+    `extractors` have the wanted taps between them, and each batch is given to all of them. With
+    `state`, a folder, progress is saved there every `save_seconds`; a pass continues from progress
+    that it finds there, and a finished one is not repeated. If the images of any rank end early,
+    the result is Stopped on all ranks, and the saved progress can be continued.
 
-    Collective, once for every world_size chunks. Raises ValueError on every rank where any meets
+    Collective, once for every world_size chunks. Raises ValueError on every rank if any rank meets
     one, and for a `state` of another pass.
     """
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
@@ -102,7 +102,7 @@ def measure(images: Images, extractors: Sequence[FeatureExtractor], wanted: Want
         first = distributed.gather_objects(first)[0]
         shown = stack.enter_context(Progress(len(images), title, quiet=rank > 0,
                                              done=min(first * CHUNK, len(images))))
-        # The other ranks are taken to be as far as this one.
+        # The other ranks are assumed to be as far as this one.
         found = _features(images, all_chunks[first + rank::world_size], extractors, wanted.taps,
                           batch, device, lambda count: shown.advance(count * world_size))
         saved = time.monotonic()

@@ -42,14 +42,14 @@ UPRIGHT = {
 class ImageFiles:
     """The image files of a zip or of a folder and its subfolders, named like `00000/a.png`.
 
-    `names` are sorted as strings. Links are followed. What is hidden (a name that begins with a
-    dot, a folder of the system such as @eaDir), what has another ending, and a link to a folder
-    that it lies in are passed over: `passed_over` is {reason: names}, and `note()` tells it. Of a
-    file with several images in a row, which `several` then names, the first is read.
+    `names` are sorted as strings. Links are followed. Hidden files and folders (names that begin
+    with a dot, and system folders such as @eaDir), files with other endings, and links to a folder
+    that contains them are skipped: `passed_over` is {reason: names}, and `note()` describes it. Of
+    a file with several images, which `several` then names, only the first is read.
 
     The zip is opened anew in every process that reads from it, so that no two processes share a
     position in the file; a copy made by pickle is independent too. Raises ValueError, in one line,
-    where `path` is missing, damaged or holds no image.
+    if `path` is missing, damaged or holds no image.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -77,7 +77,7 @@ class ImageFiles:
             raise ValueError(f'{self.path} holds no images (files that end in {endings})')
 
     def note(self) -> str:
-        """Return what was passed over so far, and why, in a sentence; '' if nothing was."""
+        """Return a sentence on the files skipped so far, with the reasons; '' if there are none."""
         reasons = ', '.join(f'{len(names)} {reason} ({_one_of(names)})'
                             for reason, names in sorted(self.passed_over.items()))
         told = [f'passed over {reasons}'] if reasons else []
@@ -132,7 +132,7 @@ class ImageFiles:
         self._zip = None
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of one file; raises ValueError, naming it, where they cannot be had."""
+        """Return the bytes of one file; raise ValueError, naming it, if they cannot be read."""
         try:
             if self.is_zip:
                 return self._archive().read(name)
@@ -161,8 +161,8 @@ class ImageFiles:
         """Return {name: label} for all images, from the dataset.json of the set.
 
         dataset.json is {"labels": [[name, label], ...]} and lies at the top, or in the one folder
-        that holds everything. The result is None where there are no labels. Raises ValueError where
-        an image has none but others do.
+        that holds everything. The result is None if there are no labels. Raises ValueError if an
+        image has none but others do.
         """
         file = self._json()
         if file is None:
@@ -175,9 +175,9 @@ class ImageFiles:
         return None if all(label is None for label in found.values()) else found
 
     def _json(self) -> str | None:
-        """Return the name of the dataset.json that tells the labels, if there is one.
+        """Return the name of the dataset.json that holds the labels, if there is one.
 
-        Raises ValueError for one that lies beside some of the images only.
+        Raises ValueError for one that lies beside only some of the images.
         """
         if JSON in self._jsons:
             return JSON
@@ -208,7 +208,7 @@ class ImageFiles:
 
 
 def _reason(name: str) -> str:
-    """Return why a file is passed over, JSON for a dataset.json, or '' for an image."""
+    """Return the reason for skipping a file, JSON for a dataset.json, or '' for an image."""
     *folders, file = name.replace('\\', '/').split('/')
     if _is_hidden(file) or any(map(_is_hidden, folders)) or not file:
         return 'hidden'
