@@ -14,6 +14,7 @@ from dnnlib.cli import (
     MOST,
     FloatList,
     GroupedCommand,
+    Place,
     Real,
     Whole,
     check_apart,
@@ -436,7 +437,8 @@ def ref(path: str, dest: str, metrics: str, features: int, detector: str, precis
     distributed.shutdown()
 
 
-@command([click.argument('first', metavar='A'), click.argument('second', metavar='B'),
+@command([click.argument('first', metavar='A', type=Place()),
+          click.argument('second', metavar='B', type=Place()),
           method('--allow-mismatch', is_flag=True,
                  help='Compare even if the two were made differently')])
 def dist(first: str, second: str, allow_mismatch: bool) -> None:

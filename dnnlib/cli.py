@@ -14,18 +14,23 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
+from dnnlib.files import expanded
+
 F = TypeVar('F', bound=Callable[..., Any])
 P = ParamSpec('P')
 R = TypeVar('R')
 T = TypeVar('T')
 
 
+# metavars of options that name a file or a folder
+PLACES = re.compile(r'\b(DIR|PATH|FILE|PATHS|ZIP|NPZ|PKL|PT|PNG|CSV)\b')
 MOST = 2**63 - 1   # the largest whole number that arrays can hold
 
 
 class GroupedCommand(click.Command):
     """A command whose help lists its options under the headings given by `heading(...)`.
 
+    An option whose metavar speaks of files or folders, such as PATH or NPZ|PKL, is a Place.
     `examples` is printed last, unchanged. Without it, the text of the docstring after a line
     `Examples:` is printed instead.
     """
@@ -34,6 +39,10 @@ class GroupedCommand(click.Command):
                  **kwargs: Any) -> None:   # noqa: ANN401
         super().__init__(*args, **kwargs)
         self.examples = examples
+        for parameter in self.params:
+            metavar = parameter.metavar or (parameter.name or '').upper()
+            if parameter.type is click.STRING and PLACES.search(metavar):
+                parameter.type = Place(several=',...' in metavar)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write usage, description, the options under their headings, and the examples."""
@@ -135,6 +144,27 @@ class Real(click.FloatRange):
 def _not_finite(number: float, infinite: bool = False) -> str:
     """Say why a number was refused: `infinite` where ∞ would not have been."""
     return f'{number} is not a finite number{" or inf" if infinite else ""}'
+
+
+class Place(click.ParamType):   # type: ignore[type-arg]
+    """The path of a file or folder, or an address; `~` is the home folder, as in a shell.
+
+    With `several` there may be more, with commas between.
+    """
+    name = 'PATH'
+
+    def __init__(self, several: bool = False) -> None:
+        self.several = several
+
+    def convert(self, value: object, param: click.Parameter | None,
+                ctx: click.Context | None) -> object:
+        if not isinstance(value, str):
+            return value
+        parts = value.split(',') if self.several else [value]
+        try:
+            return ','.join(map(expanded, parts))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class IntList(click.ParamType):   # type: ignore[type-arg]

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from dnnlib.files import sha256_of_file
+from dnnlib.files import home, sha256_of_file
 
 ATTEMPTS = 5      # to continue after a broken connection
 TIMEOUT = 60.0    # seconds without a byte
@@ -38,7 +38,7 @@ def is_url(name: str) -> bool:
 def cache_dir() -> Path:
     """Return $LIMPID_CACHE_DIR, else ~/.cache/limpid/downloads."""
     chosen = os.environ.get('LIMPID_CACHE_DIR')
-    return Path(chosen).expanduser() if chosen else Path.home() / '.cache' / 'limpid' / 'downloads'
+    return Path(chosen).expanduser() if chosen else home() / '.cache' / 'limpid' / 'downloads'
 
 
 def cached_path(url: str) -> Path:

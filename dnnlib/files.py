@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,32 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
         while block := file.read(1 << 20):
             sha256.update(block)
     return sha256.hexdigest()
+
+
+def expanded(path: str) -> str:
+    """Return a path with the home folder in place of `~`, also after a prefix such as `ideal:`.
+
+    Raises ValueError for an empty path, for one that no file can have, and for `~` where there is
+    no home folder.
+    """
+    if not path or '\0' in path:
+        raise ValueError(f'{path!r} is not the name of a file or folder')
+    match = re.fullmatch(r'(\w{2,}:)?(~.*)', path, flags=re.DOTALL)
+    if match is None:
+        return path
+    found = os.path.expanduser(match[2])
+    if found == match[2] and Path(found).parts[0] == '~':
+        raise ValueError(f'{path}: there is no home folder, as HOME is not set')
+    return (match[1] or '') + found
+
+
+def home() -> Path:
+    """Return the home folder; where there is none, one of this user's in the temporary folder."""
+    found = Path(os.path.expanduser('~'))
+    if found.is_absolute():
+        return found
+    user = os.getuid() if hasattr(os, 'getuid') else 'user'
+    return Path(tempfile.gettempdir()) / f'limpid-{user}'
 
 
 @contextmanager

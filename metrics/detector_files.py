@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dnnlib.download import fetch
-from dnnlib.files import atomic_write, sha256_of_file
+from dnnlib.files import atomic_write, expanded, sha256_of_file
 from metrics import dinov2
 from metrics import weights as inception
 from torch_utils import torch_files
@@ -121,7 +121,7 @@ def search_report() -> list[Place]:
     for variable, downloads in (('LIMPID_DETECTOR', inception.downloads),
                                 ('LIMPID_DINOV2', dinov2.downloads)):
         named = os.environ.get(variable)
-        for path, sha256 in [*([(Path(named), None)] if named else []), *downloads()]:
+        for path, sha256 in [*([(Path(expanded(named)), None)] if named else []), *downloads()]:
             exists = path.is_file()
             places.append(Place(path, exists, exists
                                 and (sha256 is None or sha256_of_file(path) == sha256)))

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from dnnlib.download import cached_path, fetch
-from dnnlib.files import sha256_of_file
+from dnnlib.files import expanded, home, sha256_of_file
 from metrics.inception import STEM, Conv, weight_shapes
 from torch_utils import torch_files
 from torch_utils.digest import digest_of_tensors
@@ -417,6 +417,7 @@ def source_of(number: str, network: str, file: Published,
         return Path(source)
     named = os.environ.get(variable)
     if named:
+        named = expanded(named)
         if not Path(named).exists():
             raise ValueError(f'{variable}={named} does not exist: name the file of weights, or '
                              f'unset it')
@@ -452,13 +453,13 @@ def downloads() -> Iterator[tuple[Path, str | None]]:
     hub = Path(torch.hub.get_dir()) / 'checkpoints'
     for prefix in ('pt_', 'weights-'):
         yield hub / f'{prefix}inception-2015-12-05-6726825d.pth', state_dict.sha256
-    home = Path(os.environ.get('DNNLIB_CACHE_DIR') or Path.home() / '.cache' / 'dnnlib')
+    theirs = Path(os.environ.get('DNNLIB_CACHE_DIR') or home() / '.cache' / 'dnnlib')
     for url, sha256 in ((torchscript.url, torchscript.sha256), (NGC_URL, None)):
-        for folder in (home / 'downloads', home):
+        for folder in (theirs / 'downloads', theirs):
             key = hashlib.md5(url.encode(), usedforsecurity=False).hexdigest()
             for path in sorted(folder.glob(f'{key}_*')):
                 yield path, sha256
-    yield Path.home() / '.cache' / 'k-diffusion' / 'inception-2015-12-05.pt', torchscript.sha256
+    yield home() / '.cache' / 'k-diffusion' / 'inception-2015-12-05.pt', torchscript.sha256
 
 
 # The pickled object's address, whose MD5 is its name in the caches of those who have downloaded it.

@@ -1,5 +1,7 @@
 """What holds for every command: files that are not overwritten, numbers, paths, places."""
 
+import os
+
 import click
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ import fid
 import flow
 import generate
 import train
-from dnnlib.cli import check_apart
+from dnnlib.cli import Place, check_apart
+from dnnlib.download import cache_dir
 from evaluation.settings import Several
 
 
@@ -120,3 +123,46 @@ def test_what_is_out_of_range_is_refused_by_name(arguments, message):
     result = CliRunner().invoke(COMMANDS[command], f'--{given}'.split())
     assert result.exit_code == 2
     assert result.output.splitlines()[-1] == f'Error: Invalid value for {message}'
+
+
+WORDS = {'NAME', 'NAME,...', 'LIST', 'STR'}   # metavars of other texts
+
+
+def test_every_path_is_one_in_which_a_tilde_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/ada')
+    texts = {name: option for name, option in OPTIONS.items()
+             if option.type is click.STRING and not name.startswith('demo')}
+    assert {option.metavar for option in texts.values()} <= WORDS
+    places = [option for option in OPTIONS.values() if isinstance(option.type, Place)]
+    assert len(places) > 50
+    for option in places:
+        assert option.type.convert('~/a/~b', option, None) == '/home/ada/a/~b'
+        assert option.type.convert('ideal:~/a.zip', option, None) == 'ideal:/home/ada/a.zip'
+        assert option.type.convert('https://x.org/~b', option, None) == 'https://x.org/~b'
+    [several] = [option for option in places if option.type.several]
+    assert several.type.convert('~/a,b,ideal:~', several, None) == '/home/ada/a,b,ideal:/home/ada'
+
+
+def test_nothing_is_written_to_a_folder_called_tilde(monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(dataset_tool.main, ['--source=digits', '--dest=~/digits',
+                                                    '--max-images=2'])
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in tmp_path.iterdir()] == ['home']
+
+
+def test_an_empty_path_is_refused():
+    assert last_line(train.main, '--data=x', '--run=') == (
+        "Error: Invalid value for '--run' / '--run-dir': '' is not the name of a file or folder")
+    assert last_line(checkpoint.main, 'inspect', '') == (
+        "Error: Invalid value for 'FILE': '' is not the name of a file or folder")
+
+
+def test_without_a_home_folder(monkeypatch):
+    monkeypatch.delenv('HOME')
+    monkeypatch.setattr(os.path, 'expanduser', lambda path: path)   # no entry of the user either
+    monkeypatch.delenv('LIMPID_CACHE_DIR', raising=False)
+    assert last_line(generate.main, '--network=x', '--outdir=~/y') == (
+        "Error: Invalid value for '--outdir': ~/y: there is no home folder, as HOME is not set")
+    assert cache_dir().is_absolute() and 'limpid-' in str(cache_dir())
