@@ -106,7 +106,9 @@ SPEED = [BATCH, WORKERS, DEVICE]
 def number(name: str, help: str, default: int | None, least: int,
            group: Callable[..., Any] = method, most: int = MOST) -> Callable[..., Any]:
     """Return an option whose value is an integer of at least `least`."""
-    return group(name, help=help, type=Whole(least, most), metavar='INT', default=default,
+    # torchrun takes --num for --numa-binding, so that there is a longer name
+    names = ('--num', '--num-images', 'num') if name == '--num' else (name,)
+    return group(*names, help=help, type=Whole(least, most), metavar='INT', default=default,
                  show_default=default is not None)
 
 

@@ -3,8 +3,8 @@
 import contextlib
 import datetime
 import os
-import socket
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import torch
@@ -14,19 +14,19 @@ T = TypeVar('T')
 
 
 def init(device: str = 'auto') -> torch.device:
-    """Choose this process's device and, under torchrun, join the process group.
+    """Choose this process's device and, under torchrun or srun, join the process group.
 
     `device` is auto (CUDA, else Apple's MPS, else CPU), or a name such as cuda, cuda:1, mps, cpu.
     Float32 arithmetic is float32 from here on: CUDA's TF32 is off.
-    Without torchrun's environment (WORLD_SIZE absent or 1) no process group is made.
-    Raises ValueError when the device asked for does not exist.
+    Without the environment of either (WORLD_SIZE absent or 1) no process group is made.
+    Raises ValueError when the device asked for does not exist, and when the environment speaks of
+    several processes but not of how they find each other.
     """
+    os.environ.update(launch(os.environ))
     chosen = _device(device)
     torch.backends.cudnn.allow_tf32 = False   # float32 means float32
     torch.backends.cuda.matmul.allow_tf32 = False
-    if int(os.environ.get('WORLD_SIZE', '1')) > 1 and not torch.distributed.is_initialized():
-        os.environ.setdefault('MASTER_ADDR', 'localhost')
-        os.environ.setdefault('MASTER_PORT', str(_free_port()))
+    if whole_number(os.environ, 'WORLD_SIZE', 1) > 1 and not torch.distributed.is_initialized():
         backend = 'nccl' if chosen.type == 'cuda' else 'gloo'
         torch.distributed.init_process_group(backend, timeout=datetime.timedelta(hours=1))
     return chosen
@@ -54,10 +54,10 @@ def _gpu(name: str, index: int | None) -> torch.device:
     if not torch.cuda.is_available():
         raise ValueError(f'--device={name}: no CUDA device was found here; use --device=cpu or '
                          f'auto')
-    local_rank = int(os.environ.get('LOCAL_RANK', '0'))
-    if index is None:
-        index = local_rank
+    local_rank = whole_number(os.environ, 'LOCAL_RANK', 0)
     count = torch.cuda.device_count()
+    if index is None:   # Slurm may show each of its tasks one GPU, its own
+        index = 0 if count == 1 and 'SLURM_LOCALID' in os.environ else local_rank
     if index >= count:
         raise ValueError(f'--device={name}: process {local_rank} needs GPU {index}, but only '
                          f'{count} were found')
@@ -70,10 +70,63 @@ def _has_mps() -> bool:
     return torch.backends.mps.is_available()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(('localhost', 0))
-        return int(probe.getsockname()[1])
+def launch(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of torch.distributed that the launcher has not set, {} if all are there.
+
+    torchrun sets them; for the tasks of a step of Slurm they follow from Slurm's variables. Raises
+    ValueError for several processes of which it is not known how they find each other.
+    """
+    found: dict[str, str] = {}
+    size = whole_number(environment, 'WORLD_SIZE', 0)
+    tasks = whole_number(environment, 'SLURM_STEP_NUM_TASKS', 1)
+    if size == 0 and tasks > 1:
+        size, found = tasks, _launch_of_slurm(environment)
+    started = next((name for name in ('OMPI_COMM_WORLD_SIZE', 'PMI_SIZE')
+                    if whole_number(environment, name, 1) > 1), None)
+    if size == 0 and started is not None:
+        size = whole_number(environment, started, 1)
+        raise ValueError(f'{started}={size}: mpirun has started {size} processes, which would all '
+                         f'do the same work; start one command with torchrun instead')
+    if size > 1:
+        found = {'MASTER_ADDR': 'localhost', **found}
+        given = {**found, **{name: value for name, value in environment.items() if value}}
+        for name in ('RANK', 'MASTER_PORT'):
+            if name not in given:
+                raise ValueError(f'WORLD_SIZE={size} says that this is one of {size} processes, '
+                                 f'but {name} is not set: start the command with torchrun, or set '
+                                 f'RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT too')
+        if not whole_number(given, 'RANK', 0) < size:
+            raise ValueError(f'RANK={given["RANK"]} is not below WORLD_SIZE={size}')
+    return {name: value for name, value in found.items() if not environment.get(name)}
+
+
+def _launch_of_slurm(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of torch.distributed for a task that srun has started.
+
+    All tasks of a step agree on a port, which follows from the numbers of the job and of the step.
+    """
+    step = (whole_number(environment, 'SLURM_JOB_ID', 0)
+            + 1009 * whole_number(environment, 'SLURM_STEP_ID', 0))
+    found = {'WORLD_SIZE': environment['SLURM_STEP_NUM_TASKS'],
+             'RANK': environment.get('SLURM_PROCID', ''),
+             'LOCAL_RANK': environment.get('SLURM_LOCALID', '0'),
+             'MASTER_PORT': str(20000 + step % 20000)}
+    if whole_number(environment, 'SLURM_STEP_NUM_NODES', 1) > 1:
+        nodes = environment.get('SLURM_STEP_NODELIST', '')
+        # node[01-04,07],other: the first is node01
+        match = re.match(r'([^,\[]+)(?:\[([^-,\]]+))?', nodes)
+        if match is None:
+            raise ValueError('SLURM_STEP_NODELIST is not set: set MASTER_ADDR to the first node')
+        found['MASTER_ADDR'] = match[1] + (match[2] or '')
+    return {name: value for name, value in found.items() if value}
+
+
+def whole_number(environment: Mapping[str, str], name: str, default: int) -> int:
+    """Return a variable of the environment as a number, `default` if it is absent or empty."""
+    value = environment.get(name) or str(default)
+    if not re.fullmatch(r'\d{1,9}', value):
+        raise ValueError(f'the environment variable {name} is {value!r}, not a whole number')
+    return int(value)
 
 
 def _active() -> bool:

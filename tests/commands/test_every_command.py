@@ -166,3 +166,15 @@ def test_without_a_home_folder(monkeypatch):
     assert last_line(generate.main, '--network=x', '--outdir=~/y') == (
         "Error: Invalid value for '--outdir': ~/y: there is no home folder, as HOME is not set")
     assert cache_dir().is_absolute() and 'limpid-' in str(cache_dir())
+
+
+def test_every_option_has_a_name_that_torchrun_does_not_take_for_its_own():
+    """Its parser takes a word for any option of its own that begins with it."""
+    from torch.distributed.run import get_args_parser
+    theirs = [name for action in get_args_parser()._actions for name in action.option_strings]
+    assert '--run-path' in theirs
+    taken = [name for name, option in OPTIONS.items() if isinstance(option, click.Option)
+             and not name.startswith(('demo', 'dataset_tool', 'checkpoint', 'fid detector'))
+             and all(any(other.startswith(spelling) for other in theirs)
+                     for spelling in option.opts)]
+    assert taken == []
