@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,13 +27,20 @@ from limpid.loss import InverseVariance, UniformTimestep
 from metrics.definitions import METRICS
 from metrics.judge import PARAMETERS
 from options.common import images_to_draw, steps_of_sampling
+from options.continuing import (
+    command_to_continue,
+    unfinished_run,
+    with_contents,
+    with_stored_augment_dim,
+)
 from options.training import LAST_OPTIONS, OPTIONS, check_batch, data_config, resolve, run_name
 from torch_utils import distributed
 from training import config as configs
 from training.config import TrainConfig
 from training.dataset import ImageFolderDataset
-from training.run_folder import STATE, files_of
-from training.state import TrainState, latest_state
+from training.run_folder import STATE, files_of, set_aside, set_aside_later
+from training.state import TrainState, latest_state, permission_for
+from training.stopping import graceful_signals
 from training.training_loop import (
     Interrupted,
     NonFiniteError,
@@ -100,7 +106,19 @@ python train.py --outdir=runs --data=datasets/digits-16x16.zip --precond=vp --no
 """
 
 
-@click.command(cls=GroupedCommand, examples=EXAMPLES, context_settings={'max_content_width': 110})
+ARGUMENTS = 'train.arguments'   # of the running command, as they were typed
+
+
+class TrainCommand(GroupedCommand):
+    """A command that remembers its arguments, to say how its run is continued."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments like any other command."""
+        ctx.meta[ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=TrainCommand, examples=EXAMPLES, context_settings={'max_content_width': 110})
 @functools.partial(with_each, [*OPTIONS, *JUDGING_OPTIONS, *LAST_OPTIONS])
 @one_line_errors
 @naming_flags((*PARAMETERS, 'transfer'))
@@ -112,9 +130,9 @@ def main(**given: Any) -> None:  # noqa: ANN401 (click's own)
     many. Units: KIMG and MIMG are thousands and millions of images shown.
 
     With --run, repeating the same command continues the run where it stopped, and the result is bit
-    for bit that of a run that was never interrupted. On SIGTERM, SIGINT or SIGUSR1 the program
-    finishes the step, saves everything and ends with exit code 75 (under torchrun, torchrun itself
-    reports 1).
+    for bit that of a run that was never interrupted. On SIGTERM, SIGINT, SIGUSR1 or
+    SIGHUP, and where stdout breaks, the program finishes the step, saves everything and ends with
+    exit code 75 (under torchrun, torchrun itself reports 1). Its last line says how to continue.
     """
     start = time.monotonic()
     check_paths(given)
@@ -166,9 +184,18 @@ def known_folder(given: dict[str, Any]) -> Path | None:
 def train(given: dict[str, Any], config: TrainConfig, dataset: ImageFolderDataset,
           evaluated: EvalConfig | None, device: torch.device, deadline: float) -> int:
     """Train as `config` says and return the exit code; write nothing before all is checked."""
+    if config.network.precision == 'fp16' and device.type == 'cpu':
+        raise ValueError('--fp16=1 would have no effect on the CPU, where the network works in '
+                         'float32: leave it out')
     fixed = known_folder(given)
     stored = state_to_resume(given['resume'], fixed)
-    state, origin = prepared(config, device, stored, given['transfer'], dataset.fingerprint())
+    if stored is not None and fixed is not None:
+        check_transfer(given['transfer'], stored[0], fixed)
+    contents = distributed.on_rank_0(dataset.contents)
+    if stored is not None:
+        stored = stored[0], with_contents(stored[1], dataset, contents)
+        config = with_stored_augment_dim(config, stored[1])
+    state, origin = prepared(config, device, stored, given, contents)
     evaluation = None if evaluated is None else WhileTraining(evaluated, state.ema.net, device)
     if state.nimg >= config.total_nimg:
         judged = (evaluation is None or fixed is None
@@ -180,36 +207,77 @@ def train(given: dict[str, Any], config: TrainConfig, dataset: ImageFolderDatase
                 raise ValueError(f'{done}; give a longer --duration')
             distributed.print0(f'Done: {done}.')
             return 0
-    run_dir = make_run_dir(fixed, given['outdir'], run_name(config, given))
-    with in_run_dir(run_dir), graceful_signals() as asked_to_stop:
+    name = run_name(config, given)
+    other = None if fixed or given['resume'] else unfinished_run(given['outdir'], name, config)
+    run_dir = make_run_dir(fixed, given['outdir'], name)
+    aside = functools.partial(set_others_aside, given['resume'], stored, run_dir, state.nimg)
+    with in_run_dir(run_dir, aside) as log, graceful_signals(log.is_broken) as asked:
         write_options(config, state, run_dir)
         announce(config, state, run_dir, str(device), origin, evaluated)
-        try:
-            training_loop(config, state, run_dir, device, asked_to_stop, deadline, evaluation,
-                          dataset)
-        except Interrupted as reason:
-            distributed.print0(f'Interrupted: {reason}')
-            return 75   # EX_TEMPFAIL: try again
-        except NonFiniteError as error:
-            hint = ''
-            if config.nan.then == 'stop':
-                hint = '. --nan-then=rollback would go back to it with half the learning rate'
-            distributed.print0(f'Stopped: {error}{hint}')
-            return 1
-        distributed.print0('Done.')
+        if other is not None:
+            distributed.print0(
+                f'Note: {other[0]} is an unfinished run with these options, at '
+                f'{other[1] / 1000:.1f} kimg, and this is a new run. To continue that one: '
+                f'{continuation(other[0])}')
+        loop = functools.partial(training_loop, config, state, run_dir, device, asked, deadline,
+                                 evaluation, dataset)
+        return exit_code_of(loop, given, state, run_dir)
+
+
+def exit_code_of(loop: Callable[[], None], given: dict[str, Any], state: TrainState,
+                 run_dir: Path) -> int:
+    """Train by calling `loop`, say how it ended, and return the exit code."""
+    try:
+        loop()
+    except Interrupted as reason:
+        text = str(reason)
+        if known_folder(given) is None or given['resume'] not in (None, 'auto'):
+            text = (f'stopped at {state.nimg / 1000:.1f} kimg; to continue from there: '
+                    f'{continuation(run_dir)}')
+        distributed.print0(f'Interrupted: {text}')
+        return 75   # EX_TEMPFAIL: try again
+    except NonFiniteError as error:
+        hint = ''
+        if given['nan_then'] == 'stop':
+            hint = '. --nan-then=rollback would go back to it with half the learning rate'
+        distributed.print0(f'Stopped: {error}{hint}')
+        return 1
+    except Exception:
+        if files_of(run_dir, STATE):
+            distributed.print0(f'To continue from the last training state: {continuation(run_dir)}')
+        raise
+    distributed.print0('Done.')
     return 0
 
 
+def continuation(run_dir: Path) -> str:
+    """Return the command that continues the run in `run_dir` with the options of this one."""
+    return command_to_continue(click.get_current_context().meta[ARGUMENTS], run_dir)
+
+
+def check_transfer(transfer: str | None, origin: str, run_dir: Path) -> None:
+    """Raise ValueError for weights to start from where a run continues that began otherwise."""
+    began = {}
+    with contextlib.suppress(OSError, ValueError):
+        began = json.loads((run_dir / 'transfer.json').read_text())
+    if transfer is not None and began.get('from') != transfer:
+        raise ValueError(f'--transfer={transfer} would have no effect: the run continues from '
+                         f'{origin}. Leave it out, or start anew with --resume=never')
+
+
 def prepared(config: TrainConfig, device: torch.device,
-             stored: tuple[str, dict[str, Any]] | None, transfer: str | None,
+             stored: tuple[str, dict[str, Any]] | None, given: dict[str, Any],
              fingerprint: str) -> tuple[TrainState, str]:
     """Return the result of `prepare` from files, with its errors in terms of the options."""
+    transfer, allow = given['transfer'], list(given['allow_change'])
+    if given['allow_data_change']:
+        allow.append('data')
     if stored is not None:
         try:
-            return prepare(config, device, resume=stored, fingerprint=fingerprint)
+            return prepare(config, device, resume=stored, fingerprint=fingerprint, allow=allow)
         except OtherSettingsError as error:
             raise ValueError(f'{error.origin} belongs to a run with other settings, so it cannot '
-                             f'be continued with these (--resume=never starts anew): '
+                             f'be continued with these ({ways_on(error.changed, allow)}): '
                              f'{"; ".join(error.changed)}') from error
     if transfer is None:
         return prepare(config, device, fingerprint=fingerprint)
@@ -218,6 +286,19 @@ def prepared(config: TrainConfig, device: torch.device,
         raise ValueError(f'--transfer={transfer} is the ideal denoiser of a data set, which has no '
                          'weights; name a snapshot or a published checkpoint')
     return prepare(config, device, transfer=(transfer, source), fingerprint=fingerprint)
+
+
+def ways_on(changed: list[str], allow: list[str]) -> str:
+    """Return what a user may do about changes that were refused, in terms of the options."""
+    names = {permission_for(change) for change in changed}
+    if '' in names:
+        return '--resume=never starts anew'
+    listed = ','.join(dict.fromkeys([name for name in allow if name != 'data']
+                                    + sorted(names - {'data'})))
+    options = [f'--allow-change={listed}'] if names - {'data'} else []
+    if 'data' in names:
+        options.append('--allow-data-change')
+    return f'--resume=never starts anew; {" ".join(options)} continues all the same'
 
 
 def state_to_resume(resume: str | None, run_dir: Path | None) -> tuple[str, dict[str, Any]] | None:
@@ -232,32 +313,6 @@ def state_to_resume(resume: str | None, run_dir: Path | None) -> tuple[str, dict
         raise ValueError(f'{run_dir} has training states, but none of them is whole; '
                          f'--resume=never starts anew')
     return (str(found[0]), found[1]) if found else None
-
-
-@contextlib.contextmanager
-def graceful_signals() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM, SIGINT and SIGUSR1 into requests to stop while the block runs.
-
-    The block is given a function that says whether one of them came. A second SIGINT stops at once.
-    """
-    received: list[int] = []
-
-    def receive(number: int, frame: object) -> None:
-        if number == signal.SIGINT and received:
-            raise KeyboardInterrupt
-        if not received:
-            distributed.print0(f'{signal.Signals(number).name} received: finishing this step and '
-                               f'saving')
-        received.append(number)
-
-    wanted = [getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGUSR1')
-              if hasattr(signal, name)]
-    before = {number: signal.signal(number, receive) for number in wanted}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def eval_config(tick_nimg: int, given: dict[str, Any]) -> EvalConfig | None:
@@ -322,19 +377,46 @@ def make_run_dir(fixed: Path | None, outdir: str | None, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def in_run_dir(run_dir: Path) -> Iterator[None]:
-    """Hold the folder of the run and keep a log in it while the block runs, on rank 0."""
+def in_run_dir(run_dir: Path, aside: Callable[[], Path | None]) -> Iterator[LogFile]:
+    """Hold the folder of the run and keep a log in it while the block runs, on rank 0.
+
+    First `aside` moves what another run has left there, and returns where it is.
+    """
     if distributed.get_rank() > 0:
-        yield
+        yield LogFile(None)
         return
-    with held(run_dir / '.lock'), LogFile(run_dir / 'log.txt'):
-        yield
+    with held(run_dir / '.lock'):
+        where = aside()
+        with LogFile(run_dir / 'log.txt') as log:
+            if where is not None:
+                distributed.print0(f'Note: the files that this run does not go on from are in '
+                                   f'{where} now')
+            yield log
+
+
+def set_others_aside(resume: str | None, stored: tuple[str, dict[str, Any]] | None, run_dir: Path,
+                     nimg: int) -> Path | None:
+    """Move what is in the folder and not of this run to a folder of its own, and return that.
+
+    These are the files of a run that is not continued. Where --resume=FILE is an earlier state of
+    the same run, they are those that came after it, at `nimg`.
+    """
+    if stored is None or Path(stored[0]).resolve().parent != run_dir.resolve():
+        return set_aside(run_dir)
+    return None if resume in (None, 'auto') else set_aside_later(run_dir, nimg)
 
 
 def write_options(config: TrainConfig, state: TrainState, run_dir: Path) -> None:
-    """Write training_options.json, and transfer.json where weights came from another network."""
+    """Write training_options.json, and transfer.json where weights came from another network.
+
+    changes.jsonl gets a line where the run continues with other settings or other data.
+    """
     if distributed.get_rank() > 0:
         return
+    if state.changes:
+        line = {'kimg': state.nimg / 1000, 'changed': state.changes, 'timestamp': time.time()}
+        with open(run_dir / 'changes.jsonl', 'a') as changes:
+            changes.write(json.dumps(line) + '\n')
     listed = {'training_options.json': configs.encode(config), 'transfer.json': state.transferred}
     for name, contents in listed.items():
         if contents is not None:
@@ -342,11 +424,9 @@ def write_options(config: TrainConfig, state: TrainState, run_dir: Path) -> None
                 file.write(json.dumps(contents, indent=2).encode())
 
 
-def notes_on(config: TrainConfig, device: torch.device) -> list[str]:
+def notes_on(config: TrainConfig) -> list[str]:
     """Return notes on what the user may not expect of these options."""
     notes = []
-    if config.network.precision == 'fp16' and device.type == 'cpu':
-        notes.append('--fp16 has no effect on the CPU: the network works in float32')
     if min(config.snapshot_nimg, config.state_nimg) < 1000:
         notes.append('files are named by thousands of images: those of the same thousand replace '
                      'each other')
@@ -380,7 +460,9 @@ def announce(config: TrainConfig, state: TrainState, run_dir: Path, device: str,
     if evaluated is not None:
         summary['Evaluation'] = (f'{", ".join(evaluated.names)} of {evaluated.num} images against '
                                  f'{evaluated.ref}, every {evaluated.interval_nimg / 1000:g} kimg')
-    for note in notes_on(config, torch.device(device)):
+    for change in state.changes:
+        distributed.print0(f'Note: changed at {state.nimg / 1000:.1f} kimg: {change}')
+    for note in notes_on(config):
         distributed.print0(f'Note: {note}')
     for name, value in summary.items():
         distributed.print0(f'{name + ":":13s}{value}')

@@ -1,7 +1,9 @@
 """A copy of the printed text in a file."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TextIO
 
@@ -9,13 +11,15 @@ from typing import TextIO
 class LogFile:
     """A block in which everything printed to stdout also goes to the end of the file `path`.
 
-    With path=None the block changes nothing.
+    With path=None there is no file. Where stdout breaks, because its reader or its terminal is
+    gone, the text goes to the file alone.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
         self.path = path
         self.file: TextIO | None = None
-        self.stdout = sys.stdout
+        self.stdout: TextIO | None = sys.stdout
+        self._broken = False
 
     def __enter__(self) -> 'LogFile':
         if self.path is not None:
@@ -28,21 +32,43 @@ class LogFile:
         if self.file is not None:
             if error is not None and not isinstance(error, SystemExit):
                 self.file.write(f'{kind.__name__ if kind else "error"}: {error}\n')
-            sys.stdout = self.stdout
+            sys.stdout = self.stdout   # type: ignore[assignment]
             self.file.close()
 
     def write(self, text: str) -> None:
         """Write to stdout and to the file."""
-        self.stdout.write(text)
         if self.file is not None:
             self.file.write(text)
+        if self.stdout is not None:
+            with self._breaking():
+                self.stdout.write(text)
 
     def flush(self) -> None:
         """Flush stdout and the file."""
-        self.stdout.flush()
         if self.file is not None:
             self.file.flush()
+        if self.stdout is not None:
+            with self._breaking():
+                self.stdout.flush()
+
+    def is_broken(self) -> bool:
+        """Return whether stdout broke; one that was closed from the beginning did not."""
+        return self._broken
+
+    @contextlib.contextmanager
+    def _breaking(self) -> Iterator[None]:
+        try:
+            yield
+        except UnicodeError:
+            raise
+        except (OSError, ValueError):   # a broken pipe, a lost terminal; a closed file
+            self._broken = True
+            lost, self.stdout = self.stdout, None
+            # What is left in its buffer would break the end of the process, too.
+            with (contextlib.suppress(OSError, ValueError, AttributeError),
+                  open(os.devnull, 'wb') as nowhere):
+                os.dup2(nowhere.fileno(), lost.fileno())   # type: ignore[union-attr]
 
     def isatty(self) -> bool:
         """Return whether stdout is a terminal."""
-        return bool(self.stdout.isatty())
+        return self.stdout is not None and bool(self.stdout.isatty())

@@ -1,5 +1,6 @@
 """The options of train.py, and the configuration of a run that they resolve to."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from training.config import NanConfig, OptimizerConfig, TrainConfig
 from training.dataset import DataConfig, ImageFolderDataset
 from training.ema import HalfLife, PowerFunction, power_of
 from training.networks import ARCHITECTURES, NetworkConfig, build_network, complete_arguments
+from training.state import CHANGEABLE
 
 files = heading('Files')
 column = heading('Rows of Table 1: network, preconditioning, training')
@@ -52,6 +54,26 @@ output = heading('Reports and files written')
 trouble = heading('Interruptions and numerical trouble')
 other = heading('Other options')
 boolean: dict[str, Any] = {'type': bool, 'metavar': 'BOOL', 'show_default': True}
+
+
+
+class Names(click.ParamType):  # type: ignore[type-arg]
+    """Names out of a table, separated by commas."""
+    name = 'LIST'
+
+    def __init__(self, table: Collection[str]) -> None:
+        self.table = table
+
+    def convert(self, value: object, param: click.Parameter | None,
+                ctx: click.Context | None) -> object:
+        if not isinstance(value, str):
+            return value
+        names = tuple(part.strip() for part in value.split(','))
+        for name in names:
+            if name not in self.table:
+                self.fail(f'{name!r} is none of {", ".join(self.table)}', param, ctx)
+        return names
+
 
 OPTIONS = [   # those that `--help` lists first, in its order
     files('--outdir', metavar='DIR',
@@ -73,6 +95,16 @@ OPTIONS = [   # those that `--help` lists first, in its order
           help='Training state to continue from: a file; auto for the newest state in the folder '
                'of the run, if there is one; or never  [default: auto with --run or --nosubdir, '
                'else never]'),
+    files('--allow-change', type=Names(CHANGEABLE), default=(), metavar='LIST',
+          help='Options that may differ from those of the run that is continued, separated by '
+               f'commas: {", ".join(CHANGEABLE)}, where precision is --fp16 and --bf16. Averages '
+               'that are new go on from the first one. changes.jsonl and the log tell of it'),
+    files('--allow-data-change', is_flag=True,
+          help='Continue although the images or labels of the data set have changed'),
+    files('--on-bad-image', type=click.Choice(['stop', 'skip']), default=DataConfig.on_bad_image,
+          show_default=True,
+          help='Treatment of an image that cannot be read or does not fit: stop saves and ends the '
+               'run; skip warns, and shows the next image of the data set instead'),
 
     column('--cond', **boolean, default=False,
            help='Train a class-conditional network on the labels of the data set'),
@@ -176,7 +208,11 @@ OPTIONS = [   # those that `--help` lists first, in its order
            help='Interval of snapshots and pictures, in ticks'),
     output('--dump', type=count, metavar='TICKS', default=500, show_default=True,
            help='Interval of training states, in ticks'),
-    output('--keep', type=NumberOr('all', integer=True), metavar='INT|all', default='all',
+    output('--dump-minutes', type=NumberOr('never'), metavar='FLOAT|never', default=15,
+           show_default=True,
+           help='Minutes after which a training state is written in any case: what a run loses at '
+                'most where it is killed'),
+    output('--keep', type=NumberOr('all', integer=True), metavar='INT|all', default=3,
            show_default=True,
            help='Number of training states to keep, the newest ones'),
     output('--keep-snapshots', type=NumberOr('all', integer=True), metavar='INT|all',
@@ -218,7 +254,8 @@ def data_config(given: dict[str, Any]) -> DataConfig:
         raise ValueError(f'--label-dropout={given["label_dropout"]:g} would have no effect without '
                          f'--cond=1')
     return DataConfig(path=given['data'], use_labels=given['cond'], xflip=given['xflip'],
-                      cache=given['cache'], workers=given['workers'])
+                      cache=given['cache'], workers=given['workers'],
+                      on_bad_image=given['on_bad_image'])
 
 
 def resolve(given: dict[str, Any], data: DataConfig, dataset: ImageFolderDataset) -> TrainConfig:
@@ -248,6 +285,8 @@ def resolve(given: dict[str, Any], data: DataConfig, dataset: ImageFolderDataset
         tick_nimg=tick_nimg,
         snapshot_nimg=tick_nimg * given['snap'],
         state_nimg=tick_nimg * given['dump'],
+        state_seconds=(None if given['dump_minutes'] == 'never'
+                       else 60 * float(given['dump_minutes'])),
         keep_states=_number_or_all(given['keep']),
         keep_snapshots=_number_or_all(given['keep_snapshots']),
         cudnn_benchmark=given['bench'],

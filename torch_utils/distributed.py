@@ -218,11 +218,15 @@ class Votes:
 
     def any(self, mine: bool) -> bool:
         """Return whether any rank says yes. Collective."""
+        return self.each(mine)[0]
+
+    def each(self, *mine: bool) -> list[bool]:
+        """Return whether any rank says yes, for each of several questions at once. Collective."""
         if self.group is None:
-            return mine
-        vote = torch.tensor([mine], dtype=torch.int32)
-        torch.distributed.all_reduce(vote, op=torch.distributed.ReduceOp.MAX, group=self.group)
-        return bool(vote)
+            return list(mine)
+        votes = torch.tensor(mine, dtype=torch.int32)
+        torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MAX, group=self.group)
+        return [bool(vote) for vote in votes]
 
 
 def print0(text: str) -> None:

@@ -12,6 +12,7 @@ class Clock:
     maintenance   seconds of reports, files and evaluations since they were last reported
     longest_step, longest_save
                   in seconds
+    last_state    when a training state was last written, or read; of time.monotonic
     """
 
     def __init__(self, seconds: float) -> None:
@@ -22,6 +23,7 @@ class Clock:
     def restart(self, seconds: float) -> None:
         """Go on from another number of `seconds`, that of a state which the run went back to."""
         self.start, self.start_seconds, self.maintenance = time.monotonic(), seconds, 0.0
+        self.last_state = self.start
 
     def seconds(self) -> float:
         """Return the seconds of training, over all processes that took part."""

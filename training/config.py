@@ -104,6 +104,7 @@ class TrainConfig:
     tick_nimg: int = 50_000
     snapshot_nimg: int = 2_500_000
     state_nimg: int = 25_000_000
+    state_seconds: float | None = 900   # a state is also written this long after the last one
     keep_states: int | None = None      # None: all
     keep_snapshots: int | None = None
     cudnn_benchmark: bool = True

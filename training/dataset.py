@@ -1,11 +1,13 @@
 """Images and labels from a zip or a folder, in an order that depends only on (seed, nimg)."""
 
+import contextlib
 import functools
 import hashlib
 import io
 import os
 import warnings
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from torch_utils.random import random_subset
 from training import labels
+from training.stopping import leave_stopping_to_the_parent
 
 # Pillow knows more formats, some of which start other programs: only these are ever opened.
 IMAGE_FORMATS = {
@@ -200,10 +203,17 @@ class ImageFiles:
             digest.update(self.read(JSON))
         return digest.hexdigest()
 
-    def _signature(self, name: str) -> str:
+    def checksum(self, name: str) -> str:
+        """Return the size and CRC-32 of a file; one in a folder is read, one in a zip is not."""
         if self.is_zip:
             entry = self._archive().NameToInfo[name]
             return f'{entry.file_size} {entry.CRC:08x}'
+        data = self.read(name)
+        return f'{len(data)} {zlib.crc32(data):08x}'
+
+    def _signature(self, name: str) -> str:
+        if self.is_zip:
+            return self.checksum(name)
         return str(os.path.getsize(Path(self.path, name)))
 
 
@@ -276,7 +286,9 @@ class ImageFolderDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]
     worker processes of a DataLoader would have one each, `batches()` below has one in all.
 
     Opening reads the list of files, the labels and the first image; the others are checked when
-    they are decoded. Errors are ValueError in one line that names the file inside the set.
+    they are decoded. Errors are ValueError in one line that names the file inside the set. With
+    on_bad_image='skip', the next image in the set that is whole takes the place of one that cannot
+    be used, its label and all, and `skipped` has what is wrong with the file, by its number.
     """
 
     def __init__(
@@ -290,6 +302,7 @@ class ImageFolderDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]
         xflip: bool = False,
         random_seed: int = 0,
         cache: bool = False,
+        on_bad_image: str = 'stop',
     ) -> None:
         if use_pyspng is not None:
             warnings.warn('use_pyspng has no effect: Pillow decodes every image', stacklevel=2)
@@ -300,10 +313,15 @@ class ImageFolderDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]
         self.name = os.path.splitext(os.path.basename(os.path.abspath(self.path)))[0]
         self.xflip = xflip
         self.cache = cache
+        self.skips = on_bad_image == 'skip'
+        self.skipped: dict[int, str] = {}
+        self._instead: dict[int, int] = {}   # among the images kept
         self.label_dim = 0
         self._labels: np.ndarray | None = self._read_labels() if use_labels else None
         self._kept = _keep(len(self.files.names), max_size, random_seed)
-        self.image_shape: list[int] = list(self._decode(0).shape)
+        self.image_shape: list[int] = []
+        self.image_shape = list(self._usable(0, range(len(self.files.names))).shape)
+        self._instead = {}   # that was by file
         if resolution is not None and self.image_shape[1:] != [resolution, resolution]:
             raise ValueError(f'{self.path}: {self.files.names[0]} is {_size(self.image_shape)}, '
                              f'but resolution={resolution} means {resolution}x{resolution} pixels')
@@ -329,7 +347,7 @@ class ImageFolderDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]
                              'convert the set with dataset_tool.py')
         pixels = np.asarray(image)
         pixels = pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-        if raw_idx > 0 and list(pixels.shape) != self.image_shape:
+        if self.image_shape and list(pixels.shape) != self.image_shape:
             raise ValueError(f'{self.path}: {name} is {_size(pixels.shape)}, but {first} is '
                              f'{_size(self.image_shape)}: convert the set with dataset_tool.py')
         return pixels
@@ -355,11 +373,29 @@ class ImageFolderDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]
         images = self._cached(kept) if self.cache else self._decoded(kept)
         if flipped.any():
             images[flipped] = images[flipped, :, :, ::-1]
-        return images, self._label_vectors(self._kept[kept])
+        used = [self._instead.get(place, place) for place in kept.tolist()]
+        return images, self._label_vectors(self._kept[used])
 
     def _decoded(self, kept: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(np.stack([self._decode(raw_idx)
-                                              for raw_idx in self._kept[kept]]))
+        return np.ascontiguousarray(np.stack([self._usable(place, self._kept)
+                                              for place in kept.tolist()]))
+
+    def _usable(self, place: int, files: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the image of files[place], or where it is to be skipped the next usable one."""
+        for step in range(len(files)):
+            other = (place + step) % len(files)
+            raw_idx = int(files[other])
+            try:
+                pixels = self._decode(raw_idx)
+            except ValueError as error:
+                if not self.skips:
+                    raise
+                self.skipped[raw_idx] = str(error)
+                continue
+            if step:
+                self._instead[place] = other
+            return pixels
+        raise ValueError(f'{self.path}: none of the {len(files)} images can be used')
 
     def _cached(self, kept: np.ndarray) -> np.ndarray:
         if self._pixels is None or self._present is None:
@@ -367,7 +403,7 @@ class ImageFolderDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]
             self._pixels = np.empty([len(self._kept), *self.image_shape], dtype=np.uint8)
             self._present = np.zeros(len(self._kept), dtype=bool)
         for i in kept[~self._present[kept]]:
-            self._pixels[i] = self._decode(self._kept[i])
+            self._pixels[i] = self._usable(int(i), self._kept)
             self._present[i] = True
         return self._pixels[kept]
 
@@ -393,6 +429,26 @@ class ImageFolderDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]
     def fingerprint(self) -> str:
         """Return ImageFiles.fingerprint of the files, whatever the options of the set are."""
         return self.files.fingerprint()
+
+    def contents(self) -> str:
+        """Return a digest of the images and labels, whatever container they are in.
+
+        It is the sha256 of the sorted names with sizes and CRC-32s, and of the labels where they
+        are used. The files of a folder are read for it.
+        """
+        digest = hashlib.sha256()
+        for name in self.files.names:
+            try:
+                checksum = self.files.checksum(name)
+            except ValueError:   # of a folder; where it may be skipped it is one of a kind
+                if not self.skips:
+                    raise
+                checksum = 'unreadable'
+            digest.update(os.fsencode(name) + f'\0{checksum}\n'.encode())
+        if self._labels is not None:
+            digest.update(f'{self._labels.dtype} {self._labels.shape}'.encode())
+            digest.update(self._labels.tobytes())
+        return digest.hexdigest()
 
     def close(self) -> None:
         """Close the zip and drop the cache; both come back when an item is read."""
@@ -453,6 +509,7 @@ class DataConfig:
 
     `cache` keeps decoded images in memory (one copy per rank). `workers` is the number of processes
     that read and decode ahead if there is no cache (0: the training process reads itself).
+    `on_bad_image` is 'stop' or 'skip', as in ImageFolderDataset.
     """
     path: str
     use_labels: bool = False
@@ -461,12 +518,13 @@ class DataConfig:
     random_seed: int = 0
     cache: bool = True
     workers: int = 1
+    on_bad_image: str = 'stop'   # or 'skip'
 
     def open(self) -> ImageFolderDataset:
         """Open the data set; a `with` statement closes it."""
         return ImageFolderDataset(
             self.path, use_labels=self.use_labels, xflip=self.xflip, max_size=self.max_size,
-            random_seed=self.random_seed, cache=self.cache)
+            random_seed=self.random_seed, cache=self.cache, on_bad_image=self.on_bad_image)
 
 
 def order_index(seed: int, size: int, nimg: int | range) -> np.ndarray:
@@ -496,13 +554,18 @@ class _BatchReader(torch.utils.data.Dataset[Any]):
 
     def __init__(self, dataset: ImageFolderDataset) -> None:
         self.dataset = dataset
+        self.told: set[int] = set()
 
-    def __getitem__(self, indices: np.ndarray) -> tuple[Tensor, Tensor] | str:
+    def __getitem__(self, indices: np.ndarray) -> tuple[Tensor, Tensor, list[str]] | str:
+        """Return images, labels, and what is wrong with files that were skipped since the last."""
         try:
             images, labels = self.dataset.batch(indices)
         except ValueError as error:
             return str(error)   # raised in a worker, it would arrive as that worker's stack trace
-        return torch.from_numpy(images), torch.from_numpy(labels)
+        new = [number for number in self.dataset.skipped if number not in self.told]
+        self.told.update(new)
+        notes = [self.dataset.skipped[number] for number in new]
+        return torch.from_numpy(images), torch.from_numpy(labels), notes
 
 
 def batches(
@@ -542,14 +605,17 @@ def batches(
 
     loader = torch.utils.data.DataLoader(
         _BatchReader(dataset), batch_size=None, sampler=indices(), pin_memory=pin_memory,
-        num_workers=0 if dataset.cache else workers,
+        num_workers=0 if dataset.cache else workers, worker_init_fn=leave_stopping_to_the_parent,
         generator=torch.Generator())   # otherwise it would draw from the global generator
 
     def stream() -> Iterator[tuple[Tensor, Tensor]]:
         for item in loader:
             if isinstance(item, str):
                 raise ValueError(item)
-            images, labels = item
+            images, labels, notes = item
+            for note in notes:
+                with contextlib.suppress(OSError, ValueError):   # stdout may be gone
+                    print(f'Warning: {note}; another image takes its place', flush=True)
             yield images, labels
 
     return stream()

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -45,8 +46,15 @@ class Reporter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self._with_bar(lambda bar: bar.close())
+
+    def _with_bar(self, action: Callable[['tqdm.tqdm[Any]'], object]) -> None:
+        """Do something with the bar, if there is one; without its terminal it is no more."""
+        try:
+            if self.bar is not None:
+                action(self.bar)
+        except (OSError, ValueError):
+            self.bar = None
 
     def _begin(self) -> None:
         self.start_nimg = self.tick_nimg = self.state.nimg
@@ -62,16 +70,13 @@ class Reporter:
     def progress(self) -> None:
         """Note the end of a step."""
         self.clock.step()
-        if self.bar is not None:
-            self.bar.update(self.state.nimg / 1000 - self.bar.n)
+        self._with_bar(lambda bar: bar.update(self.state.nimg / 1000 - bar.n))
 
     def say(self, line: str) -> None:
         """Print a line, on rank 0, above the bar."""
-        if self.bar is not None:
-            self.bar.clear()
+        self._with_bar(lambda bar: bar.clear())
         distributed.print0(line)
-        if self.bar is not None:
-            self.bar.refresh()
+        self._with_bar(lambda bar: bar.refresh())
 
     def tick(self, done: bool) -> None:
         """Print the status line and append to stats.jsonl; `done` at the end. Collective."""

@@ -4,9 +4,11 @@ network-snapshot-<kimg>.pkl   the averaged networks
 training-state-<kimg>.pt      everything, to continue with
 stats.jsonl                   a line of statistics for each tick
 network-best.pkl, best.json   a link to the best snapshot that was judged, and why it is the best
+old-00000                     the files of a run that another one took the place of
 """
 
 import contextlib
+import itertools
 import json
 import re
 import shutil
@@ -18,6 +20,9 @@ from training.stats_file import forget_statistics, nimg_of, read_statistics
 
 SNAPSHOT, STATE = 'network snapshot', 'training state'
 BEST = 'network-best.pkl'
+OF_A_RUN = (r'network-(snapshot-\d+|best)\.pkl|training-state-\d+\.pt|fakes\d+\.png|reals\.png|'
+            r'stats(\.old)?\.jsonl|best\.json|(training_options|transfer)\.json|changes\.jsonl|'
+            r'\.evaluation-[0-9a-f]+')
 
 
 def file_of(run_dir: Path, kind: str, nimg: int) -> Path:
@@ -38,17 +43,60 @@ def files_of(run_dir: Path, kind: str) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def prune_states(run_dir: Path, keep: int | None) -> None:
-    """Delete all but the newest `keep` training states; None keeps all."""
+def is_of_a_run(name: str) -> bool:
+    """Return whether a run writes files of this name, but for its lock and its log."""
+    return re.fullmatch(OF_A_RUN, name) is not None
+
+
+def set_aside(run_dir: Path) -> Path | None:
+    """Move the files of the run that was in a folder into old-00000, or the next free number.
+
+    Whatever a run does not write stays where it is. Returns where the files are now; None where
+    there was nothing but a log.
+    """
+    names = sorted(path.name for path in run_dir.iterdir() if is_of_a_run(path.name))
+    if not names:
+        return None
+    if (run_dir / 'log.txt').exists():
+        names.append('log.txt')
+    return _moved(run_dir, names)
+
+
+def set_aside_later(run_dir: Path, nimg: int) -> Path | None:
+    """Move the states, snapshots and pictures of after `nimg` like `set_aside`.
+
+    A run that goes on from an earlier state would mix its own with them.
+    """
+    names = [match[0] for match in (re.fullmatch(r'[a-z-]+(\d{6,})\.(pkl|pt|png)', path.name)
+                                    for path in run_dir.iterdir())
+             if match and is_of_a_run(match[0]) and int(match[1]) > nimg // 1000]
+    return _moved(run_dir, sorted(names)) if names else None
+
+
+def _moved(run_dir: Path, names: list[str]) -> Path:
+    number = next(n for n in itertools.count() if not (run_dir / f'old-{n:05d}').exists())
+    folder = run_dir / f'old-{number:05d}'
+    folder.mkdir()
+    for name in names:
+        (run_dir / name).rename(folder / name)
+    return folder
+
+
+def prune_states(run_dir: Path, keep: int | None, written: Path | None = None) -> None:
+    """Delete all but the newest `keep` training states, and never the one just `written`.
+
+    None keeps all.
+    """
     if keep is not None:
         for path in files_of(run_dir, STATE)[:-keep]:
-            path.unlink()
+            if path != written:
+                path.unlink()
 
 
-def thin_snapshots(run_dir: Path, keep: int | None) -> None:
+def thin_snapshots(run_dir: Path, keep: int | None, written: Path | None = None) -> None:
     """Delete snapshots until at most `keep` are left, evenly spread over the run.
 
-    The first, the last and the best stay; None keeps all.
+    The first, the last, the best and the one just `written` stay; None keeps all.
     """
     paths = files_of(run_dir, SNAPSHOT)
     times = [int(path.stem.rsplit('-', 1)[1]) for path in paths]
@@ -56,7 +104,7 @@ def thin_snapshots(run_dir: Path, keep: int | None) -> None:
     while keep is not None and len(paths) > keep:
         # The snapshot whose neighbours are closest to each other is the least needed.
         gaps = {i: times[i + 1] - times[i - 1] for i in range(1, len(times) - 1)
-                if paths[i].name != best}
+                if paths[i].name != best and paths[i] != written}
         if not gaps:
             break
         victim = min(gaps, key=lambda i: gaps[i])

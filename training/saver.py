@@ -1,5 +1,6 @@
 """Saving: the snapshots, states and pictures of a run."""
 
+import time
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ class Saver:
                  device: torch.device, dataset: ImageFolderDataset, clock: Clock) -> None:
         self.config, self.state, self.run_dir, self.device = config, state, run_dir, device
         self.dataset, self.clock = dataset, clock
-        self.fingerprint = state.fingerprint or dataset.fingerprint()
+        self.fingerprint = state.fingerprint or dataset.contents()
         self.is_first = distributed.get_rank() == 0
         self.saved = state.nimg or -1   # the state that is continued has been saved already
 
@@ -39,8 +40,8 @@ class Saver:
         """Write the averaged network and a picture of images from it; collective."""
         with self.clock.pausing_training(is_save=True):
             if self.is_first:
-                save_snapshot(self.state, self.config, self.run_dir)
-                thin_snapshots(self.run_dir, self.config.keep_snapshots)
+                written = save_snapshot(self.state, self.config, self.run_dir)
+                thin_snapshots(self.run_dir, self.config.keep_snapshots, written)
             labels, columns = grid_labels(self.dataset)
             images = generate_grid(self.state.ema.net, labels, self.device)
             if self.is_first:
@@ -53,9 +54,15 @@ class Saver:
         self.state.seconds = self.clock.seconds()
         with self.clock.pausing_training(is_save=True):
             if self.is_first:
-                save_state(self.state, self.config, self.run_dir, self.fingerprint, stats)
-                prune_states(self.run_dir, self.config.keep_states)
-        self.saved = self.state.nimg
+                written = save_state(self.state, self.config, self.run_dir, self.fingerprint,
+                                     stats)
+                prune_states(self.run_dir, self.config.keep_states, written)
+        self.saved, self.clock.last_state = self.state.nimg, time.monotonic()
+
+    def is_late(self) -> bool:
+        """Return whether the last state is older than it is to be, by the clock of this rank."""
+        longest = self.config.state_seconds
+        return longest is not None and time.monotonic() - self.clock.last_state >= longest
 
     def last_state(self) -> None:
         """Write the present training state, unless it has been written; collective."""

@@ -71,6 +71,8 @@ class TrainState:
     bad_steps: int = 0         # with non-finite gradients, in a row
     transferred: dict[str, Any] | None = None   # tensors from another network, and others
     fingerprint: str = ''      # that of the data set, if it is known already
+    is_whole: bool = True      # not amid an update
+    changes: list[str] = field(default_factory=list)   # of settings, that were allowed on resuming
 
     @property
     def ema(self) -> EMA[Denoiser]:
@@ -157,12 +159,18 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     return _upgraded(checkpoint.load(path, STATE), path)
 
 
-def restore_state(state: TrainState, contents: dict[str, Any], origin: str) -> None:
-    """Continue from the contents of a training state; raises ValueError where they do not fit."""
+def restore_state(state: TrainState, contents: dict[str, Any], origin: str,
+                  other_averages: bool = False) -> None:
+    """Continue from the contents of a training state; raises ValueError where they do not fit.
+
+    With `other_averages`, averages that the file does not have go on from the first that it has.
+    """
     averages = contents['averages']
     if list(averages) == [None] and len(state.averages) == 1:
         # a file that does not say how long its average is
         averages = dict(zip(state.averages, averages.values(), strict=True))
+    if other_averages:
+        averages = _carried_over(averages, list(state.averages))
     if list(averages) != list(state.averages):
         there, wanted = ', '.join(map(str, averages)), ', '.join(state.averages)
         raise ValueError(f'{origin} has the averages {there}, not {wanted}')
@@ -172,10 +180,19 @@ def restore_state(state: TrainState, contents: dict[str, Any], origin: str) -> N
     state.optimizer.load_state_dict(contents['optimizer'])
     if contents['stats']:
         state.stats.restore(contents['stats'])
-    if contents['loss_scale'] is not None:
+    if contents['loss_scale'] is not None and state.loss_scale.dynamic:
         state.loss_scale.scale, state.loss_scale.calm = contents['loss_scale']
     for name in ('nimg', 'seconds', 'ema_rampup', 'lr_factor', 'bad_steps'):
         setattr(state, name, contents[name])
+
+
+def _carried_over(averages: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    first = next(iter(averages.values()))
+    for name in names:
+        if name not in averages and name.startswith('power-'):
+            raise ValueError(f'the average {name} is one of the whole run and cannot begin amid '
+                             f'it')
+    return {name: averages.get(name, first) for name in names}
 
 
 def latest_state(run_dir: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
@@ -192,8 +209,9 @@ def latest_state(run_dir: Path, say: Callable[[str], None]) -> tuple[Path, dict[
 
 
 # Settings that may differ between a run and its continuation: durations, intervals, resources.
-MAY_CHANGE = {'total_nimg', 'tick_nimg', 'snapshot_nimg', 'state_nimg', 'batch_gpu', 'data.workers',
-              'data.cache', 'data.path', 'keep_states', 'keep_snapshots'}
+MAY_CHANGE = {'total_nimg', 'tick_nimg', 'snapshot_nimg', 'state_nimg',
+              'state_seconds', 'batch_gpu', 'data.workers', 'data.cache', 'data.path',
+              'data.on_bad_image', 'keep_states', 'keep_snapshots'}
 NETWORK_MAY_CHANGE = {'network.model.dropout', 'network.model.label_dropout', 'network.sigma_min',
                       'network.sigma_max'}
 
@@ -204,6 +222,30 @@ def differences(stored: dict[str, Any], config: TrainConfig) -> list[str]:
     Settings that may change within a run (MAY_CHANGE) are not compared.
     """
     return _changes(_flat(stored), _flat(configs.encode(config)), MAY_CHANGE)
+
+
+# What may be changed within a run on purpose: the names of the options, and the settings that
+# are theirs, with all below them. The tensors of the network stay what they are.
+CHANGEABLE = {
+    'lr': 'optimizer.lr', 'lr-rampup': 'optimizer.lr_rampup_nimg', 'clip': 'optimizer.clip',
+    'ema': 'averages', 'dropout': 'network.model.dropout', 'label-dropout': 'label_dropout',
+    'augment': 'augment', 'xflip': 'data.xflip', 'batch': 'batch_size', 'seed': 'seed',
+    'precision': 'network.precision', 'ls': 'loss_scaling', 'bench': 'cudnn_benchmark',
+    'nan-policy': 'nan.policy', 'nan-limit': 'nan.limit', 'nan-then': 'nan.then',
+}
+OTHER_DATA = 'the images of the data set are others'
+
+
+def permission_for(change: str) -> str:
+    """Return the name in CHANGEABLE that one of the `differences` is under, or ''.
+
+    For OTHER_DATA it is 'data'.
+    """
+    if change == OTHER_DATA:
+        return 'data'
+    name = change.partition(':')[0] + '.'
+    return next((option for option, place in CHANGEABLE.items() if name.startswith(place + '.')),
+                '')
 
 
 def network_differences(network: NetworkConfig, config: TrainConfig) -> list[str]:

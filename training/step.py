@@ -54,6 +54,7 @@ class StepFunction:
         self.config, self.state, self.device = config, state, device
         self.pipe = None if config.augment is None else AugmentPipe.from_config(config.augment)
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
+        self.losses: list[Tensor] = []   # of the micro-batches of this step so far
         self.net: Any = state.net
         if self.world_size > 1:
             ddp = torch.nn.parallel.DistributedDataParallel
@@ -74,12 +75,18 @@ class StepFunction:
         mine = slice(self.rank * share, (self.rank + 1) * share)
         randomness = draw(config, self.pipe, state.nimg, list(images.shape[1:]), self.device)
         state.optimizer.zero_grad(set_to_none=True)
+        self.losses = []
         micro = min(config.batch_gpu or share, share)
         for number, start in enumerate(range(0, share, micro)):
             part = slice(start, min(start + micro, share))
             with self._sync_only_if(part.stop == share):
                 self._accumulate(images, labels, randomness, mine, part, number)
+        # Up to here the state is as it was before the step, and an error leaves it so.
+        state.is_whole = False
+        for losses in self.losses:
+            state.stats.add('Loss/loss', losses)
         self._update()
+        state.is_whole = True
 
     def _sync_only_if(self, last: bool) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if last or self.world_size == 1 else self.net.no_sync()
@@ -103,7 +110,7 @@ class StepFunction:
             torch.manual_seed(seed_of(config.seed, self.state.nimg, DROPOUT, self.rank, number))
         loss = config.loss(self.net, y, randomness.u[rows], randomness.noise[rows],
                            kept if config.network.label_dim else None, **conditions)
-        self.state.stats.add('Loss/loss', loss)
+        self.losses.append(loss.detach())
         # DDP averages over ranks; with this factor the gradient is that of the mean over the batch.
         factor = self.state.loss_scale.scale * self.world_size / config.batch_size
         torch.autograd.backward(loss.sum() * factor)

@@ -6,8 +6,9 @@ follow from (seed, nimg) alone, for the whole batch, of which each rank takes it
 follows from (seed, nimg, rank, micro-batch).
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,13 @@ from training.networks import build_network
 from training.reporter import Reporter
 from training.saver import Saver
 from training.state import (
+    OTHER_DATA,
     LossScale,
     TrainState,
     differences,
     latest_state,
     network_differences,
+    permission_for,
     restore_state,
     transfer_weights,
 )
@@ -59,12 +62,13 @@ class OtherSettingsError(ValueError):
 def prepare(config: TrainConfig, device: torch.device,
             resume: tuple[str, dict[str, Any]] | None = None,
             transfer: tuple[str, Denoiser] | None = None,
-            fingerprint: str = '') -> tuple[TrainState, str]:
+            fingerprint: str = '', allow: Collection[str] = ()) -> tuple[TrainState, str]:
     """Return the state to start from, and a line that describes it, without writing anything.
 
     resume       the name and the contents of a training state to continue from
     transfer     the name of a network to take weights from, and the network
     fingerprint  that of the data set
+    allow        what may have changed since the training state: names of CHANGEABLE, and 'data'
 
     Raises OtherSettingsError for a state of a run with other settings or other data, and ValueError
     in one line for anything else that cannot be used.
@@ -73,8 +77,9 @@ def prepare(config: TrainConfig, device: torch.device,
     state.fingerprint = fingerprint
     if resume is not None:
         origin, contents = resume
-        check_same_run(origin, contents, config, fingerprint)
-        restore_state(state, contents, origin)
+        state.changes = check_same_run(origin, contents, config, fingerprint, allow)
+        restore_state(state, contents, origin,
+                      other_averages='ema' in map(permission_for, state.changes))
         return state, f'continuing from {origin} at {state.nimg / 1000:.1f} kimg'
     if transfer is not None:
         origin, source = transfer
@@ -89,16 +94,22 @@ def prepare(config: TrainConfig, device: torch.device,
 
 
 def check_same_run(origin: str, contents: dict[str, Any], config: TrainConfig,
-                   fingerprint: str) -> None:
-    """Raise OtherSettingsError if a training state does not belong to a run with this `config`."""
+                   fingerprint: str, allow: Collection[str] = ()) -> list[str]:
+    """Return what has changed since a training state, all of which is in `allow`.
+
+    Raises OtherSettingsError where something else has: the state is none of a run with this
+    `config`.
+    """
     if contents['config'] is not None:
         changed = differences(contents['config'], config)
     else:   # a published file, which tells of the network alone
         changed = network_differences(contents['network'], config)
     if fingerprint and contents['fingerprint'] not in ('', fingerprint):
-        changed.append('the images of the data set are others')
-    if changed:
-        raise OtherSettingsError(origin, changed)
+        changed.append(OTHER_DATA)
+    refused = [change for change in changed if permission_for(change) not in allow]
+    if refused:
+        raise OtherSettingsError(origin, refused)
+    return changed
 
 
 def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device: torch.device,
@@ -110,7 +121,8 @@ def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device:
     `run_dir` receives the snapshots, states, pictures and statistics (rank 0 writes them). After
     each step `should_stop` is asked; as soon as it says yes on any rank, or little time is left
     until the `deadline` (of time.monotonic), everything is saved and Interrupted raised. Raises
-    NonFiniteError when the gradients stay non-finite. `dataset` is config.data, where it is open
+    NonFiniteError when the gradients stay non-finite. Any other error, such as ValueError for a
+    damaged image, comes after the state was saved, too. `dataset` is config.data, where it is open
     already.
 
     With an `evaluation`, a snapshot is written and judged at each of its intervals and at the end.
@@ -129,7 +141,7 @@ def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device:
     def stopping() -> bool:
         return should_stop() or clock.ready_by() > deadline
 
-    with Reporter(config, state, run_dir, device, clock) as reporter:
+    with Reporter(config, state, run_dir, device, clock) as reporter, saving_what_there_is(saver):
         saver.real_images()
         while True:
             now = due_now(config, state, saver.saved)
@@ -144,17 +156,65 @@ def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device:
                        and not judge(evaluation, state, run_dir, reporter, clock, stopping))
             if now.end and not stopped:
                 break
-            if stopped or votes.any(stopping()):
+            batch, trouble = next_batch(images_and_labels)
+            stop, late = votes.each(stopped or trouble != '' or stopping(), saver.is_late())
+            if stop:
                 saver.last_state()
+                raise_on_all(trouble, saver)
                 raise Interrupted(f'stopped at {state.nimg / 1000:.1f} kimg; the same command '
                                   f'continues from there')
-            step(*next(images_and_labels))
+            if late and state.bad_steps == 0:
+                saver.last_state()
+            step(*batch)
             reporter.progress()
             if state.bad_steps >= config.nan.limit:
                 roll_back(config, state, run_dir)
                 saver.rewind()
                 reporter.rewind()
     distributed.barrier()
+
+
+@contextlib.contextmanager
+def saving_what_there_is(saver: Saver) -> Iterator[None]:
+    """Write the training state of now where an error ends the block, and let the error pass.
+
+    Only a single process can: others would have to meet, and have no way of knowing. Nothing is
+    written amid an update, nor for gradients that are not finite, whose weights may be spoilt.
+    """
+    try:
+        yield
+    except (Interrupted, NonFiniteError):
+        raise
+    except Exception:
+        if distributed.get_world_size() == 1 and saver.state.is_whole:
+            with contextlib.suppress(Exception):   # the first error is the one to report
+                saver.last_state()
+                if saver.saved > 0:
+                    say_what_is_saved(saver)
+        raise
+
+
+def next_batch(batches_of_run: Iterator[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], str]:
+    """Return images and labels, and what is wrong with them: '' where nothing is."""
+    try:
+        return list(next(batches_of_run)), ''
+    except ValueError as error:
+        return [], str(error)
+
+
+def raise_on_all(trouble: str, saver: Saver) -> None:
+    """Raise ValueError, on all ranks, with the first `trouble` that any of them has; collective."""
+    troubles = [found for found in distributed.gather_objects(trouble) if found]
+    if troubles:
+        if distributed.get_world_size() > 1:
+            say_what_is_saved(saver)
+        raise ValueError(troubles[0])
+
+
+def say_what_is_saved(saver: Saver) -> None:
+    """Print up to where an error costs nothing."""
+    distributed.print0(f'Stopped by an error: everything up to {saver.saved / 1000:.1f} kimg is '
+                       f'saved')
 
 
 @dataclass(frozen=True)
@@ -212,7 +272,7 @@ def roll_back(config: TrainConfig, state: TrainState, run_dir: Path) -> None:
     factor = state.lr_factor / 2
     if factor < 2**-10:
         raise NonFiniteError(f'{trouble}, even after the learning rate was halved ten times')
-    restore_state(state, found[1], str(found[0]))
+    restore_state(state, found[1], str(found[0]), other_averages=True)
     state.lr_factor, state.bad_steps = factor, 0
     distributed.print0(f'{trouble}: back to {found[0]} with {factor:g} of the learning rate')
 

@@ -849,7 +849,7 @@ def test_a_timestep_of_weight_zero_is_noted(digits):  # noqa: F811
                            (['--weighting=inverse-variance', '--zero-terminal-snr=0'], []),
                            (['--weighting=inverse-variance', '--noise=edm'], [])]:
         config = resolved(digits, '--precond=v', '--tick=1', *more)
-        assert train.notes_on(config, torch.device('cpu')) == expected
+        assert train.notes_on(config) == expected
 
 
 @pytest.mark.parametrize(

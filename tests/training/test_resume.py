@@ -400,8 +400,8 @@ train.main()
     assert result.returncode == 1, result.stdout + result.stderr
     assert result.stderr.strip().splitlines()[-1].startswith(
         'Error: ') and 'Traceback' not in result.stderr
-    assert path.read_bytes() == before
-    assert not [other for other in tmp_path.iterdir() if other.name.endswith('.tmp')]
+    assert (tmp_path / 'old-00000' / path.name).read_bytes() == before
+    assert not [other for other in tmp_path.rglob('*') if other.name.endswith('.tmp')]
 
 
 def test_max_time_stops_before_the_deadline(digits, tmp_path):  # noqa: F811
