@@ -44,7 +44,14 @@ from evaluation.sweep import Sweep, averages, networks
 from evaluation.table import Network, Protocol, Row, Table, measure_points
 from limpid.samplers import Churn
 from metrics.compare import compare_files
-from metrics.definitions import METRICS, check_metrics, needs, needs_of_reference, tap_of
+from metrics.definitions import (
+    METRICS,
+    check_count,
+    check_metrics,
+    needs,
+    needs_of_reference,
+    tap_of,
+)
 from metrics.detector_files import convert, described, fetch_published, identify, search_report
 from metrics.detectors import PRECISIONS, distinct, load_extractors, main_tap
 from metrics.features import TAPS
@@ -335,13 +342,14 @@ def calc(path: str, ref: str, num: int, seed: int, metrics: str, detector: str, 
     names = check_metrics(metrics.split(','))
     check_outputs(save, json_path, needs(names, main_tap(detector)), images=path, ref=ref)
     chosen = start(device)
-    judge = Judge(open_reference(ref, workers), names, device=chosen, detector=detector,
-                  batch=batch, precision=precision, allow_mismatch=allow_mismatch)
     images = open_images(path, num, seed, workers)
     if len(images) < num:
         raise ValueError(f'--images={path} has {len(images)} images, fewer than --num={num}: '
                          f'generate more, or lower --num and compare with distances of that --num '
                          f'only')
+    check_count(names, len(images))
+    judge = Judge(open_reference(ref, workers), names, device=chosen, detector=detector,
+                  batch=batch, precision=precision, allow_mismatch=allow_mismatch)
     result = judge(images, state)
     if isinstance(result, Result):
         print('\n'.join(result_lines(judge, result)), flush=True)
@@ -365,6 +373,7 @@ def gen(network_path: str, weights: str | None, classes: list[int] | None, ref: 
     if save is not None and blocks > 1:
         raise ValueError(f'--save={save} takes the statistics of one block: leave out '
                          f'--blocks={blocks}')
+    check_count(names, num)
     chosen = start(device)
     drawing = open_with_plan(network_path, weights, options, chosen)
     drawing.say()
@@ -420,10 +429,10 @@ def ref(path: str, dest: str, metrics: str, features: int, detector: str, precis
     if not wanted.taps:
         raise ValueError(f'--metrics={metrics} compares with no real images: there is nothing to '
                          f'write')
-    extractors = load_extractors(wanted.taps, detector, chosen, precision)
     images = open_images(path, workers=workers)
     if len(images) < 2:
         raise ValueError(f'--data={path} has 1 image, which has no covariance: 2 are the least')
+    extractors = load_extractors(wanted.taps, detector, chosen, precision)
     keep = random_subset(len(images), features) if wanted.features else None
     # Statistics are written for every tap, since they say where its features come from.
     wanted = Wanted(wanted.moments | wanted.features, wanted.features, keep)
@@ -470,7 +479,6 @@ def nearest(path: str, data: str, control: str | None, num: int | None, seed: in
         raise ValueError(f'--dest={dest} should be the name of a file that ends in .png')
     chosen = start(device)
     tap = 'dinov2' if detector == 'dinov2' else main_tap(detector)
-    extractor = load_extractors({tap}, detector, chosen, precision)[tap]
     training = open_images(data, workers=workers)
     if len(training) < max(k, 2):
         raise ValueError(f'--data={data} has {len(training)} images: {max(k, 2)} neighbours are '
@@ -483,6 +491,7 @@ def nearest(path: str, data: str, control: str | None, num: int | None, seed: in
             raise ValueError(f'--{name}={images.source} has images {images.image_shape}, but those '
                              f'of --data={data} are {training.image_shape} (channels, height, '
                              f'width): use images of one size')
+    extractor = load_extractors({tap}, detector, chosen, precision)[tap]
     parts = find_nearest(sets, training, extractor, num=num, seed=seed, count=max(k, 1 + among),
                          xflip=xflip, device=chosen, batch=batch)
     if parts is not None:
@@ -551,17 +560,18 @@ def sweep(network_path: str, weights: str | None, ema_length: list[float] | None
     table says why.
     """
     names = check_metrics(metrics.split(','))
+    check_count(names, num)
     pyplot()   # fail now, not after the measurements, if pictures cannot be drawn
     chosen = start(device)
+    if ema_length and weights:
+        raise ValueError('--ema-length and --weights exclude each other: both choose an average')
+    chosen_networks = (averages(network_path, ema_length, Path(dest)) if ema_length
+                       else networks(network_path, weights))
     judge = Judge(open_reference(ref), names, device=chosen, detector=detector, batch=batch,
                   precision=precision, allow_mismatch=allow_mismatch)
     opening = {name: options.pop(name) for name in NETWORK_NAMES}
     sweeping = Sweep(judge, device=chosen, classes=classes, rng=rng, batch=batch, opening=opening)
     protocol = Protocol(num, seed, blocks)
-    if ema_length and weights:
-        raise ValueError('--ema-length and --weights exclude each other: both choose an average')
-    chosen_networks = (averages(network_path, ema_length, Path(dest)) if ema_length
-                       else networks(network_path, weights))
     points = sweeping.plan(chosen_networks, combinations(options), protocol)
     with Table(dest, 'sweep.csv') as table:
         images = f'{blocks} x {num}' if blocks > 1 else f'{num}'
@@ -606,6 +616,7 @@ def search(network_path: str, weights: str | None, classes: list[int] | None, re
     was stopped, from DIR/search.csv. The last line is the best setting as options for generate.py.
     """
     names = check_metrics(metrics.split(','))
+    check_count(names, min(num, confirm_num))
     grids = Grids(**{name: tuple(values) for name in NUMBERS
                      if (values := options.pop(f'grid_{name}')) is not None})
     chosen = start(device)

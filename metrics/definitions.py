@@ -173,10 +173,7 @@ def check(reference: Reference, metrics: Sequence[str], main: str,
     With `allow_mismatch`, a mismatch of origin gives a line instead of an error.
     """
     where = f'ref={reference.source}'
-    for name in metrics:   # before a long pass rather than after it
-        if count < METRICS[name].least:
-            raise ValueError(f'metrics={name} takes {METRICS[name].least} images or more, not '
-                             f'{count}')
+    check_count(metrics, count)   # before a long pass rather than after it
     _check_features(reference, metrics, main, where)
     notes = list(reference.notes)
     if reference.image_shape not in (None, list(image_shape)):
@@ -204,6 +201,26 @@ def check(reference: Reference, metrics: Sequence[str], main: str,
         if tap in wanted.moments:
             notes += _few(stats.count, count, tap, reference.source)
     return list(dict.fromkeys(notes))
+
+
+def check_count(metrics: Sequence[str], count: int) -> None:
+    """Raise ValueError for a metric that takes more than `count` images."""
+    for name in metrics:
+        if count < METRICS[name].least:
+            raise ValueError(f'metrics={name} takes {METRICS[name].least} images or more, not '
+                             f'{count}')
+
+
+def check_content(reference: Reference, metrics: Sequence[str], main: str,
+                  has_images: bool = False) -> None:
+    """Raise ValueError where a reference lacks what the metrics compare with.
+
+    This needs no detectors. With `has_images`, missing features can be computed.
+    """
+    where = f'ref={reference.source}'
+    if not has_images:
+        _check_features(reference, metrics, main, where)
+    _check_moments(reference, metrics, main, where)
 
 
 def _doubt(where: str, mismatches: Sequence[str], allow_mismatch: bool) -> list[str]:

@@ -15,12 +15,20 @@ from typing import Any
 import torch
 
 from dnnlib.cli import with_flags
-from metrics.definitions import DC_IMAGES, Reference, check, needs, needs_of_reference, scores
+from metrics.definitions import (
+    DC_IMAGES,
+    Reference,
+    check,
+    check_content,
+    needs,
+    needs_of_reference,
+    scores,
+)
 from metrics.detectors import distinct, load_extractors, main_tap
 from metrics.features import TAPS, FeatureExtractor
 from metrics.images import ArrayImages, Images
 from metrics.one_pass import Measured, Stopped, Wanted, measure
-from metrics.reference_files import read_reference
+from metrics.reference_files import ReferenceFile, read_reference
 from torch_utils import distributed
 from torch_utils.random import random_subset
 
@@ -68,6 +76,8 @@ class Judge:
         self.main = main_tap(detector)
         self.wanted = needs(self.metrics, self.main)
         self.wanted_of_reference = needs_of_reference(self.metrics, self.main)
+        # before the detectors: their weights may have to be downloaded
+        self._file = self._read(ref) if isinstance(ref, str) else None   # on rank 0 only
         taps = {*self.wanted.taps, *self.wanted_of_reference.taps}
         self.extractors = load_extractors(taps, detector, device, precision)
         self._said: set[str] = set()   # notes are not repeated
@@ -83,19 +93,28 @@ class Judge:
         """
         if not self._known:
             if isinstance(self._real, str):
-                self._reference = self._from_file(self._real, state)
+                self._reference = self._from_file(self._real, self._file, state)
+                self._file = None   # with its features, it may be large
             else:
                 self._reference = self._measured(self._real, self.wanted_of_reference, state)
             self._known = True
         return self._reference
 
-    def _from_file(self, path: str, state: str | os.PathLike[str] | None) -> Reference | None:
-        """Read a file; if it holds images without their features, as ADM's do, compute these."""
-        found, features, missing, has_images = None, {}, [], False
-        wanted = self.wanted_of_reference.features
+    def _read(self, path: str) -> ReferenceFile | None:
+        """Read a file, on rank 0; ValueError where it lacks what the metrics compare with."""
+        found = None
         with distributed.errors_on_all(ValueError, OSError):
             if distributed.get_rank() == 0:
                 found = read_reference(path)
+                content = Reference(self.ref, found.moments, found.features)
+                check_content(content, self.metrics, self.main, found.has_images)
+        return found
+
+    def _from_file(self, path: str, found: ReferenceFile | None,
+                   state: str | os.PathLike[str] | None) -> Reference | None:
+        """Take what a file has; if it holds images without features, as ADM's do, compute these."""
+        features, missing, has_images = {}, [], False
+        wanted = self.wanted_of_reference.features
         if found is not None:
             has_images = found.has_images
             features = {tap: found.features[tap] for tap in wanted if tap in found.features}

@@ -219,7 +219,7 @@ def test_the_published_network_is_not_replaced_silently(real, tmp_path, monkeypa
         monkeypatch.setenv(name, str(tmp_path / 'nothing'))
     monkeypatch.delenv('LIMPID_DETECTOR', raising=False)
     for options in ([], ['--detector=inception']):
-        for command in (['calc', f'--images={real[1]}', f'--ref={real[2]}'],
+        for command in (['calc', f'--images={real[1]}', f'--ref={real[1]}', '--num=300'],
                         ['ref', f'--data={real[1]}', f'--dest={tmp_path / "x.npz"}']):
             message = error(CliRunner().invoke(fid.main, [*command, '--device=cpu', *options]))
             assert message.startswith('FID needs the published weights of Inception, which are not '
@@ -574,3 +574,52 @@ def test_how_many_features_were_compared_is_said(network, generated, tmp_path):
     assert output[
         -4] == 'Numbers of random features (NOT FID) of 70 images against 300 (features of 50):'
     assert json.loads((tmp_path / 'x.json').read_text())['ref_features'] == {'demo': 50}
+
+
+OF_DEMO = ('--ref=NPZ has no statistics of inception-2015-12-05-pool_3-v1, which fid compares with '
+           'here, only those for demo-FD (random features, NOT FID); make it anew with fid.py ref '
+           '--metrics=fid')
+
+
+@pytest.mark.parametrize(('command', 'message'), [
+    ('calc --images=ZIP --ref=NPZ --num=300',
+     OF_DEMO),
+    ('calc --images=ZIP --ref=NPZ --num=300 --metrics=pr',
+     '--ref=NPZ holds no features of its images, which pr compares with: make it anew with fid.py '
+     'ref --metrics=pr'),
+    ('calc --images=ZIP --ref=ZIP --num=301',
+     '--images=ZIP has 300 images, fewer than --num=301: generate more, or lower --num and compare '
+     'with distances of that --num only'),
+    ('calc --images=ZIP --ref=ZIP --num=300 --metrics=kid',
+     '--metrics=kid takes 1000 images or more, not 300'),
+    ('gen --network=ideal:ZIP --ref=NPZ --num=4',
+     OF_DEMO),
+    ('gen --network=ideal:ZIP --ref=ZIP --num=4 --metrics=kid',
+     '--metrics=kid takes 1000 images or more, not 4'),
+    ('sweep --network=ideal:ZIP --ref=ZIP --dest=DIR --num=4 --metrics=is',
+     '--metrics=is takes 10 images or more, not 4'),
+    ('search --network=ideal:ZIP --ref=ZIP --dest=DIR --num=4 --metrics=is',
+     '--metrics=is takes 10 images or more, not 4'),
+    ('ref --data=ONE --dest=DIR/a.npz',
+     '--data=ONE has 1 image, which has no covariance: 2 are the least'),
+    ('nearest --images=ONE --data=ONE --dest=DIR/a.png --detector=dinov2',
+     '--data=ONE has 1 images: 3 neighbours are the least')])
+def test_mistakes_are_told_before_a_detector_is_loaded(real, tmp_path, monkeypatch, command,
+                                                       message):
+    """Its weights would be downloaded first, 95 MB of Inception's."""
+    def load(*_):
+        raise AssertionError('a detector was loaded')
+
+    monkeypatch.setattr('metrics.detectors.load_detector', load)
+    monkeypatch.setattr('metrics.detectors.load_dinov2', load)
+    monkeypatch.setenv('LIMPID_OFFLINE', '1')
+    one = write(tmp_path / 'one.zip', smooth_images(1))
+    names = {'ZIP': real[1], 'NPZ': real[2], 'DIR': tmp_path, 'ONE': one}
+
+    def filled(text):
+        for name, path in names.items():
+            text = re.sub(rf'\b{name}\b', str(path), text)
+        return text
+
+    name, *options = filled(command).split()
+    assert error(CliRunner().invoke(fid.main, [name, *options, '--device=cpu'])) == filled(message)
