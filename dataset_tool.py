@@ -16,10 +16,10 @@ from typing import Any
 import click
 import numpy as np
 import PIL.Image
-import tqdm
 
-from dnnlib.cli import GroupedCommand, Whole, heading, is_terminal, one_line_errors
+from dnnlib.cli import GroupedCommand, Whole, heading, one_line_errors
 from dnnlib.files import atomic_write
+from dnnlib.progress import progressing
 from training.dataset import ImageFiles
 from training.labels import common_folders, label_array, normal
 
@@ -241,7 +241,7 @@ def images(source: Source, max_images: int | None, transform: str | None, resolu
     """
     first: tuple[Image, str] | None = None
     names = source.names[:max_images]
-    for index, name in enumerate(tqdm.tqdm(names, unit='img', disable=not is_terminal())):
+    for index, name in enumerate(progressing(names, len(names))):
         loaded = source.load(name)
         try:
             image = prepare(loaded, transform, resolution, color)

@@ -11,20 +11,12 @@ from typing import Any
 import click
 import numpy as np
 import torch
-import tqdm
 from torch import Tensor
 
 from checkpoints.open import open_network
-from dnnlib.cli import (
-    GroupedCommand,
-    IntList,
-    Whole,
-    heading,
-    is_terminal,
-    one_line_errors,
-    with_each,
-)
+from dnnlib.cli import GroupedCommand, IntList, Whole, heading, one_line_errors, with_each
 from dnnlib.files import atomic_write
+from dnnlib.progress import Progress, progressing
 from limpid.denoiser import Conditioned, Denoiser, Network, Traits, traits
 from limpid.inversion import decode, encode, interpolate
 from limpid.likelihood import bits_per_dim, dequantize, log_likelihood, rademacher
@@ -255,7 +247,6 @@ def likelihood_command(network_path: str, weights: str | None, images: str, dest
     dataset, labels = _labelled(images, num, seed, label, net)
     sigmas = Conditioned(net).levels(EDMSteps(sigma_min, sigma_max, rho), num_steps)
     rounds = len(share_of(range(len(dataset)), batch, 0, distributed.get_world_size()))
-    bar = tqdm.tqdm(total=rounds * draws * (num_steps - 1), unit='step', disable=_is_quiet())
 
     def work(positions: np.ndarray) -> dict[str, np.ndarray]:
         pixels = torch.from_numpy(dataset.batch(positions)[0]).to(chosen)
@@ -264,11 +255,13 @@ def likelihood_command(network_path: str, weights: str | None, images: str, dest
                                       for i in positions], chosen)
         denoise = _denoise(net, labels, positions, chosen)
         nats = _mean_log_likelihood(denoise, pixels, sigmas, generator, probes, draws,
-                                    lambda done, of: bar.update())
+                                    lambda done, of: progress.advance())
         return {'nats': nats.numpy()}
 
-    parts = _shared_work(len(dataset), batch, work)
-    bar.close()
+    progress = Progress(rounds * draws * (num_steps - 1), unit='steps',
+                        quiet=distributed.get_rank() != 0)
+    with progress:
+        parts = _shared_work(len(dataset), batch, work)
     if parts is not None:
         nats = torch.from_numpy(parts['nats'])
         bits = bits_per_dim(nats, int(np.prod(dataset.image_shape))).numpy()
@@ -470,11 +463,6 @@ def _save_moving(images: np.ndarray, path: str, fps: float) -> None:
                        append_images=frames[1:], duration=round(1000 / fps), loop=0)
 
 
-def _is_quiet() -> bool:
-    """Return whether progress bars are left out."""
-    return distributed.get_rank() != 0 or not is_terminal()
-
-
 def _shared_work(count: int, batch: int, work: Callable[[np.ndarray], dict[str, np.ndarray]]
                  ) -> dict[str, np.ndarray] | None:
     """Return what `work(positions)` returns for all positions below `count`, in their order.
@@ -485,7 +473,7 @@ def _shared_work(count: int, batch: int, work: Callable[[np.ndarray], dict[str, 
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     shares = [share for share in share_of(range(count), batch, rank, world_size) if len(share)]
     done = [(share, work(share))
-            for share in tqdm.tqdm(shares, unit='batch', disable=_is_quiet(), leave=False)]
+            for share in progressing(shares, len(shares), unit='batches', quiet=rank != 0)]
     everything = [item for part in distributed.gather_objects(done) for item in part]
     if rank != 0:
         return None

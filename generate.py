@@ -11,9 +11,9 @@ from typing import Any
 import click
 import numpy as np
 import torch
-import tqdm
 
-from dnnlib.cli import GroupedCommand, IntList, is_terminal, one_line_errors, with_each
+from dnnlib.cli import GroupedCommand, IntList, one_line_errors, with_each
+from dnnlib.progress import progressing
 from limpid.denoiser import Counting, traits
 from limpid.sampling import Plan
 from limpid.seeds import generate, share_of
@@ -104,6 +104,8 @@ def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] |
     Each image depends on its own seed, but not on the batch size, the number of devices, or the
     other seeds. The same command runs on one device and, under torchrun, on many.
     """
+    if grid and subdirs:
+        raise ValueError('--subdirs would have no effect with --grid, which is one file')
     seeds = seeds_for(seeds, grid)
     if grid is None:
         check_names(seeds)
@@ -177,7 +179,7 @@ def drawn(net: Counting, plan: Plan, seeds: Sequence[int], classes: Sequence[int
     """
     rank = distributed.get_rank()
     shares = share_of(seeds, batch, rank, distributed.get_world_size())
-    for share in tqdm.tqdm(shares, unit='batch', disable=rank != 0 or not is_terminal()):
+    for share in progressing(shares, len(shares), unit='batches', quiet=rank != 0):
         positions = share.tolist()
         if not positions:
             continue

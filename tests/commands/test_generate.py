@@ -63,6 +63,15 @@ def test_an_image_depends_on_its_seed_alone(snapshots, tmp_path):
     assert len({image.tobytes() for image in a}) == 5
 
 
+def test_a_log_tells_how_far_drawing_is(snapshots, tmp_path, monkeypatch):
+    monkeypatch.setattr('dnnlib.progress.FIRST', 0.0)
+    result = run(generate.main, f'--network={snapshots}/cond.pkl', f'--outdir={tmp_path}',
+                 '--steps=1', '--device=cpu', '--seeds=0-4', '--batch=1')
+    assert result.exit_code == 0, result.output
+    assert [line.split(',')[0] for line in result.output.splitlines() if 'batches' in line] == [
+        '1 of 5 batches']
+
+
 def test_two_processes_generate_like_one(snapshots, tmp_path):
     arguments = [f'--network={snapshots}/cond.pkl', '--steps=4', '--seeds=0-12', '--batch=3',
                  '--device=cpu', '--subdirs']
@@ -91,6 +100,12 @@ def test_a_grid_is_one_picture_of_the_same_images(snapshots, tmp_path):
     assert grid.shape == (4 * (2 * 9 + 1), 4 * (3 * 9 + 1))
     assert np.array_equal(grid[40:72:4, 40:72:4], pixels(tmp_path / 'files', range(6))[4])
     assert [path.name for path in (tmp_path / 'grid').iterdir()] == ['grid.png']
+
+
+def test_subdirs_are_no_use_to_a_grid(tmp_path):
+    result = run(generate.main, '--network=x', f'--outdir={tmp_path}', '--grid=2x2', '--subdirs')
+    assert (result.exit_code, result.output) == (
+        2, 'Error: --subdirs would have no effect with --grid, which is one file\n')
 
 
 def test_a_grid_shows_one_seed_in_several_classes(snapshots, tmp_path):
