@@ -71,9 +71,9 @@ def _notes(net: Network, given: Mapping[str, Any], guide: Network | None) -> lis
                 if name != 'guidance']
     told = traits(net)
     if guide is None and told.label_dropout == 0:
-        return ['this network was trained with --label-dropout=0 and has never seen an image '
-                'without its class: what it answers without one, and guidance with it, means '
-                'nothing']
+        raise ValueError('this network was trained with --label-dropout=0 and has never seen an '
+                         'image without its class: what it answers without one, and guidance with '
+                         'it, means nothing; give --guide-network, or train with --label-dropout')
     if guide is None and told.lacks_null:
         return [with_flags('this network is told by an embedding of zeros, which its training '
                            'never saw, that there is no class, and guidance leads away from the '

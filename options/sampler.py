@@ -356,7 +356,23 @@ def note_unused(options: Mapping[str, Any], given: Mapping[str, Any], steps: Ste
         if option not in OLD:
             raise ValueError(f'{shown} would have no effect with {described}')
         notes.append(f'{shown} has no effect with {described}')
-    return notes
+    return notes + _notes_on_churn(given, sampler)
+
+
+def _notes_on_churn(given: Mapping[str, Any], sampler: Sampler) -> list[str]:
+    """Return notes on numbers of fresh noise where none is added.
+
+    Nothing is said of them beside an explicit --S_churn=0, which a sweep may include.
+    """
+    if 'churn' not in _taken(sampler):
+        return []
+    if 'S_churn' not in given:
+        return [f'{FLAGS[name]} has no effect without --S_churn'
+                for name in ('S_min', 'S_max', 'S_noise') if name in given]
+    lowest, highest = given.get('S_min', 0.0), given.get('S_max', math.inf)
+    if given['S_churn'] > 0 and lowest > highest:
+        return [f'no fresh noise is added, as --S_min={lowest:g} is above --S_max={highest:g}']
+    return []
 
 
 def _used(steps: Steps, name: str, sampler: Sampler) -> set[str]:

@@ -117,9 +117,11 @@ def trained(label_dropout, path, precond=EDM(), sigma_max=math.inf):
 def test_a_network_that_never_saw_an_image_without_its_class(tmp_path):
     cpu = torch.device('cpu')
     never, sometimes = trained(0.0, tmp_path / 'never'), trained(0.1, tmp_path / 'sometimes')
-    note = ('this network was trained with --label-dropout=0 and has never seen an image without '
-            'its class: what it answers without one, and guidance with it, means nothing')
-    assert open_with_plan(str(never), None, options(guidance=2.0), cpu).notes == (note,)
+    message = ('this network was trained with --label-dropout=0 and has never seen an image '
+               'without its class: what it answers without one, and guidance with it, means '
+               'nothing; give --guide-network, or train with --label-dropout')
+    with pytest.raises(ValueError, match=f'^{message}$'):
+        open_with_plan(str(never), None, options(guidance=2.0), cpu)
     assert open_with_plan(str(sometimes), None, options(guidance=2.0), cpu).notes == ()
     assert open_with_plan(str(never), None, options(guidance=2.0, guide_network=str(sometimes)),
                         cpu).notes == ()

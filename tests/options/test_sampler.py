@@ -135,7 +135,11 @@ def test_an_added_option_without_effect_is_an_error(given, message):
     ({'sampler': 'ddim', 'solver': 'heun'}, '--solver has no effect with --sampler=ddim'),
     ({'sampler': 'rk45', 'num_steps': 5}, '--steps has no effect with --sampler=rk45'),
     ({'sampler': 'em', 'S_churn': 5.0}, '--S_churn has no effect with --sampler=em'),
-    ({'sigmas': [1.0], 'num_steps': 5}, '--steps has no effect with --sampler=table1')])
+    ({'sigmas': [1.0], 'num_steps': 5}, '--steps has no effect with --sampler=table1'),
+    ({'S_noise': 1.01}, '--S_noise has no effect without --S_churn'),
+    ({'sampler': 'angle', 'S_min': 0.1}, '--S_min has no effect without --S_churn'),
+    ({'S_churn': 5.0, 'S_min': 50.0, 'S_max': 1.0},
+     'no fresh noise is added, as --S_min=50 is above --S_max=1')])
 def test_an_old_option_without_effect_is_a_note(given, note):
     assert resolve(**given).notes == (note,)
 
