@@ -47,17 +47,35 @@ def cached_path(url: str) -> Path:
     return cache_dir() / f'{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}'
 
 
+def dnnlib_copies(url: str) -> list[Path]:
+    """Return where NVlabs/edm and its relatives have kept the file of this address, if they have.
+
+    Their cache is $DNNLIB_CACHE_DIR, else ~/.cache/dnnlib/downloads; names begin with the MD5 of
+    the address.
+    """
+    chosen = os.environ.get('DNNLIB_CACHE_DIR')
+    theirs = Path(chosen) if chosen else home() / '.cache' / 'dnnlib'
+    key = hashlib.md5(url.encode(), usedforsecurity=False).hexdigest()
+    return [path for folder in (theirs / 'downloads', theirs)
+            for path in sorted(folder.glob(f'{key}_*'))]
+
+
 def fetch(url: str, sha256: str | None = None, pause: float = 1.0) -> Path:
     """Return the path of the file at an http(s) address, from the cache or the web.
 
     The file must have the SHA-256 `sha256`, in hexadecimal digits, even if it is in the cache
-    already. After a broken connection the rest is requested again, up to ATTEMPTS times, after
-    waiting `pause` seconds and then twice as long each time. Raises ValueError, in one line that
-    names the address and says where the file can be put by hand.
+    already. A copy in the cache of NVlabs/edm (`dnnlib_copies`) is taken where it is. After a
+    broken connection the rest is requested again, up to ATTEMPTS times, after waiting `pause`
+    seconds and then twice as long each time. Raises ValueError, in one line that names the address
+    and says where the file can be put by hand.
     """
     if not is_url(url):
         raise ValueError(f'{url} is no http or https address')
     path = cached_path(url)
+    if not path.exists():
+        for copy in dnnlib_copies(url):
+            if sha256 is None or sha256_of_file(copy) == sha256.lower():
+                return copy
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _only_one(path.with_name(f'{path.name}.lock')):

@@ -9,7 +9,6 @@ of a Python object. All hold the same numbers under different names. The last tw
 which is 1. Nothing in these files is executed.
 """
 
-import hashlib
 import io
 import itertools
 import os
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnnlib.download import cached_path, fetch
+from dnnlib.download import cached_path, dnnlib_copies, fetch
 from dnnlib.files import expanded, home, sha256_of_file
 from metrics.inception import STEM, Conv, weight_shapes
 from torch_utils import torch_files
@@ -453,12 +452,9 @@ def downloads() -> Iterator[tuple[Path, str | None]]:
     hub = Path(torch.hub.get_dir()) / 'checkpoints'
     for prefix in ('pt_', 'weights-'):
         yield hub / f'{prefix}inception-2015-12-05-6726825d.pth', state_dict.sha256
-    theirs = Path(os.environ.get('DNNLIB_CACHE_DIR') or home() / '.cache' / 'dnnlib')
     for url, sha256 in ((torchscript.url, torchscript.sha256), (NGC_URL, None)):
-        for folder in (theirs / 'downloads', theirs):
-            key = hashlib.md5(url.encode(), usedforsecurity=False).hexdigest()
-            for path in sorted(folder.glob(f'{key}_*')):
-                yield path, sha256
+        for path in dnnlib_copies(url):
+            yield path, sha256
     yield home() / '.cache' / 'k-diffusion' / 'inception-2015-12-05.pt', torchscript.sha256
 
 

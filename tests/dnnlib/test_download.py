@@ -103,6 +103,22 @@ def test_a_file_is_downloaded_once(server):
     assert fetch(server.url('other.pkl')) != path
 
 
+@pytest.mark.parametrize('folder', ['.', 'downloads'])
+def test_the_cache_of_edm_is_used_where_the_checksum_fits(server, tmp_path, monkeypatch, folder):
+    """Its names begin with the MD5 of the address."""
+    monkeypatch.setenv('DNNLIB_CACHE_DIR', str(tmp_path / 'theirs'))
+    key = hashlib.md5(server.url().encode()).hexdigest()
+    copy = tmp_path / 'theirs' / folder / f'{key}_net.pkl'
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(CONTENT)
+    assert fetch(server.url()) == fetch(server.url(), SHA256) == copy
+    assert server.requests == []
+    copy.write_bytes(b'another file')
+    assert fetch(server.url(), SHA256) == cached_path(server.url())
+    assert fetch(server.url()) == cached_path(server.url())   # ours comes first
+    assert server.requests == [None]
+
+
 def test_a_broken_connection_is_continued(server):
     server.breaks = 2
     path = fetch(server.url(), SHA256, pause=0)

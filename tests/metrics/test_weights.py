@@ -1,4 +1,5 @@
 import collections
+import hashlib
 import io
 import os
 import pickle
@@ -388,7 +389,7 @@ def test_locate_says_what_to_do(home):
 
 def test_locate_prefers_what_is_named_then_our_cache_then_others(home, monkeypatch):
     content = b'weights'
-    sums = module.hashlib.sha256(content).hexdigest()
+    sums = hashlib.sha256(content).hexdigest()
     monkeypatch.setattr(module, 'PUBLISHED', tuple(file._replace(sha256=sums)
                                                    for file in PUBLISHED[:2]) + PUBLISHED[2:])
     places = [   # worst first: each new one is preferred
