@@ -11,7 +11,15 @@ from torch import Tensor
 
 from checkpoints.read import METADATA, WHAT, read_network
 from checkpoints.reconstruct import reconstructed
-from dnnlib.cli import GroupedCommand, Real, check_apart, heading, naming_flags, one_line_errors
+from dnnlib.cli import (
+    CommandGroup,
+    GroupedCommand,
+    Real,
+    check_apart,
+    heading,
+    naming_flags,
+    one_line_errors,
+)
 from dnnlib.download import fetch, is_url
 from limpid.denoiser import Denoiser
 from torch_utils import checkpoint
@@ -37,7 +45,7 @@ DEST_HELP = ('File to write: a snapshot if its name ends in .pkl, or .safetensor
              'configuration in its metadata')
 
 
-@click.group(context_settings=SETTINGS)
+@click.group(cls=CommandGroup, context_settings=SETTINGS)
 def main() -> None:
     """Describe, convert and check checkpoints, without running any code in them.
 

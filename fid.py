@@ -12,6 +12,7 @@ import torch
 
 from dnnlib.cli import (
     MOST,
+    CommandGroup,
     FloatList,
     GroupedCommand,
     Place,
@@ -301,7 +302,7 @@ EXAMPLES = {
 }
 
 
-@click.group(context_settings=WIDE)
+@click.group(cls=CommandGroup, context_settings=WIDE)
 def main() -> None:
     """Judge generated images by comparing them with real ones: FID and other published metrics.
 

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from checkpoints.open import open_network
-from dnnlib.cli import GroupedCommand, IntList, Whole, heading, one_line_errors, with_each
+from dnnlib.cli import (
+    CommandGroup,
+    GroupedCommand,
+    IntList,
+    Whole,
+    heading,
+    one_line_errors,
+    with_each,
+)
 from dnnlib.files import atomic_write
 from dnnlib.progress import Progress, progressing
 from limpid.denoiser import Conditioned, Denoiser, Network, Traits, traits
@@ -121,7 +129,7 @@ EXAMPLES = {
 }
 
 
-@click.group(context_settings=SETTINGS)
+@click.group(cls=CommandGroup, context_settings=SETTINGS)
 def main() -> None:
     """Follow the probability flow in both directions.
 
@@ -450,7 +458,7 @@ def _save_table(path: str, names: Sequence[str], bits: np.ndarray, nats: np.ndar
     for name, bits_of_one, nats_of_one in zip(names, bits.tolist(), nats.tolist(), strict=True):
         table.writerow([name, repr(bits_of_one), repr(nats_of_one)])
     with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+        file.write(text.getvalue().encode(errors='surrogateescape'))
 
 
 def _save_moving(images: np.ndarray, path: str, fps: float) -> None:

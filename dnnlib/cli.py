@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
+from dnnlib.console import tolerant_streams
 from dnnlib.files import expanded
 
 F = TypeVar('F', bound=Callable[..., Any])
@@ -24,6 +25,7 @@ T = TypeVar('T')
 
 # metavars of options that name a file or a folder
 PLACES = re.compile(r'\b(DIR|PATH|FILE|PATHS|ZIP|NPZ|PKL|PT|PNG|CSV)\b')
+NO_MEMORY = ('out of memory', "can't allocate memory", 'not enough memory')   # in torch's words
 MOST = 2**63 - 1   # the largest whole number that arrays can hold
 
 
@@ -43,6 +45,11 @@ class GroupedCommand(click.Command):
             metavar = parameter.metavar or (parameter.name or '').upper()
             if parameter.type is click.STRING and PLACES.search(metavar):
                 parameter.type = Place(several=',...' in metavar)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (click's own)
+        """Run as a program."""
+        with tolerant_streams():
+            return super().main(*args, **kwargs)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write usage, description, the options under their headings, and the examples."""
@@ -64,6 +71,15 @@ class GroupedCommand(click.Command):
             with formatter.section('Examples'):
                 for line in inspect.cleandoc(examples).splitlines():
                     formatter.write(f'  {line}'.rstrip() + '\n')
+
+
+class CommandGroup(click.Group):
+    """A group of commands that can print anything anywhere, like a GroupedCommand."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (click's own)
+        """Run as a program."""
+        with tolerant_streams():
+            return super().main(*args, **kwargs)
 
 
 class KeyOf(click.Choice):  # type: ignore[type-arg]
@@ -323,7 +339,8 @@ def one_line_errors(function: Callable[P, R]) -> Callable[P, R]:
                 raise
             raise _fail(_line(error), code=1) from error
         except RuntimeError as error:
-            if 'out of memory' not in str(error) or os.environ.get('LIMPID_TRACEBACK'):
+            told = any(words in str(error) for words in NO_MEMORY)
+            if not told or os.environ.get('LIMPID_TRACEBACK'):
                 raise
             raise _fail(f'{_line(error)} (a smaller --batch or --batch-gpu needs less)',
                         code=1) from error

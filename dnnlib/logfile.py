@@ -23,7 +23,8 @@ class LogFile:
 
     def __enter__(self) -> 'LogFile':
         if self.path is not None:
-            self.file = open(self.path, 'a', encoding='utf-8')  # noqa: SIM115 (closed in __exit__)
+            self.file = open(  # noqa: SIM115 (closed in __exit__)
+                self.path, 'a', encoding='utf-8', errors='backslashreplace')
             self.stdout, sys.stdout = sys.stdout, self   # type: ignore[assignment]
         return self
 
