@@ -1,8 +1,8 @@
 """Networks: the layers, the backbones DDPM++, NCSN++ and ADM, and the denoiser around them.
 
 The names of classes, constructor arguments and state-dict entries are those that published
-checkpoints use. Images are NCHW. Parameters are float32 and contiguous for good: every layer casts
-its own to the precision of what it is given.
+checkpoints use. Images are NCHW by shape. Parameters are float32 and contiguous for good: every
+layer casts its own to the precision and the memory layout of what it is given.
 """
 
 import inspect
@@ -59,7 +59,8 @@ class Conv2d(nn.Module):
     """A convolution that can double (up) or halve (down) the resolution.
 
     The filter of the resampling is f ⊗ f/(Σf)², f = resample_filter; kernel=0 only resamples.
-    fused_resample lets the convolution take over the padding of the resampling.
+    The filter [1, 1] repeats each pixel, or averages four of them. fused_resample lets the
+    convolution take over the padding of the resampling.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, bias: bool = True,
@@ -83,9 +84,10 @@ class Conv2d(nn.Module):
                              or down else None)
         self.padding = kernel // 2
         self.resample_padding = (len(resample_filter) - 1) // 2
+        self.box = len(resample_filter) == 2 and resample_filter[0] == resample_filter[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = _cast(self.weight, x.dtype), _cast(self.bias, x.dtype)
+        weight, bias = _like(self.weight, x), _cast(self.bias, x.dtype)
         p, q = self.padding, self.resample_padding
         if weight is None:
             return self._upsample(x, q) if self.up else self._downsample(x, q) if self.down else x
@@ -101,12 +103,22 @@ class Conv2d(nn.Module):
         return functional.conv2d(x, weight, bias, padding=p)
 
     def _upsample(self, x: Tensor, padding: int) -> Tensor:
-        f = (4 * self.resample_filter).to(x.dtype).repeat(x.shape[1], 1, 1, 1)
-        return functional.conv_transpose2d(x, f, groups=x.shape[1], stride=2, padding=padding)
+        if self.box:
+            return functional.interpolate(x, scale_factor=2.0, mode='nearest')
+        return functional.conv_transpose2d(x, self._taps(x, gain=4), groups=x.shape[1], stride=2,
+                                           padding=padding)
 
     def _downsample(self, x: Tensor, padding: int, bias: Tensor | None = None) -> Tensor:
-        f = self.resample_filter.to(x.dtype).repeat(x.shape[1], 1, 1, 1)
-        return functional.conv2d(x, f, bias, groups=x.shape[1], stride=2, padding=padding)
+        if self.box:
+            x = functional.avg_pool2d(x, 2)
+            return x if bias is None else x + bias.reshape(-1, 1, 1)
+        return functional.conv2d(x, self._taps(x), bias, groups=x.shape[1], stride=2,
+                                 padding=padding)
+
+    def _taps(self, x: Tensor, gain: float = 1) -> Tensor:
+        """Return the filter for each channel of x, without copies of it."""
+        assert isinstance(self.resample_filter, Tensor)
+        return (gain * self.resample_filter).to(x.dtype).expand(x.shape[1], -1, -1, -1)
 
 
 class GroupNorm(nn.Module):
@@ -126,8 +138,39 @@ class GroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        if is_channels_last(x):
+            return group_norm_channels_last(x, self.num_groups, self.weight, self.bias, self.eps)
         return functional.group_norm(x, self.num_groups, self.weight.to(x.dtype),
                                      self.bias.to(x.dtype), self.eps)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Return whether the channels of a pixel lie side by side in memory, and pixels do not."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def group_norm_channels_last(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor,
+                             eps: float) -> Tensor:
+    """Normalise the groups of x [B, C, H, W], which stays channels-last; in float32 within.
+
+    torch's own group_norm on CUDA turns its input to NCHW first. Here all sums, those of the
+    gradient too, are first taken over the pixels of each channel, side by side in memory, and the
+    rest is y = scale x + shift: a compiler makes a few kernels of it. The variance is the mean of
+    squares less the square of the mean, so that its relative error grows with mean²/variance:
+    1e-7 times that, far below the rounding of half precision.
+    """
+    wide = x.to(torch.float32)
+
+    def group_mean(values: Tensor) -> Tensor:
+        """Average [B, C, H, W] over each group, and give it to each channel: [B, C]."""
+        means = values.mean(dim=(2, 3)).unflatten(1, (num_groups, -1)).mean(dim=2, keepdim=True)
+        return means.expand(-1, -1, x.shape[1] // num_groups).flatten(1)
+
+    mean = group_mean(wide)
+    var = (group_mean(wide.square()) - mean.square()).clamp(min=0)
+    scale = (var + eps).rsqrt() * weight
+    shift = bias - mean * scale
+    return torch.addcmul(shift[:, :, None, None], wide, scale[:, :, None, None]).to(x.dtype)
 
 
 class PositionalEmbedding(nn.Module):
@@ -177,7 +220,8 @@ class UNetBlock(nn.Module):
     """The residual block of all backbones: two convolutions, steered by `emb`, and attention.
 
     x [B, in_channels, H, W], emb [B or 1, emb_channels] -> [B, out_channels, H′, W′], where H′ is
-    2H with up and H/2 with down. With fewer channels than channels_per_head there is no attention.
+    2H with up and H/2 with down. The channels of `skip`, if given, are joined to x, in_channels
+    together. With fewer channels than channels_per_head there is no attention.
     """
 
     def __init__(self, in_channels: int, out_channels: int, emb_channels: int, up: bool = False,
@@ -214,7 +258,9 @@ class UNetBlock(nn.Module):
                               **(init if init_attn is None else init_attn))
             self.proj = Conv2d(out_channels, out_channels, kernel=1, **init_zero)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, skip: Tensor | None = None) -> Tensor:
+        if skip is not None:
+            x = torch.cat([x, skip], dim=1)
         h = self.conv0(functional.silu(self.norm0(x)))
         params = self.affine(emb)[:, :, None, None].to(x.dtype)
         if self.adaptive_scale:
@@ -225,9 +271,13 @@ class UNetBlock(nn.Module):
         h = self.conv1(functional.dropout(h, self.dropout, self.training))
         x = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
         if self.num_heads:
-            a = self.proj(attention(self.qkv(self.norm2(x)), self.num_heads))
+            a = self.proj(self.attend(self.qkv(self.norm2(x))))
             x = (x + a) * self.skip_scale
         return x
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        """Return the attention among the pixels of [B, 3 out_channels, H, W]."""
+        return attention(qkv, self.num_heads)
 
 
 class EncoderLevel(NamedTuple):
@@ -342,12 +392,15 @@ def make_decoder(plan: UNetPlan, skips: list[int], attending: Sequence[int], out
     return dec, levels
 
 
-def encode(enc: nn.ModuleDict, levels: list[EncoderLevel], x: Tensor, emb: Tensor) -> list[Tensor]:
+def encode(enc: nn.ModuleDict, levels: list[EncoderLevel], x: Tensor, emb: Tensor,
+           channels_last: bool = False) -> list[Tensor]:
     """Go down the U: return the skips of an image, of which the last is the bottom."""
     skips, aux = [], x
     for level in levels:
         if level.conv is not None:
             x = enc[level.conv](x)
+            if channels_last:   # here, since an image of one channel has no such layout
+                x = x.contiguous(memory_format=torch.channels_last)
         if level.down is not None:
             x = enc[level.down](x, emb)
         if level.aux_down is not None and level.aux_skip is not None:
@@ -373,7 +426,7 @@ def decode(dec: nn.ModuleDict, levels: list[DecoderLevel], skips: list[Tensor],
         for name in level.first:
             x = dec[name](x, emb)
         for name in level.blocks:
-            x = dec[name](torch.cat([x, skips.pop()], dim=1), emb)
+            x = dec[name](x, emb, skips.pop())
         if level.aux_up is not None:
             image = dec[level.aux_up](image)
         if level.aux_norm is not None and level.aux_conv is not None:
@@ -389,6 +442,7 @@ class SongUNet(nn.Module):
     augment_labels [B or 1, augment_dim]) -> [B, out_channels, H, W]. Raises ValueError in one line
     for arguments that do not fit together.
     """
+    channels_last = False   # the memory layout of features, which training.compiled chooses
 
     def __init__(self, img_resolution: int, in_channels: int, out_channels: int, label_dim: int = 0,
                  augment_dim: int = 0, model_channels: int = 128,
@@ -436,7 +490,7 @@ class SongUNet(nn.Module):
     def forward(self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None,
                 augment_labels: Tensor | None = None) -> Tensor:
         emb = self.embedding(len(x), noise_labels, class_labels, augment_labels)
-        skips = encode(self.enc, self.encoder_levels, x, emb)
+        skips = encode(self.enc, self.encoder_levels, x, emb, self.channels_last)
         image = decode(self.dec, self.decoder_levels, skips, emb)[1]
         assert image is not None   # a SongUNet's last level has one
         return image
@@ -462,6 +516,7 @@ class DhariwalUNet(nn.Module):
 
     Raises ValueError in one line for arguments that do not fit together.
     """
+    channels_last = False   # the memory layout of features, which training.compiled chooses
 
     def __init__(self, img_resolution: int, in_channels: int, out_channels: int, label_dim: int = 0,
                  augment_dim: int = 0, model_channels: int = 192,
@@ -499,7 +554,7 @@ class DhariwalUNet(nn.Module):
     def forward(self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None,
                 augment_labels: Tensor | None = None) -> Tensor:
         emb = self.embedding(len(x), noise_labels, class_labels, augment_labels)
-        skips = encode(self.enc, self.encoder_levels, x, emb)
+        skips = encode(self.enc, self.encoder_levels, x, emb, self.channels_last)
         x, _ = decode(self.dec, self.decoder_levels, skips, emb)
         return self.out_conv(functional.silu(self.out_norm(x)))
 
@@ -521,6 +576,15 @@ class DhariwalUNet(nn.Module):
 
 def _cast(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if parameter is None else parameter.to(dtype)
+
+
+def _like(weight: Tensor | None, x: Tensor) -> Tensor | None:
+    """Return the weight of a convolution in the precision and the layout of its input."""
+    if weight is None:
+        return None
+    if is_channels_last(x):
+        return weight.to(x.dtype, memory_format=torch.channels_last)
+    return weight.to(x.dtype)
 
 
 def _half(num_channels: int) -> int:
@@ -726,7 +790,9 @@ def build_network(config: NetworkConfig) -> Denoiser:
 
 
 INIT_MODES = ['xavier_uniform', 'xavier_normal', 'kaiming_uniform', 'kaiming_normal']
-PRECISIONS = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
+# Of the backbone. tf32 is float32 whose products a GPU may round: training.compiled.set_tf32.
+PRECISIONS = {'fp32': torch.float32, 'tf32': torch.float32, 'fp16': torch.float16,
+              'bf16': torch.bfloat16}
 MODELS: dict[str, Any] = {'SongUNet': SongUNet, 'DhariwalUNet': DhariwalUNet}
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     'ddpmpp': ('SongUNet', {

@@ -684,7 +684,8 @@ def test_configurations_build_the_published_classes_where_they_fit(precond, limi
 def test_configurations_set_the_precision():
     dtypes = {p: build_network(network_config(VE(), 0.02, 100, precision=p)).dtype
               for p in networks.PRECISIONS}
-    assert dtypes == {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
+    assert dtypes == {'fp32': torch.float32, 'tf32': torch.float32, 'fp16': torch.float16,
+                      'bf16': torch.bfloat16}
 
 
 def test_complete_arguments():
@@ -815,7 +816,7 @@ def test_constructor_arguments(name):
         ),
         (
             lambda: build_network(network_config(VE(), 0.02, 100, precision='half')),
-            "precision='half' is unknown (known: bf16, fp16, fp32)",
+            "precision='half' is unknown (known: bf16, fp16, fp32, tf32)",
         ),
         (
             lambda: tiny()(images(3, 3, 8, 8), torch.ones(2)),

@@ -1,0 +1,175 @@
+"""Networks made faster without being changed: memory layout, weights cast once, compiler, graphs.
+
+    hasten(net, device)                              # for training, in place
+    net = hastened_for_sampling(net, compiled=True)  # a copy that only draws images
+
+State dicts, checkpoints and averages stay as they are. Results are those of the plain network but
+for the rounding of fused operations; tests/training/test_compiled.py has the bounds.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limpid.denoiser import Denoiser, Traits, traits
+from training.networks import Conv2d, GroupNorm, UNetBlock
+
+# A U-Net has so many kinds of blocks: by channels, resolution, attention, and up or down.
+KINDS_OF_BLOCKS = 128
+
+
+def compile_blocks(net: nn.Module, backend: str = 'inductor') -> None:
+    """Let torch.compile translate every residual block of `net` when it is first called, in place.
+
+    Blocks of one kind share their translation, which makes the start-up several times shorter than
+    that of the whole network as one piece; there is next to nothing to be fused across blocks.
+    Nothing is left to the interpreter within a block: what cannot be translated is an error.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit,
+                                               KINDS_OF_BLOCKS)
+    for module in _outermost(net, (UNetBlock, GroupNorm)):
+        module.compile(backend=backend, dynamic=False, fullgraph=True)
+
+
+def _outermost(net: nn.Module, kinds: tuple[type, ...]) -> Iterator[nn.Module]:
+    """Yield the modules of these kinds that do not lie within another one of them."""
+    for module in net.children():
+        if isinstance(module, kinds):
+            yield module
+        else:
+            yield from _outermost(module, kinds)
+
+
+def prefers_channels_last(precision: torch.dtype, device: torch.device) -> bool:
+    """Return whether convolutions on `device` want the channels of a pixel side by side.
+
+    Those of NVIDIA's matrix units do, that is all but true float32.
+    """
+    if device.type != 'cuda':
+        return False
+    return precision != torch.float32 or torch.backends.cudnn.allow_tf32
+
+
+def set_tf32(allowed: bool) -> None:
+    """Choose whether float32 products on a GPU may round their factors to TF32, 11 bits."""
+    torch.backends.cudnn.allow_tf32 = allowed
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def hasten(net: Denoiser, device: torch.device) -> None:
+    """Compile the blocks of a network that is trained, in place, in the layout they prefer."""
+    _set_layout(net, prefers_channels_last(net.dtype, device))
+    compile_blocks(net.model)
+
+
+def _set_layout(net: Denoiser, channels_last: bool) -> None:
+    net.model.channels_last = channels_last  # type: ignore[assignment]  # not a module
+
+
+@torch.no_grad()
+def cast_weights(net: Denoiser) -> None:
+    """Cast the weights of convolutions to the network's precision for good, in place.
+
+    A forward pass casts them, too, to the same values; this saves doing so at every call. The
+    network is of no use for training after it.
+    """
+    layout = torch.channels_last if net.model.channels_last else torch.contiguous_format
+    for module in net.model.modules():
+        if isinstance(module, Conv2d) and module.weight is not None:
+            module.weight.data = module.weight.to(net.dtype, memory_format=layout)
+            if module.bias is not None:
+                module.bias.data = module.bias.to(net.dtype)
+
+
+def hastened_for_sampling(net: Denoiser, compiled: bool) -> Any:  # noqa: ANN401 (a Network)
+    """Return a copy of `net` that draws images faster: with `compiled`, by compiler and graph.
+
+    The network must lie on its device, and have its precision, already.
+    """
+    device = next(net.parameters()).device
+    fast = copy.deepcopy(net).eval().requires_grad_(False)
+    if fast.use_fp16 and device.type == 'cpu':
+        fast.dtype = torch.float32   # as Denoiser does
+    # Without the compiler, normalisation in that layout would cost more than it saves.
+    _set_layout(fast, compiled and prefers_channels_last(fast.dtype, device))
+    cast_weights(fast)
+    if not compiled:
+        return fast
+    compile_blocks(fast.model)
+    return Graphed(fast) if device.type == 'cuda' else fast
+
+
+class Recorder:
+    """A function of tensors on a GPU, recorded for each of their shapes and then replayed.
+
+    A replay starts hundreds of kernels with one call (CUDA graphs), so that small networks and
+    batches do not wait for the interpreter. It gives the same bits as the function itself, which
+    must neither look at values nor leave the GPU.
+    """
+
+    def __init__(self, work: Callable[..., Any]) -> None:
+        self.work = work
+        self.recorded: dict[Any, tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Any]] = {}
+
+    def __contains__(self, given: Mapping[str, Any]) -> bool:
+        return _signature(given) in self.recorded
+
+    def record(self, given: Mapping[str, Any]) -> None:
+        """Record the work for inputs like these, after doing it three times.
+
+        That is when algorithms are chosen and code is compiled.
+        """
+        inputs = {name: value.clone() if isinstance(value, Tensor) else value
+                  for name, value in given.items()}
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self.work(**inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            answer = self.work(**inputs)
+        self.recorded[_signature(given)] = graph, inputs, answer
+
+    def replay(self, given: Mapping[str, Any]) -> Any:  # noqa: ANN401 (what the work answers)
+        """Return the answer, which the next replay overwrites."""
+        graph, inputs, answer = self.recorded[_signature(given)]
+        for name, value in given.items():
+            if isinstance(value, Tensor):
+                inputs[name].copy_(value, non_blocking=True)
+        graph.replay()
+        return answer
+
+
+def _signature(given: Mapping[str, Any]) -> tuple[object, ...]:
+    """Return what a recording depends on: shapes and dtypes of tensors, and all other values."""
+    return tuple((name, value.shape, value.dtype) if isinstance(value, Tensor) else (name, value)
+                 for name, value in given.items())
+
+
+class Graphed:
+    """A network on a GPU whose evaluations are recorded and replayed."""
+
+    def __init__(self, net: Denoiser) -> None:
+        self.net, self.recorder = net, Recorder(net)
+
+    @property
+    def traits(self) -> Traits:
+        """Those of the network."""
+        return traits(self.net)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None,
+                 **conditions: Any) -> Any:  # noqa: ANN401 (what the network takes and answers)
+        """Return what the network answers: D, or (D, F_var). All tensors lie on the GPU."""
+        given = {'x': x, 'sigma': sigma, 'class_labels': class_labels, **conditions}
+        if given not in self.recorder:
+            self.recorder.record(given)
+        answer = self.recorder.replay(given)
+        if isinstance(answer, tuple):
+            return tuple(part.clone() for part in answer)
+        return answer.clone()
