@@ -21,6 +21,7 @@ from options.common import BATCH, DEVICE, RNG
 from options.guidance import guidance_options
 from options.network import CLASSES, check_classes, files, network_options, open_with_plan
 from options.sampler import sampler_options
+from options.speed import COMPILE, PRECISION, hasten
 from torch_utils import distributed
 from torch_utils.grids import save_grid, save_png
 
@@ -93,11 +94,12 @@ EXAMPLES = """
 @functools.partial(with_each, FILES)
 @sampler_options
 @guidance_options
-@functools.partial(with_each, [BATCH, DEVICE, RNG])
+@functools.partial(with_each, [BATCH, DEVICE, RNG, PRECISION, COMPILE])
 @one_line_errors
 def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] | None,
          subdirs: bool, classes: list[int] | None, grid: tuple[int, int] | None, trajectory: bool,
-         stats: bool, batch: int, device: str, rng: str | None,
+         stats: bool, batch: int, device: str, rng: str | None, precision: str | None,
+         compiled: bool,
          **options: Any) -> None:  # noqa: ANN401 (of the network, the sampler and guidance)
     """Generate images from a trained network.
 
@@ -112,6 +114,7 @@ def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] |
     chosen = distributed.init(device)
     opened = open_with_plan(network_path, weights, options, chosen)
     check_classes(classes, traits(opened.net).label_dim)
+    hasten(opened.counted, precision, compiled)
     opened.say()
     net = Counting(opened.net, keep_sigmas=stats, keep_frames=trajectory)
     distributed.print0(f'Generating {len(seeds)} images to {outdir} ...')

@@ -43,7 +43,13 @@ from training.augment import AugmentConfig
 from training.config import NanConfig, OptimizerConfig, TrainConfig
 from training.dataset import DataConfig, ImageFolderDataset
 from training.ema import HalfLife, PowerFunction, power_of
-from training.networks import ARCHITECTURES, NetworkConfig, build_network, complete_arguments
+from training.networks import (
+    ARCHITECTURES,
+    PRECISIONS,
+    NetworkConfig,
+    build_network,
+    complete_arguments,
+)
 from training.state import CHANGEABLE
 
 files = heading('Files')
@@ -192,6 +198,13 @@ OPTIONS = [   # those that `--help` lists first, in its order
           help='Mixed precision: float16 in the backbone, on a GPU'),
     speed('--bf16', **boolean, default=False,
           help='Mixed precision: bfloat16 in the backbone'),
+    speed('--precision', type=click.Choice(list(PRECISIONS)),
+          help='The precision of the backbone: fp32, tf32, which is float32 whose products a GPU '
+               'rounds to 11 bits, bf16 or fp16. --fp16=1 and --bf16=1 are older names of two of '
+               'them  [default: fp32]'),
+    speed('--compile', **boolean, default=False,
+          help='Compile the residual blocks with torch.compile and, on a single GPU, record the '
+               'forward and backward pass as a CUDA graph. This takes minutes at the start'),
     speed('--ls', type=NumberOr('dynamic'), metavar='FLOAT|dynamic', default=1, show_default=True,
           help='Loss scaling: a number, or dynamic, which is halved after an overflow and doubled '
                'after 2000 steps without one'),
@@ -250,6 +263,8 @@ def data_config(given: dict[str, Any]) -> DataConfig:
     check_batch(given['batch'], distributed.get_world_size())
     if given['fp16'] and given['bf16']:
         raise ValueError('--fp16 and --bf16 exclude each other')
+    if given['precision'] and (given['fp16'] or given['bf16']):
+        raise ValueError('--precision takes the place of --fp16 and --bf16; give one of them')
     if given['label_dropout'] and not given['cond']:
         raise ValueError(f'--label-dropout={given["label_dropout"]:g} would have no effect without '
                          f'--cond=1')
@@ -290,6 +305,7 @@ def resolve(given: dict[str, Any], data: DataConfig, dataset: ImageFolderDataset
         keep_states=_number_or_all(given['keep']),
         keep_snapshots=_number_or_all(given['keep_snapshots']),
         cudnn_benchmark=given['bench'],
+        compile=given['compile'],
     )
 
 
@@ -426,11 +442,19 @@ def network_config(given: dict[str, Any], precond: Preconditioner, noise: NoiseD
     network = NetworkConfig(
         model_type=model_type, precond=precond, sigma_min=sigma_min, sigma_max=sigma_max,
         img_resolution=resolution, img_channels=num_channels, label_dim=dataset.label_dim,
-        precision='fp16' if given['fp16'] else 'bf16' if given['bf16'] else 'fp32',
+        precision=precision_of(given),
         model=complete_arguments(model_type, {**preset, **chosen}))
     with torch.device('meta'):   # costs nothing, and raises for sizes that do not fit
         build_network(network)
     return network
+
+
+def precision_of(given: dict[str, Any]) -> str:
+    """Return the precision of the backbone, a key of PRECISIONS."""
+    for older in ('fp16', 'bf16'):
+        if given[older]:
+            return older
+    return given['precision'] or 'fp32'
 
 
 def check_attention(attn: list[int], resolution: int, channel_mult: list[int] | None) -> None:

@@ -108,6 +108,7 @@ class TrainConfig:
     keep_states: int | None = None      # None: all
     keep_snapshots: int | None = None
     cudnn_benchmark: bool = True
+    compile: bool = False   # the residual blocks, by torch.compile
 
 
 def encode(config: object) -> Any:  # noqa: ANN401 (dictionaries of plain values)

@@ -177,7 +177,7 @@ def restore_state(state: TrainState, contents: dict[str, Any], origin: str,
     checkpoint.load_into(state.net, contents['net'], origin)
     for name, average in state.averages.items():
         checkpoint.load_into(average.net, averages[name], origin)
-    state.optimizer.load_state_dict(contents['optimizer'])
+    state.optimizer.load_state_dict(_on_this_device(contents['optimizer'], state.optimizer))
     if contents['stats']:
         state.stats.restore(contents['stats'])
     if contents['loss_scale'] is not None and state.loss_scale.dynamic:
@@ -193,6 +193,14 @@ def _carried_over(averages: dict[str, Any], names: list[str]) -> dict[str, Any]:
             raise ValueError(f'the average {name} is one of the whole run and cannot begin amid '
                              f'it')
     return {name: averages.get(name, first) for name in names}
+
+
+def _on_this_device(stored: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the state of an optimizer, computed as `optimizer` is and not as it was there."""
+    own = [{name: group[name] for name in ('fused', 'foreach') if name in group}
+           for group in optimizer.param_groups]
+    groups = [{**there, **here} for there, here in zip(stored['param_groups'], own, strict=True)]
+    return {**stored, 'param_groups': groups}
 
 
 def latest_state(run_dir: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
@@ -211,7 +219,7 @@ def latest_state(run_dir: Path, say: Callable[[str], None]) -> tuple[Path, dict[
 # Settings that may differ between a run and its continuation: durations, intervals, resources.
 MAY_CHANGE = {'total_nimg', 'tick_nimg', 'snapshot_nimg', 'state_nimg',
               'state_seconds', 'batch_gpu', 'data.workers', 'data.cache', 'data.path',
-              'data.on_bad_image', 'keep_states', 'keep_snapshots'}
+              'data.on_bad_image', 'keep_states', 'keep_snapshots', 'compile'}
 NETWORK_MAY_CHANGE = {'network.model.dropout', 'network.model.label_dropout', 'network.sigma_min',
                       'network.sigma_max'}
 

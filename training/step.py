@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limpid.loss import DenoisingLoss, Loss, VelocityLoss
 from limpid.pixels import from_uint8
 from torch_utils import distributed
 from torch_utils.random import generator_at, normal_at, seed_of
 from training.augment import Augmentation, AugmentPipe
+from training.compiled import Recorder, hasten
 from training.config import TrainConfig, learning_rate
 from training.ema import HalfLife
 from training.state import TrainState
@@ -47,6 +49,14 @@ def draw(config: TrainConfig, pipe: AugmentPipe | None, nimg: int, image_shape: 
     return Randomness(u, noise, keep.to(torch.float32), augmentation)
 
 
+@dataclass(frozen=True)
+class Given:
+    """A noise distribution whose levels are drawn elsewhere: its u is σ itself."""
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return u
+
+
 class StepFunction:
     """One training step with Adam on this rank's share of a batch (Section 5)."""
 
@@ -56,6 +66,15 @@ class StepFunction:
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
         self.losses: list[Tensor] = []   # of the micro-batches of this step so far
         self.net: Any = state.net
+        self.loss: Loss = config.loss
+        self.recorder: Recorder | None = None
+        if config.compile:
+            hasten(state.net, device)
+            # CUDA graphs hold the forward and backward pass of the losses that stay on the GPU.
+            if (device.type == 'cuda' and self.world_size == 1
+                    and isinstance(config.loss, DenoisingLoss | VelocityLoss)):
+                self.loss = replace(config.loss, noise_distribution=Given())
+                self.recorder = Recorder(self._gradient)
         if self.world_size > 1:
             ddp = torch.nn.parallel.DistributedDataParallel
             known = inspect.signature(ddp).parameters   # torch 2.13 has another name for it
@@ -63,7 +82,17 @@ class StepFunction:
                     else 'broadcast_buffers')
             options: dict[str, Any] = {sync: False}
             self.net = ddp(state.net, device_ids=[device] if device.type == 'cuda' else None,
-                           **options)
+                           gradient_as_bucket_view=True, **options)
+
+    def _forget_gradients(self) -> None:
+        """Start from gradients of 0, which a recording keeps in one place."""
+        if self.recorder is None:
+            self.state.optimizer.zero_grad(set_to_none=True)
+            return
+        for parameter in self.state.net.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.state.optimizer.zero_grad(set_to_none=False)
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
         """Take a step on this rank's share of the batch at nimg.
@@ -74,7 +103,7 @@ class StepFunction:
         share = len(images)
         mine = slice(self.rank * share, (self.rank + 1) * share)
         randomness = draw(config, self.pipe, state.nimg, list(images.shape[1:]), self.device)
-        state.optimizer.zero_grad(set_to_none=True)
+        self._forget_gradients()
         self.losses = []
         micro = min(config.batch_gpu or share, share)
         for number, start in enumerate(range(0, share, micro)):
@@ -106,14 +135,47 @@ class StepFunction:
             augmentation = randomness.augmentation[rows]
             y, conditions['augment_labels'] = augmentation.apply(y)
         kept = (labels[part] * randomness.keep_labels[rows]).to(self.device, non_blocking=True)
-        if config.network.model.get('dropout'):
-            torch.manual_seed(seed_of(config.seed, self.state.nimg, DROPOUT, self.rank, number))
-        loss = config.loss(self.net, y, randomness.u[rows], randomness.noise[rows],
-                           kept if config.network.label_dim else None, **conditions)
-        self.losses.append(loss.detach())
         # DDP averages over ranks; with this factor the gradient is that of the mean over the batch.
         factor = self.state.loss_scale.scale * self.world_size / config.batch_size
+        given: dict[str, Any] = {
+            'y': y, 'u': randomness.u[rows], 'noise': randomness.noise[rows],
+            'class_labels': kept if config.network.label_dim else None, 'factor': factor,
+            **conditions}
+        seed = None
+        if config.network.model.get('dropout'):
+            seed = seed_of(config.seed, self.state.nimg, DROPOUT, self.rank, number)
+        if self.recorder is None:
+            if seed is not None:
+                torch.manual_seed(seed)
+            loss = self._gradient(**given)
+        else:
+            loss = self._replayed(self.recorder, given, seed)
+        self.losses.append(loss)
+
+    def _gradient(self, y: Tensor, u: Tensor, noise: Tensor, class_labels: Tensor | None,
+                  factor: float | Tensor, **conditions: Tensor) -> Tensor:
+        """Add the gradient of factor · Σ loss to that of the parameters, and return the loss."""
+        loss = self.loss(self.net, y, u, noise, class_labels, **conditions)
         torch.autograd.backward(loss.sum() * factor)
+        return loss.detach()
+
+    def _replayed(self, recorder: Recorder, given: dict[str, Any], seed: int | None) -> Tensor:
+        """Do the work of `_gradient` from a recording; make one first for new shapes."""
+        on_device = {
+            **given,
+            # The levels are computed where they always are: the same bits, and no waiting.
+            'u': self.config.loss.noise_distribution.quantile(given['u']).to(torch.float32)
+            .to(self.device, non_blocking=True),
+            'factor': torch.full([], given['factor'], device=self.device)}
+        if on_device not in recorder:
+            gradients = [p.grad for p in self.state.net.parameters() if p.grad is not None]
+            before = [gradient.clone() for gradient in gradients]
+            recorder.record(on_device)
+            torch._foreach_copy_(gradients, before)
+        if seed is not None:
+            torch.manual_seed(seed)
+        loss: Tensor = recorder.replay(on_device)
+        return loss.clone()   # the next replay overwrites it
 
     @torch.no_grad()
     def _update(self) -> None:

@@ -21,6 +21,7 @@ from torch_utils import distributed
 from torch_utils.random import seed_of
 from torch_utils.stats import Collector
 from training.clock import Clock
+from training.compiled import set_tf32
 from training.config import TrainConfig, due
 from training.dataset import ImageFolderDataset, batches
 from training.ema import EMA
@@ -280,6 +281,7 @@ def roll_back(config: TrainConfig, state: TrainState, run_dir: Path) -> None:
 def _set_precision_flags(config: TrainConfig) -> None:
     torch.backends.cudnn.benchmark = config.cudnn_benchmark
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    set_tf32(config.network.precision == 'tf32')
 
 
 def build(config: TrainConfig, device: torch.device) -> TrainState:
@@ -288,7 +290,8 @@ def build(config: TrainConfig, device: torch.device) -> TrainState:
     net = build_network(config.network).train().requires_grad_(True).to(device)
     beta1, beta2 = config.optimizer.betas
     optimizer = torch.optim.Adam(net.parameters(), lr=config.optimizer.lr,
-                                 betas=(beta1, beta2), eps=config.optimizer.eps)
+                                 betas=(beta1, beta2), eps=config.optimizer.eps,
+                                 fused=device.type == 'cuda')
     loss_scale = LossScale(2.0**16, dynamic=True)
     if config.loss_scaling is not None:
         loss_scale = LossScale(config.loss_scaling)

@@ -1,6 +1,8 @@
 """Networks made faster answer what the plain network answers; bounds are stated where they act."""
 
 import copy
+import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from limpid.preconditioning import EDM
 from limpid.sampling import sample
 from tests.golden_weights import fill
 from tests.training.test_networks import images, relative_error
+from tests.training.test_training_loop import assert_same, digits, run_steps, small_config  # noqa: F401 (fixtures)
 from training.compiled import (
     Graphed,
     Recorder,
@@ -17,6 +20,7 @@ from training.compiled import (
     compile_blocks,
     hastened_for_sampling,
     prefers_channels_last,
+    set_tf32,
 )
 from training.networks import (
     ARCHITECTURES,
@@ -28,6 +32,8 @@ from training.networks import (
     group_norm_channels_last,
     is_channels_last,
 )
+from training.state import load_state, restore_state, save_state
+from training.training_loop import build
 
 SMALL = {'model_channels': 16, 'channel_mult': [1, 2], 'num_blocks': 1, 'attn_resolutions': [4],
          'dropout': 0.0}
@@ -162,10 +168,37 @@ def test_only_matrix_units_want_channels_last(monkeypatch):
     assert prefers_channels_last(torch.float32, gpu)
 
 
+def test_a_compiled_step_is_the_step(digits, monkeypatch):  # noqa: F811
+    """With the backend that runs the same operations: the same bits, names and averages."""
+    monkeypatch.setattr('training.compiled.compile_blocks',
+                        functools.partial(compile_blocks, backend='eager'))
+    config = small_config(digits, dropout=0.1)
+    plain = run_steps(config, 2)
+    fast = run_steps(replace(config, compile=True, batch_gpu=16), 2)
+    assert_same(plain.net.state_dict(), fast.net.state_dict())
+    assert_same(plain.ema.net.state_dict(), fast.ema.net.state_dict())
+
+
+def test_an_optimizer_continues_as_its_device_works(digits, tmp_path):  # noqa: F811
+    """A state that was saved where Adam was fused goes on where it is not, and keeps its
+    numbers."""
+    config = small_config(digits)
+    state = run_steps(config, 2)
+    expected = run_steps(config, 1, copy.deepcopy(state))
+    for group in state.optimizer.param_groups:
+        group['fused'] = True
+    path = save_state(state, config, tmp_path)
+    restored = build(config, torch.device('cpu'))
+    restore_state(restored, load_state(path), str(path))
+    assert restored.optimizer.param_groups[0]['fused'] is False
+    assert_same(run_steps(config, 1, restored).net.state_dict(), expected.net.state_dict())
+
+
 @needs_gpu
 @pytest.mark.parametrize('precision, bound', [('fp32', 2e-6), ('bf16', 2e-2), ('fp16', 3e-3)])
 def test_on_a_gpu_compiled_and_recorded_networks_draw_the_same_images(precision, bound):
     """Relative to float32 on the same GPU: some 10 rounding errors of 24, 8 and 11 bits."""
+    set_tf32(False)
     exact, net = network().cuda(), network(precision=precision).cuda()
     noise, labels = X.cuda(), LABELS.cuda()
     expected = sample(exact, noise, labels, num_steps=4)
