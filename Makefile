@@ -1,6 +1,7 @@
 # make demo    train a small model on real images, generate, judge
 # make test    the tests
 # make lint    ruff and mypy
+# make gpu     the tests of fast networks and the benchmark of speed, on a machine with a GPU
 #
 # The first call makes .venv; CPU=1 takes the CPU build of torch, which is much smaller:
 #   make demo CPU=1
@@ -11,7 +12,7 @@ DEMO ?= short
 TORCH_INDEX = https://download.pytorch.org/whl/cpu
 BIN = .venv/bin
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint gpu clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile
@@ -35,6 +36,10 @@ test: .venv/.installed
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+gpu: .venv/.installed
+	$(BIN)/python -m pytest tests/training/test_compiled.py
+	$(BIN)/python -m benchmarks.speed --dest=out/speed
 
 clean:
 	rm -rf out .pytest_cache .ruff_cache .mypy_cache
