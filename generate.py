@@ -37,7 +37,10 @@ class GridSize(click.ParamType):  # type: ignore[type-arg]
         match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', value) if isinstance(value, str) else None
         if match is None:
             self.fail(f'{value!r} is not a number of rows and columns such as 3x5', param, ctx)
-        return int(match[1]), int(match[2])
+        rows, columns = int(match[1]), int(match[2])
+        if rows * columns > 1_000_000:
+            self.fail(f'{value} has more than 1,000,000 images', param, ctx)
+        return rows, columns
 
 
 FILES = [

@@ -1,5 +1,6 @@
 """Files that are either complete or absent, and their checksums."""
 
+import errno
 import hashlib
 import os
 import re
@@ -29,8 +30,12 @@ def atomic_write(path: str | os.PathLike[str], durable: bool = True) -> Iterator
                 os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())   # mkstemp makes files that only the owner reads
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT,
+                                                              errno.EFBIG)
+        if full and error.filename is None:   # type: ignore[attr-defined]
+            error.filename = str(path)   # type: ignore[attr-defined]
         raise
 
 

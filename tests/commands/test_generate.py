@@ -187,6 +187,8 @@ MISTAKES = {
                                  'one picture with --grid',
     '--seeds=0,4294967296': '--seeds: 0 and 4294967296 are equal modulo 2^32 and give the same '
                             'image: leave one of them out',
+    '--grid=99999x99999': "Invalid value for '--grid': 99999x99999 has more than 1,000,000 "
+                          "images",
     '--grid=2by2': "Invalid value for '--grid': '2by2' is not a number of rows and columns such as "
                    "3x5",
     '--sigma_min=5 --sigma_max=1': 'no noise levels are left: sigma_min=5 and sigma_max=1 must '
