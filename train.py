@@ -185,8 +185,9 @@ def train(given: dict[str, Any], config: TrainConfig, dataset: ImageFolderDatase
           evaluated: EvalConfig | None, device: torch.device, deadline: float) -> int:
     """Train as `config` says and return the exit code; write nothing before all is checked."""
     if config.network.precision == 'fp16' and device.type == 'cpu':
-        raise ValueError('--fp16=1 would have no effect on the CPU, where the network works in '
-                         'float32: leave it out')
+        option = '--precision=fp16' if given['precision'] else '--fp16=1'
+        raise ValueError(f'{option} would have no effect on the CPU, where the network works in '
+                         f'float32: leave it out')
     fixed = known_folder(given)
     stored = state_to_resume(given['resume'], fixed)
     if stored is not None and fixed is not None:

@@ -103,7 +103,7 @@ OPTIONS = [   # those that `--help` lists first, in its order
                'else never]'),
     files('--allow-change', type=Names(CHANGEABLE), default=(), metavar='LIST',
           help='Options that may differ from those of the run that is continued, separated by '
-               f'commas: {", ".join(CHANGEABLE)}, where precision is --fp16 and --bf16. Averages '
+               f'commas: {", ".join(CHANGEABLE)}; precision is also --fp16, --bf16. Averages '
                'that are new go on from the first one. changes.jsonl and the log tell of it'),
     files('--allow-data-change', is_flag=True,
           help='Continue although the images or labels of the data set have changed'),
