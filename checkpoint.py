@@ -22,6 +22,7 @@ from dnnlib.cli import (
 )
 from dnnlib.download import fetch, is_url
 from limpid.denoiser import Denoiser
+from limpid.labels import describe_labels
 from torch_utils import checkpoint
 from torch_utils.digest import digest_of_tensors
 from torch_utils.safetensors_file import is_safetensors, save_tensors
@@ -108,6 +109,8 @@ def convert(file: str, dest: str, weights: str | None) -> None:
     net, info = read_network(path, weights)
     tensors = checkpoint.state_dict_of(net)
     about = contents_of(info)
+    if net.known_labels is not None:
+        about['labels'] = net.known_labels.plain()
     if kind == '.pkl':
         checkpoint.save({**about, 'ema': tensors, 'ema_name': info['weights'], 'averages': {}},
                         dest)
@@ -208,7 +211,7 @@ def describe(path: Path, net: Denoiser, info: dict[str, Any]) -> list[tuple[str,
         ('Arguments', ', '.join(f'{name}={value}' for name, value in config.model.items())),
         ('Parameters', f'{parameters:,} ({parameters / 1e6:.1f} M)'),
         ('Images', f'{net.img_channels} x {net.img_resolution} x {net.img_resolution}'),
-        ('Classes', str(net.label_dim) if net.label_dim else 'none'),
+        ('Classes', describe_labels(net.label_dim, net.known_labels)),
         ('Noise levels', f'{net.sigma_min:g} to {highest}'),
         ('Precision', config.precision),
         ('Trained with', images),

@@ -36,7 +36,7 @@ class Source:
     load: Callable[[str], Image]
     labels: dict[str, Any] = field(default_factory=dict)   # empty: no labels
     resolution: Size | None = None                         # used where --resolution is not given
-    classes: tuple[str, ...] = ()                          # the folder of each class, if any
+    classes: tuple[str, ...] = ()                          # the name of each class, if any
     note: Callable[[], str] = str                          # says which files were skipped
     path: str = ''                                         # the location, if there is one
 
@@ -90,7 +90,8 @@ def source_of(files: ImageFiles, names: list[str]) -> Source:
     found = files.labels()
     if found is not None:   # labels that train.py would refuse are refused here, before the work
         label_array(found, names, f'{files.path}: dataset.json')
-        return Source(names, files.image, found, note=files.note, path=files.path)
+        return Source(names, files.image, found, classes=files.class_names(), note=files.note,
+                      path=files.path)
     labels, classes = folder_labels(names)
     return Source(names, files.image, labels, classes=classes, note=files.note, path=files.path)
 
@@ -392,7 +393,9 @@ def convert(source: Source, dest: str, max_images: int | None = None,
         if not labels:
             raise ValueError(f'--transform={transform} skips images smaller than --resolution: '
                              'all of them are')
-        save('dataset.json', json.dumps({'labels': labels if source.labels else None}).encode())
+        told = {'labels': labels if source.labels else None}
+        named = {'classes': source.classes} if any(source.classes) else {}
+        save('dataset.json', json.dumps({**told, **named}).encode())
     considered = min(len(source.names), max_images or len(source.names))
     skipped = f', {considered - len(labels)} skipped' if considered > len(labels) else ''
     labelled = 'with labels' if source.labels else 'without labels'

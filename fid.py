@@ -63,7 +63,7 @@ from metrics.one_pass import Measured, Wanted, measure
 from metrics.reference_files import write_reference
 from options.common import BATCH, DEVICE, RNG, images_to_draw, workers
 from options.guidance import guidance_options
-from options.network import CLASSES, CONDITIONS, network_options, open_with_plan
+from options.network import CLASSES, CONDITIONS, DRAW, network_options, open_with_plan
 from options.network import NAMES as NETWORK_NAMES
 from options.network import files as about_network
 from options.sampler import sampler_options
@@ -135,7 +135,7 @@ CALC = [
     SEED_OF_SUBSET,
     METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, STATE, SAVE, JSON, SPEED]
 GEN = [
-    network_options, CLASSES, REF, NUM_GENERATED, FIRST_SEED,
+    network_options, CLASSES, DRAW, REF, NUM_GENERATED, FIRST_SEED,
     number('--blocks', 'The number of blocks of seeds, one after the other. Papers report the '
                        'lowest result of 3 blocks', 1, 1),
     METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, STATE, SAVE, JSON, sampler_options,
@@ -360,7 +360,7 @@ def calc(path: str, ref: str, num: int, seed: int, metrics: str, detector: str, 
 
 
 @command(GEN)
-def gen(network_path: str, weights: str | None, classes: list[int] | None, ref: str, num: int,
+def gen(network_path: str, weights: str | None, classes: list[int | str] | None, ref: str, num: int,
         seed: int, blocks: int, metrics: str, detector: str, precision: str, allow_mismatch: bool,
         state: str | None, save: str | None, json_path: str | None, batch: int, rng: str | None,
         device: str, **options: Any) -> None:  # noqa: ANN401 (click's)
@@ -543,7 +543,7 @@ def detector(paths: tuple[str, ...], fetch: str | None, dest: str | None) -> Non
 
 @command(SWEEP)
 def sweep(network_path: str, weights: str | None, ema_length: list[float] | None,
-          classes: list[int] | None, ref: str, dest: str, num: int, seed: int, blocks: int,
+          classes: list[int | str] | None, ref: str, dest: str, num: int, seed: int, blocks: int,
           metrics: str, detector: str, precision: str, allow_mismatch: bool, batch: int,
           rng: str | None, device: str, **options: Any) -> None:  # noqa: ANN401 (click's)
     """Judge a network with many samplers: write a table and a picture, and name the best.
@@ -602,10 +602,10 @@ def save_report(folder: Path, rows: Sequence[Row], metric: str, label: str) -> N
 
 
 @command(SEARCH)
-def search(network_path: str, weights: str | None, classes: list[int] | None, ref: str, dest: str,
-           rounds: int, num: int, seed: int, confirm: int, confirm_num: int, confirm_blocks: int,
-           metrics: str, detector: str, precision: str, allow_mismatch: bool, batch: int,
-           rng: str | None, device: str, **options: Any) -> None:  # noqa: ANN401 (click's)
+def search(network_path: str, weights: str | None, classes: list[int | str] | None, ref: str,
+           dest: str, rounds: int, num: int, seed: int, confirm: int, confirm_num: int,
+           confirm_blocks: int, metrics: str, detector: str, precision: str,
+           allow_mismatch: bool, batch: int, rng: str | None, device: str, **options: Any) -> None:  # noqa: ANN401 (click's)
     """Search for the best S_churn, S_min, S_max and S_noise of a network, by the first of the
     --metrics.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from checkpoints.open import open_network
 from dnnlib.cli import (
+    ClassName,
     CommandGroup,
     GroupedCommand,
     IntList,
@@ -33,7 +34,7 @@ from limpid.samplers import FlowSampler
 from limpid.seeds import StackedGenerator, latents_and_labels, share_of
 from limpid.steps import EDMSteps
 from options.common import BATCH, DEVICE, count, exponent_rho, positive
-from options.network import NETWORK, WEIGHTS, check_classes, files
+from options.network import NETWORK, WEIGHTS, class_numbers, files
 from options.sampler import resolve_sampler, sampler_options
 from torch_utils import distributed
 from torch_utils.grids import save_grid, save_png, tile, to_pil
@@ -48,7 +49,7 @@ IMAGES = [
                'network also takes their labels'),
     files('--max-images', 'num', type=count, metavar='INT',
           help='Use only this many images, a random subset chosen by --seed  [default: all]'),
-    files('--class', 'label', type=Whole(0), metavar='INT',
+    files('--class', 'label', type=ClassName(),
           help='One class for all images  [default: the labels of the images]'),
     files('--seed', type=Whole(0), metavar='INT', default=0, show_default=True,
           help='The random seed'),
@@ -78,7 +79,7 @@ INTERPOLATE = [
     files('--dest', metavar='FILE', required=True,
           help='The file to write: .png for a strip with a row for each pair of seeds, .gif or '
                '.apng for a moving picture'),
-    files('--class', 'label', type=Whole(0), metavar='INT',
+    files('--class', 'label', type=ClassName(),
           help='The class of all images  [default: that of the first seed]'),
     files('--fps', type=positive, metavar='FLOAT',
           help='The number of frames per second of a moving picture  [default: 10]'),
@@ -150,7 +151,7 @@ def command(name: str, options: Sequence[Callable[..., Any]]) -> Callable[..., c
 
 @command('encode', ENCODE)
 def encode_command(network_path: str, weights: str | None, images: str, dest: str, check: bool,
-                   num: int | None, label: int | None, seed: int, batch: int, device: str,
+                   num: int | None, label: int | str | None, seed: int, batch: int, device: str,
                    **options: Any) -> None:  # noqa: ANN401 (of the sampler)
     """Find the latents from which the deterministic sampler arrives at the given images.
 
@@ -207,8 +208,8 @@ def decode_command(network_path: str, weights: str | None, latents: str, outdir:
 
 @command('interpolate', INTERPOLATE)
 def interpolate_command(network_path: str, weights: str | None, seeds: list[int], frames: int,
-                        dest: str, label: int | None, fps: float | None, batch: int, device: str,
-                        **options: Any) -> None:  # noqa: ANN401 (of the sampler)
+                        dest: str, label: int | str | None, fps: float | None, batch: int,
+                        device: str, **options: Any) -> None:  # noqa: ANN401 (of the sampler)
     """Show what lies between images: decode a spherical interpolation of their latents.
 
     The first and the last image of a pair are those that generate.py draws with the same seeds,
@@ -239,7 +240,7 @@ def interpolate_command(network_path: str, weights: str | None, seeds: list[int]
 
 @command('likelihood', LIKELIHOOD)
 def likelihood_command(network_path: str, weights: str | None, images: str, dest: str,
-                       num: int | None, label: int | None, seed: int, num_steps: int,
+                       num: int | None, label: int | str | None, seed: int, num_steps: int,
                        sigma_min: float, sigma_max: float, rho: float, probes: int, draws: int,
                        batch: int, device: str) -> None:
     """Compute the bits per dimension of 8-bit images under the probability flow of a network.
@@ -339,7 +340,7 @@ def _open_flow(network_path: str, weights: str | None, device: str, options: Map
     return _Flow(net, sampler, sigmas, chosen)
 
 
-def _path(flow: _Flow, seeds: Sequence[int], label: int | None,
+def _path(flow: _Flow, seeds: Sequence[int], label: int | str | None,
           frames: int) -> tuple[Tensor, Tensor]:
     """Return the latents on the path through the seeds, and the label of each, [N, label_dim]."""
     generator = StackedGenerator(seeds, flow.device)
@@ -375,7 +376,7 @@ def _in_float32(net: Network) -> None:
         net.dtype = torch.float32
 
 
-def _labelled(path: str, num: int | None, seed: int, label: int | None,
+def _labelled(path: str, num: int | None, seed: int, label: int | str | None,
               net: Network) -> tuple[ImageFolderDataset, Tensor]:
     """Open the images, and return them with a label vector for each, [N, label_dim].
 
@@ -400,10 +401,10 @@ def _labelled(path: str, num: int | None, seed: int, label: int | None,
     return dataset, torch.from_numpy(np.stack([dataset.get_label(i) for i in range(len(dataset))]))
 
 
-def _one_hot(label: int, net: Network) -> Tensor:
-    label_dim = traits(net).label_dim or 0
-    check_classes([label], label_dim)
-    return torch.nn.functional.one_hot(torch.tensor(label), label_dim).to(torch.float32)
+def _one_hot(label: int | str, net: Network) -> Tensor:
+    told = traits(net)
+    numbers = torch.tensor(class_numbers([label], told))
+    return torch.nn.functional.one_hot(numbers, told.label_dim or 0)[0].to(torch.float32)
 
 
 def _denoise(net: Network, labels: Tensor, positions: np.ndarray,

@@ -19,7 +19,7 @@ from limpid.sampling import Plan
 from limpid.seeds import generate, share_of
 from options.common import BATCH, DEVICE, RNG
 from options.guidance import guidance_options
-from options.network import CLASSES, check_classes, files, network_options, open_with_plan
+from options.network import CLASSES, DRAW, class_numbers, files, network_options, open_with_plan
 from options.sampler import sampler_options
 from options.speed import COMPILE, PRECISION, hasten
 from torch_utils import distributed
@@ -52,6 +52,7 @@ FILES = [
     files('--subdirs', is_flag=True,
           help='Make a subfolder for every 1000 seeds'),
     CLASSES,
+    DRAW,
     files('--grid', type=GridSize(),
           help='Write a single picture, grid.png, with R rows and C columns, instead of a file for '
                'each image'),
@@ -100,9 +101,9 @@ EXAMPLES = """
 @functools.partial(with_each, [BATCH, DEVICE, RNG, PRECISION, COMPILE])
 @one_line_errors
 def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] | None,
-         subdirs: bool, classes: list[int] | None, grid: tuple[int, int] | None, trajectory: bool,
-         stats: bool, batch: int, device: str, rng: str | None, precision: str | None,
-         compiled: bool,
+         subdirs: bool, classes: list[int | str] | None, grid: tuple[int, int] | None,
+         trajectory: bool, stats: bool, batch: int, device: str, rng: str | None,
+         precision: str | None, compiled: bool,
          **options: Any) -> None:  # noqa: ANN401 (of the network, the sampler and guidance)
     """Generate images from a trained network.
 
@@ -116,7 +117,7 @@ def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] |
         check_names(seeds)
     chosen = distributed.init(device)
     opened = open_with_plan(network_path, weights, options, chosen)
-    check_classes(classes, traits(opened.net).label_dim)
+    numbers = class_numbers(classes, traits(opened.net))
     hasten(opened.counted, precision, compiled)
     opened.say()
     net = Counting(opened.net, keep_sigmas=stats, keep_frames=trajectory)
@@ -124,7 +125,7 @@ def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] |
     start = time.monotonic()
     in_grid: dict[int, np.ndarray] = {}   # images by position
     frames: dict[int, np.ndarray] = {}    # the way to each of them: [noise levels, C, H, W]
-    for positions, images in drawn(net, opened.plan, seeds, classes, batch, chosen, rng):
+    for positions, images in drawn(net, opened.plan, seeds, numbers, batch, chosen, rng):
         if trajectory and positions[0] < TRAJECTORY[1]:
             frames.update(zip(positions, frames_of(net, images), strict=True))
         net.frames.clear()

@@ -23,6 +23,7 @@ from dnnlib.files import atomic_write, held
 from dnnlib.logfile import LogFile
 from evaluation.while_training import EvalConfig, WhileTraining
 from limpid.denoiser import Denoiser
+from limpid.labels import Labels
 from limpid.loss import InverseVariance, UniformTimestep
 from metrics.definitions import METRICS
 from metrics.judge import PARAMETERS
@@ -214,7 +215,8 @@ def train(given: dict[str, Any], config: TrainConfig, dataset: ImageFolderDatase
     aside = functools.partial(set_others_aside, given['resume'], stored, run_dir, state.nimg)
     with in_run_dir(run_dir, aside) as log, graceful_signals(log.is_broken) as asked:
         write_options(config, state, run_dir)
-        announce(config, state, run_dir, str(device), origin, evaluated)
+        announce(config, state, run_dir, str(device), origin, evaluated,
+                 dataset.known_labels)
         if other is not None:
             distributed.print0(
                 f'Note: {other[0]} is an unfinished run with these options, at '
@@ -440,14 +442,18 @@ def notes_on(config: TrainConfig) -> list[str]:
 
 
 def announce(config: TrainConfig, state: TrainState, run_dir: Path, device: str, origin: str,
-             evaluated: EvalConfig | None) -> None:
+             evaluated: EvalConfig | None, known: Labels | None) -> None:
     """Print what is about to be trained, after the notes on its options."""
     network, steps = config.network, -(-config.total_nimg // config.batch_size)
     num_parameters = sum(parameter.numel() for parameter in state.net.parameters())
     data = config.data.path
     if network.label_dim:
         size = f'{network.img_channels} x {network.img_resolution} x {network.img_resolution}'
-        data = f'{data}, {size}, {network.label_dim} classes'
+        vectors = known is not None and known.vectors is not None
+        kind = 'label vectors of {} numbers' if vectors else '{} classes'
+        data = f'{data}, {size}, {kind.format(network.label_dim)}'
+        if known is not None and not vectors and len(known.occurring) < network.label_dim:
+            data = f'{data}, of which {len(known.occurring)} have images'
     summary = {
         'Run folder': run_dir,
         'Data set': data,

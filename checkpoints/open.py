@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -69,8 +70,10 @@ def ideal_denoiser(path: str | os.PathLike[str],
         has_labels = files.labels() is not None
     with ImageFolderDataset(path, use_labels=has_labels) as dataset:
         images, labels = dataset.batch(np.arange(len(dataset)))
-        onehot = dataset.has_onehot_labels
+        onehot, known = dataset.has_onehot_labels, dataset.known_labels
     if torch.device(device).type == 'mps':
         device = 'cpu'
     pixels = from_uint8(torch.from_numpy(images).to(device))
-    return IdealDenoiser(pixels, torch.from_numpy(labels).to(device) if onehot else None)
+    net = IdealDenoiser(pixels, torch.from_numpy(labels).to(device) if onehot else None)
+    net.traits = replace(net.traits, known_labels=known if onehot else None)
+    return net

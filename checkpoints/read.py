@@ -28,6 +28,7 @@ from checkpoints.assemble import Found, assemble, check_fit, choose
 from checkpoints.edm import from_edm
 from checkpoints.song import from_song
 from limpid.denoiser import Denoiser
+from limpid.labels import labels_from
 from torch_utils.safe_pickle import Record, shown
 from torch_utils.safetensors_file import is_safetensors, load_tensors
 from torch_utils.torch_files import CHECKPOINTS, is_zip, read_file
@@ -60,6 +61,7 @@ def read_network(path: str | os.PathLike[str],
                 return _ours(path, shapes, weights)
         found = _recognise(read_file(path, CHECKPOINTS, WHAT), path, weights)
     net = assemble(found, path)
+    net.known_labels = labels_from(found.info.pop('labels', None), net.label_dim, str(path))
     return net, {**found.info, 'config': found.config}
 
 
@@ -152,7 +154,8 @@ def _from_safetensors(path: Path, weights: str | None) -> Found:
         told = json.loads(metadata[METADATA])
         config = configs.decode(told['config']['network'], NetworkConfig, f'{path}: network')
         info = {'kind': told['kind'], 'weights': choose(weights, ['ema'], path),
-                'nimg': told['nimg'], 'training': told['config'], 'notes': []}
+                'nimg': told['nimg'], 'training': told['config'], 'notes': [],
+                'labels': told.get('labels')}
     except (KeyError, TypeError, json.JSONDecodeError, RecursionError):
         raise ValueError(
             f'{path} is not a {WHAT}: its metadata do not say which network it is') from None

@@ -192,22 +192,47 @@ class IntList(click.ParamType):   # type: ignore[type-arg]
                 ctx: click.Context | None) -> object:
         if not isinstance(value, str):
             return value
-        numbers: list[int] = []
+        items: list[int | str] = []
         for part in value.split(','):
             match = re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part)
             if match is None:
-                self.fail(f'{value!r} is not a list of integers and ranges such as 1,2,5-10', param,
-                          ctx)
+                items.append(self.other(part, value, param, ctx))
+                continue
             first, last = int(match[1]), int(match[2] or match[1])
             if last < first:
                 self.fail(f'the range {part.strip()} is empty: write the smaller number first',
                           param, ctx)
             if last > MOST:
                 self.fail(f'{last} is too large: the largest is {MOST}', param, ctx)
-            if len(numbers) + last - first >= self.LONGEST:
+            if len(items) + last - first >= self.LONGEST:
                 self.fail(f'more than {self.LONGEST:,} numbers: give fewer at once', param, ctx)
-            numbers.extend(range(first, last + 1))
-        return numbers
+            items.extend(range(first, last + 1))
+        return items
+
+    def other(self, part: str, value: str, param: click.Parameter | None,
+              ctx: click.Context | None) -> str:
+        """Return what a part that is no number stands for; here, nothing."""
+        self.fail(f'{value!r} is not a list of integers and ranges such as 1,2,5-10', param, ctx)
+
+
+class ClassList(IntList):
+    """A list of classes by number or name: `1,2,cat` becomes [1, 2, 'cat']."""
+
+    def other(self, part: str, value: str, param: click.Parameter | None,
+              ctx: click.Context | None) -> str:
+        """Return the name of a class."""
+        if not part.strip():
+            self.fail(f'{value!r} is not a list of classes such as 3, 0-9 or cat,dog', param, ctx)
+        return part.strip()
+
+
+class ClassName(click.ParamType):   # type: ignore[type-arg]
+    """A class by number or name: `3` becomes 3, and `cat` stays 'cat'."""
+    name = 'CLASS'
+
+    def convert(self, value: object, param: click.Parameter | None,
+                ctx: click.Context | None) -> object:
+        return int(value) if isinstance(value, str) and re.fullmatch('[0-9]+', value) else value
 
 
 class FloatList(click.ParamType):  # type: ignore[type-arg]

@@ -14,7 +14,7 @@ from limpid.guidance import Guided
 from limpid.ideal import IdealDenoiser
 from limpid.sampling import Plan
 from limpid.seeds import generate
-from options.network import check_classes
+from options.network import class_numbers
 from torch_utils.digest import digest_of_tensors
 
 
@@ -22,7 +22,8 @@ class GeneratedImages:
     """The images that a network generates from seeds: the pixels that generate.py would write.
 
     seeds    one seed for each image
-    classes  the classes, repeated over the seeds as in generate.py; None: each seed draws its own
+    classes  numbers or names of classes, repeated over the seeds as in generate.py; None: each seed
+             draws its own label
     rng      the type of device on which random numbers are drawn; None: `device`
     batch    the number of images at a time
     source   the name of the network, for reports
@@ -31,11 +32,11 @@ class GeneratedImages:
     lossy = in_subfolders = False
 
     def __init__(self, net: Network, plan: Plan, seeds: Sequence[int], *, device: torch.device,
-                 classes: Sequence[int] | None = None, rng: str | None = None, batch: int = 64,
-                 source: str = 'a network',
+                 classes: Sequence[int | str] | None = None, rng: str | None = None,
+                 batch: int = 64, source: str = 'a network',
                  stopping: Callable[[], bool] = lambda: False) -> None:
-        check_classes(classes, traits(net).label_dim)
-        self.net, self.plan, self.seeds, self.classes = net, plan, seeds, classes
+        self.net, self.plan, self.seeds = net, plan, seeds
+        self.classes = class_numbers(classes, traits(net))
         self.device, self.rng, self.batch, self.source = device, rng, batch, source
         self.stopping = stopping
         shape = traits(net).image_shape
@@ -47,10 +48,11 @@ class GeneratedImages:
 
     def fingerprint(self) -> str:
         """Return a digest of all that the images depend on, such as the device of the draws."""
-        classes = None if self.classes is None else list(self.classes)
-        told = (digest_of(self.net), repr(self.plan), _short(self.seeds), classes,
+        told = (digest_of(self.net), repr(self.plan), _short(self.seeds), self.classes,
                 self.rng or self.device.type, self.image_shape)
-        return hashlib.sha256(repr(told).encode()).hexdigest()
+        known = traits(self.net).known_labels
+        drawn = '' if known is None or self.classes is not None else repr(known)
+        return hashlib.sha256((repr(told) + drawn).encode()).hexdigest()
 
     def batches(self, parts: Sequence[range], device: torch.device) -> Iterator[Tensor]:
         for part in parts:

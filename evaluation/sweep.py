@@ -25,13 +25,14 @@ from evaluation.search import effect_of
 from evaluation.settings import FLAGS, spelled, text
 from evaluation.table import Network, Point, Protocol, RefusedError, Row
 from limpid.adaptive import ADAPTIVE
+from limpid.denoiser import traits
 from limpid.samplers import Churn
 from limpid.seeds import generate
 from limpid.solvers import MULTISTEP
 from metrics.definitions import names_of
 from metrics.judge import PARAMETERS, Judge
 from metrics.one_pass import Measured
-from options.network import Opened, open_to_draw, planned
+from options.network import Opened, class_numbers, open_to_draw, planned
 from torch_utils import checkpoint, distributed
 from training.run_folder import SNAPSHOT, files_of
 
@@ -82,8 +83,9 @@ class Sweep:
     open_network, for all networks. Collective.
     """
 
-    def __init__(self, judge: Judge, *, device: torch.device, classes: Sequence[int] | None = None,
-                 rng: str | None = None, batch: int = 64,
+    def __init__(self, judge: Judge, *, device: torch.device,
+                 classes: Sequence[int | str] | None = None, rng: str | None = None,
+                 batch: int = 64,
                  opening: Mapping[str, Any] | None = None) -> None:
         self.judge, self.device, self.batch = judge, device, batch
         self.classes, self.rng, self.opening = classes, rng, dict(opening or {})
@@ -202,7 +204,8 @@ class Sweep:
         adaptive = isinstance(drawing.plan.sampler, tuple(ADAPTIVE.values()))
         count = min(PROBED, point.protocol.num) if adaptive else 1
         seeds = point.protocol.seeds(0)[:count]
-        classes = self.classes and [self.classes[i % len(self.classes)] for i in range(count)]
+        classes = class_numbers(self.classes, traits(drawing.net))
+        classes = classes and [classes[i % len(classes)] for i in range(count)]
         try:
             with distributed.errors_on_all(ValueError, FloatingPointError):
                 generate(drawing.net, drawing.plan, seeds, classes, self.device, self.rng)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limpid.labels import Labels
 from limpid.pixels import to_uint8
 from limpid.preconditioning import (
     IDDPM,
@@ -49,6 +50,8 @@ class Traits:
     lacks_null        the argument that must be given before its answer without a class means
                       anything; '' if nothing is missing
     sigma_from_cpu    whether it takes a single σ on the CPU for images on another device
+    known_labels      the labels that occurred in its data, from which labels are drawn; None:
+                      unknown, any class is as good as another
     """
     image_shape: tuple[int, int, int] | None = None
     label_dim: int | None = None
@@ -62,6 +65,7 @@ class Traits:
     label_dropout: float | None = None
     lacks_null: str = ''
     sigma_from_cpu: bool = False
+    known_labels: Labels | None = None
 
 
 def traits(net: object) -> Traits:
@@ -177,6 +181,7 @@ class Denoiser(nn.Module):
     use_fp16      whether the backbone works in half precision, except on CPUs;
                   `net.dtype = torch.bfloat16` makes it bfloat16 on any device
     label_dropout the share of training images whose label was hidden, if that is known
+    known_labels  the labels that occurred in its data, if they are known; set from outside
 
     The discrete levels of IDDPM are kept as the buffer u [M + 1], so that a state dict brings its
     own.
@@ -188,6 +193,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.img_resolution, self.img_channels = img_resolution, img_channels
         self.label_dim, self.label_dropout = label_dim, label_dropout
+        self.known_labels: Labels | None = None
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.dtype = torch.float16 if use_fp16 else torch.float32
         self._precond = precond
@@ -220,7 +226,8 @@ class Denoiser(nn.Module):
             label_dim=self.label_dim, sigma_min=self.sigma_min, sigma_max=self.sigma_max,
             round_sigma=self.round_sigma, unit_scale=unit_scale(c), no_infinity=c.no_infinity,
             native_steps=None if schedule is None else DiscreteSteps(schedule),
-            learned_variance=isinstance(c, IDDPM), label_dropout=self.label_dropout)
+            learned_variance=isinstance(c, IDDPM), label_dropout=self.label_dropout,
+            known_labels=self.known_labels)
 
     def forward(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None,
                 force_fp32: bool = False, *, unit: bool = False, return_variance: bool = False,

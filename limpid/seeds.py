@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from limpid.denoiser import Network, traits
+from limpid.labels import Labels
 from limpid.pixels import to_uint8
 from limpid.sampling import Plan
 
@@ -59,8 +60,9 @@ def latents_and_labels(net: Network, seeds: Sequence[int], classes: Sequence[int
                        generator: StackedGenerator) -> tuple[Tensor, Tensor | None]:
     """Draw the latent of each seed and then, for conditional networks, its class.
 
-    Returns noise [B, C, H, W] float32 and one-hot labels [B, label_dim], or None. `classes` gives
-    the class of each seed. The random class is drawn even then, so that later draws stay the same.
+    Returns noise [B, C, H, W] float32 and labels [B, label_dim], or None. Labels are drawn as
+    Traits.known_labels says, or evenly from all classes if they are unknown. `classes` gives the
+    class of each seed. The random label is drawn even then, so that later draws stay the same.
     """
     told = traits(net)
     if told.image_shape is None:
@@ -68,8 +70,11 @@ def latents_and_labels(net: Network, seeds: Sequence[int], classes: Sequence[int
     noise = generator.randn([len(seeds), *told.image_shape])
     if not told.label_dim:
         return noise, None
-    drawn = generator.randint(told.label_dim, [len(seeds)])
-    chosen = drawn if classes is None else torch.tensor(list(classes), device=drawn.device)
+    known = told.known_labels or Labels(counts=(1,) * told.label_dim)
+    drawn = known.draw_for(seeds, told.label_dim, generator)
+    if classes is None:
+        return noise, drawn
+    chosen = torch.tensor(list(classes), device=drawn.device)
     return noise, torch.nn.functional.one_hot(chosen, told.label_dim).to(torch.float32)
 
 

@@ -4,7 +4,7 @@ Every command that draws images uses them, like the options of the sampler and o
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import click
@@ -12,9 +12,10 @@ import torch
 
 from checkpoints.diffusers import is_diffusers
 from checkpoints.open import open_network
-from dnnlib.cli import F, IntList, Whole, heading, naming_flags, with_each
-from limpid.denoiser import Conditioned, Counting, Network, traits
+from dnnlib.cli import ClassList, F, Whole, heading, naming_flags, with_each
+from limpid.denoiser import Conditioned, Counting, Denoiser, Network, Traits, traits
 from limpid.earlier import Ancestral
+from limpid.labels import DRAWS, Labels
 from limpid.sampling import Plan
 from options import guidance
 from options.common import PHRASES
@@ -45,9 +46,15 @@ CONDITIONS = [   # for networks of diffusers
 ]
 NAMES = ('embeddings', 'null_class', 'timesteps')   # arguments of open_network
 CLASSES = files(
-    '--class', 'classes', type=IntList(),
-    help='The class labels to draw, such as 3 or 0-9, repeated over the seeds  [default: random '
-         'labels, which each seed draws for itself]')
+    '--class', 'classes', type=ClassList(),
+    help='The classes to draw, repeated over the seeds: numbers such as 3 or 0-9, or names such as '
+         'cat,dog if the network knows the names of its classes  [default: random labels, which '
+         'each seed draws for itself]')
+DRAW = files(
+    '--draw-labels', 'draw', type=click.Choice(DRAWS), default='even', show_default=True,
+    help='How a seed draws its label, without --class. even: all labels that occur in the training '
+         'data are equally likely; data: they are as likely as in the data; balanced: they take '
+         'turns, by seed')
 
 
 def network_options(command: F) -> F:
@@ -87,6 +94,7 @@ def open_with_plan(network: str, weights: str | None, options: Mapping[str, Any]
     """
     chosen = {name: options.get(name) for name in NAMES}
     networks = [open_to_draw(network, device, weights, **chosen)]
+    drawing_labels(networks[0], options.get('draw') or 'even')
     guide = options.get('guide_network')
     if guide is not None and options.get('guidance') not in (None, 1):   # else it is not asked
         networks.append(open_network(guide, device, **(chosen if is_diffusers(guide) else {})))
@@ -124,7 +132,7 @@ def planned(networks: Sequence[Network], options: Mapping[str, Any]) -> Opened:
     """
     counted = tuple(Counting(net, keep_sigmas=False) for net in networks)
     net, notes = guidance.guided_network(counted[0], options, *counted[1:])
-    others = (*guidance.NAMES, *NAMES)
+    others = (*guidance.NAMES, *NAMES, 'draw')
     sampler = {name: value for name, value in options.items() if name not in others}
     sampling = resolve_sampler(sampler, traits(net), guidance.limit_of(net, counted))
     with naming_flags(phrases=PHRASES):
@@ -134,14 +142,58 @@ def planned(networks: Sequence[Network], options: Mapping[str, Any]) -> Opened:
     return Opened(net, plan, counted, (*notes, *sampling.notes))
 
 
-def check_classes(classes: Sequence[int] | None, label_dim: int | None) -> None:
-    """Raise ValueError for a class that the network does not know."""
-    if classes is None:
+def drawing_labels(net: Any, draw: str) -> None:   # noqa: ANN401 (a network that was opened)
+    """Make the network's labels be drawn in another way; see Labels.draw.
+
+    Raises ValueError where that would have no effect or needs what is not known.
+    """
+    told = traits(net)
+    if draw == 'even':
         return
-    if not label_dim:
+    if not told.label_dim:
+        raise ValueError(f'--draw-labels={draw}: this network is unconditional and takes no '
+                         'labels; leave --draw-labels out')
+    known = told.known_labels
+    if known is None and draw == 'data':
+        raise ValueError('--draw-labels=data: the file does not say how often each class occurs in '
+                         'the training data; use even or balanced')
+    known = replace(known or Labels(counts=(1,) * told.label_dim), draw=draw)
+    if isinstance(net, Denoiser):
+        net.known_labels = known
+    else:
+        net.traits = replace(told, known_labels=known)
+
+
+def class_numbers(classes: Sequence[int | str] | None, told: Traits) -> list[int] | None:
+    """Return the numbers of classes that are given by number or name.
+
+    Raises ValueError for a class that the network does not know, or of which it saw no image.
+    """
+    if classes is None:
+        return None
+    known = told.known_labels
+    if not told.label_dim:
         raise ValueError(f'--class={classes[0]}: this network is unconditional and knows no '
                          f'classes; leave --class out')
-    for label in classes:
-        if label >= label_dim:
-            raise ValueError(f'--class={label} is out of range: this network knows the classes 0 '
-                             f'to {label_dim - 1}')
+    if known is not None and known.vectors is not None:
+        raise ValueError(f'--class={classes[0]}: this network takes label vectors of '
+                         f'{told.label_dim} numbers and knows no classes; leave --class out')
+    names = known.names if known is not None else ()
+    return [_class_number(label, told.label_dim, names, known) for label in classes]
+
+
+def _class_number(label: int | str, label_dim: int, names: Sequence[str],
+                  known: Labels | None) -> int:
+    if isinstance(label, str):
+        if label not in names:
+            named = [name for name in names if name]
+            there = ('its classes are ' + ', '.join([*named[:10], *['...'][:len(named) > 10]])
+                     if named else 'its file does not tell the names of its classes')
+            raise ValueError(f'--class={label}: this network has no class of that name; {there}')
+        label = names.index(label)
+    if label >= label_dim:
+        raise ValueError(f'--class={label} is out of range: this network knows the classes 0 '
+                         f'to {label_dim - 1}')
+    if known is not None and known.counts[label] == 0:
+        raise ValueError(f'--class={label}: no image of that class was in the training data')
+    return label

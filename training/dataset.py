@@ -18,6 +18,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from limpid.labels import Labels
 from torch_utils.random import random_subset
 from training import labels
 from training.stopping import leave_stopping_to_the_parent
@@ -177,6 +178,11 @@ class ImageFiles:
         found = labels.matched(pairs, self.names, where)
         return None if all(label is None for label in found.values()) else found
 
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of the classes, if the dataset.json of the set tells them."""
+        file = self._json()
+        return () if file is None else labels.class_names(self.read(file))
+
     def _json(self) -> str | None:
         """Return the name of the dataset.json that holds the labels, if there is one.
 
@@ -319,6 +325,9 @@ class ImageFolderDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]
         self.label_dim = 0
         self._labels: np.ndarray | None = self._read_labels() if use_labels else None
         self._kept = _keep(len(self.files.names), max_size, random_seed)
+        # which labels these images have, and how often
+        self.known_labels: Labels | None = None if self._labels is None else labels.label_set(
+            self._labels[self._kept], self.files.class_names(), self.label_dim)
         self.image_shape: list[int] = []
         self.image_shape = list(self._usable(0, range(len(self.files.names))).shape)
         self._instead = {}   # that was by file

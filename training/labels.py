@@ -12,6 +12,9 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from limpid.labels import Labels
+from torch_utils.random import random_subset
+
 SHAPE = '{"labels": [["name.png", label], ...]}'
 
 
@@ -42,6 +45,29 @@ def parse(data: bytes, where: str) -> list[tuple[str, Any]] | None:
     if not isinstance(pairs, list) or not all(map(_is_pair, pairs)):
         raise ValueError(f'{where} should be {SHAPE} or {{"labels": null}}')
     return [(name, label) for name, label in pairs]
+
+
+def class_names(data: bytes) -> tuple[str, ...]:
+    """Return the names of the classes in a dataset.json, "classes": ["cat", ...]; () for none."""
+    content = json.loads(data)
+    names = content.get('classes') if isinstance(content, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return ()
+    return tuple(names)
+
+
+def label_set(values: np.ndarray, names: tuple[str, ...], label_dim: int) -> Labels:
+    """Return which of the labels, [N] classes or [N, L] vectors, occur how often.
+
+    Of label vectors that are all different, a part is kept, 2^16 numbers in all.
+    """
+    if values.ndim == 1:
+        counts = np.bincount(values, minlength=label_dim)
+        named = [*names, *[''] * label_dim][:label_dim] if any(names) else []
+        return Labels(tuple(counts.tolist()), tuple(named))
+    vectors, counts = np.unique(values, axis=0, return_counts=True)
+    kept = random_subset(len(vectors), max(2**16 // values.shape[1], 1), 0)
+    return Labels(tuple(counts[kept].tolist()), vectors=tuple(map(tuple, vectors[kept].tolist())))
 
 
 def _is_pair(pair: object) -> bool:

@@ -24,7 +24,9 @@ def grid_labels(dataset: ImageFolderDataset) -> tuple[Tensor, int]:
     if dataset.label_dim == 0:
         return torch.zeros([columns**2, 0]), columns
     if dataset.has_onehot_labels:
-        classes = torch.arange(min(dataset.label_dim, columns)).repeat_interleave(columns)
+        known = dataset.known_labels
+        there = [] if known is None else known.occurring[:columns]
+        classes = torch.tensor(there).repeat_interleave(columns)
         return torch.nn.functional.one_hot(classes, dataset.label_dim).to(torch.float32), columns
     rows = [dataset.get_label(i % len(dataset)) for i in range(columns**2)]
     return torch.as_tensor(np.stack(rows)), columns

@@ -26,6 +26,8 @@ class Saver:
         self.config, self.state, self.run_dir, self.device = config, state, run_dir, device
         self.dataset, self.clock = dataset, clock
         self.fingerprint = state.fingerprint or dataset.contents()
+        for net in (state.net, *(average.net for average in state.averages.values())):
+            net.known_labels = dataset.known_labels
         self.is_first = distributed.get_rank() == 0
         self.saved = state.nimg or -1   # the state that is continued has been saved already
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from limpid.denoiser import Denoiser
+from limpid.labels import labels_from
 from torch_utils import checkpoint
 from torch_utils.checkpoint import DamagedError
 from torch_utils.stats import Collector
@@ -92,6 +93,7 @@ def save_snapshot(state: TrainState, config: TrainConfig, run_dir: Path) -> Path
         'nimg': state.nimg,
         'ema': main[1],
         'ema_name': main[0],
+        'labels': _labels_of(state),
         'averages': dict(others),
     }, path)
     return path
@@ -108,7 +110,13 @@ def load_snapshot(path: str | os.PathLike[str], device: torch.device | str = 'cp
     stored = contents['config']['network']
     net = build_network(configs.decode(stored, NetworkConfig, f'{path}: network'))
     checkpoint.load_into(net, choose_weights(contents, weights, path), str(path))
+    net.known_labels = labels_from(contents.get('labels'), net.label_dim, str(path))
     return net.eval().requires_grad_(False).to(device), contents
+
+
+def _labels_of(state: TrainState) -> dict[str, Any] | None:
+    known = next(iter(state.averages.values())).net.known_labels
+    return None if known is None else known.plain()
 
 
 def choose_weights(contents: dict[str, Any], weights: str,
@@ -150,6 +158,7 @@ def save_state(state: TrainState, config: TrainConfig, run_dir: Path, fingerprin
                      for name, average in state.averages.items()},
         'optimizer': state.optimizer.state_dict(),
         'stats': [state.stats.state_dict()] if stats is None else stats,
+        'labels': _labels_of(state),
     }, path)
     return path
 

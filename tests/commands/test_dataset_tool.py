@@ -71,7 +71,7 @@ def test_layout_of_a_zip(photos: Path, tmp_path: Path) -> None:
         assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
         assert json.loads(archive.read('dataset.json')) == {'labels': [
             ['00000/img00000000.png', 0], ['00000/img00000001.png', 1],
-            ['00000/img00000002.png', 1]]}
+            ['00000/img00000002.png', 1]], 'classes': ['a', 'b']}
         # PNG, not compressed
         assert all(entry.file_size > 8 * 8 * 3 for entry in archive.infolist()[:3])
     data = ImageFolderDataset(dest, use_labels=True)

@@ -12,8 +12,10 @@ from click.testing import CliRunner
 
 import generate
 import train
+from limpid.labels import Labels
+from limpid.pixels import to_uint8
 from limpid.sampling import plan
-from limpid.seeds import share_of
+from limpid.seeds import StackedGenerator, share_of
 from tests.training.test_training_loop import digits, small_config, small_pictures, torchrun  # noqa: F401 (fixtures)
 from torch_utils import checkpoint
 from training import config as configs
@@ -44,6 +46,78 @@ def snapshots(digits, tmp_path_factory):  # noqa: F811
 
 def run(command, *arguments):
     return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+def with_labels(snapshots, path, labels):
+    """A copy of the conditional network that tells the labels of its data."""
+    contents = checkpoint.load(snapshots / 'cond.pkl', 'network snapshot')
+    checkpoint.save({**contents, 'labels': labels.plain()}, path)
+    return f'--network={path}'
+
+
+COMMON = ['--steps=2', '--device=cpu', '--seeds=0-5']
+
+
+def test_classes_by_name_and_by_occurrence(snapshots, tmp_path):
+    """Classes 2 and 7 of ten occur; seeds 0 to 5 take turns if they are balanced."""
+    counts = [0, 0, 3, 0, 0, 0, 0, 1, 0, 0]
+    names = tuple('cat' if count == 3 else 'dog' if count else '' for count in counts)
+    network = with_labels(snapshots, tmp_path / 'gaps.pkl', Labels(tuple(counts), names))
+    for name, options in [('numbers', ['--class=2,7']), ('names', ['--class=cat,dog']),
+                          ('turns', ['--draw-labels=balanced']), ('even', [])]:
+        result = run(generate.main, network, *COMMON, *options, f'--outdir={tmp_path}/{name}')
+        assert result.exit_code == 0, result.output
+    expected = pixels(tmp_path / 'numbers', range(6))
+    assert np.array_equal(pixels(tmp_path / 'names', range(6)), expected)
+    assert np.array_equal(pixels(tmp_path / 'turns', range(6)), expected)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(6)]
+    drawn = [(torch.randn([1, 8, 8], generator=generator),
+              (2, 7)[torch.randint(2, [], generator=generator)])[1] for generator in generators]
+    assert set(drawn) == {2, 7}
+    classes = ','.join(map(str, drawn))
+    assert run(generate.main, network, *COMMON, f'--class={classes}',
+               f'--outdir={tmp_path}/drawn').exit_code == 0
+    assert np.array_equal(pixels(tmp_path / 'even', range(6)), pixels(tmp_path / 'drawn', range(6)))
+    for option, message in [
+            ('--class=3', '--class=3: no image of that class was in the training data'),
+            ('--class=eel', '--class=eel: this network has no class of that name; its classes are '
+                            'cat, dog')]:
+        result = run(generate.main, network, *COMMON, option, f'--outdir={tmp_path}/none')
+        assert result.exit_code == 2
+        assert result.output.strip().splitlines()[-1] == f'Error: {message}'
+
+
+def test_label_vectors_of_the_data_are_drawn(snapshots, tmp_path):
+    """All images have one vector: the seeds draw that, and no one-hot vector."""
+    vector = tuple(0.25 * i for i in range(10))
+    network = with_labels(snapshots, tmp_path / 'vectors.pkl', Labels((4,), vectors=(vector,)))
+    assert run(generate.main, network, *COMMON, f'--outdir={tmp_path}/out').exit_code == 0
+    net, _ = load_snapshot(tmp_path / 'vectors.pkl')
+    noise = StackedGenerator(range(6), 'cpu').randn([6, 1, 8, 8])
+    images = to_uint8(plan(net, num_steps=2)(net, noise, torch.tensor([vector] * 6)))
+    assert np.array_equal(pixels(tmp_path / 'out', range(6)), images[:, 0].numpy())
+    result = run(generate.main, network, *COMMON, '--class=3', f'--outdir={tmp_path}/none')
+    assert result.output.strip().splitlines()[-1] == (
+        'Error: --class=3: this network takes label vectors of 10 numbers and knows no classes; '
+        'leave --class out')
+
+
+@pytest.mark.parametrize('name, options, message', [
+    ('cond', ['--draw-labels=data'],
+     '--draw-labels=data: the file does not say how often each class occurs in the training data; '
+     'use even or balanced'),
+    ('uncond', ['--draw-labels=balanced'],
+     '--draw-labels=balanced: this network is unconditional and takes no labels; leave '
+     '--draw-labels out'),
+    ('cond', ['--class=cat'],
+     '--class=cat: this network has no class of that name; its file does not tell the names of '
+     'its classes'),
+])
+def test_labels_that_cannot_be_drawn(snapshots, tmp_path, name, options, message):
+    result = run(generate.main, f'--network={snapshots}/{name}.pkl', *COMMON, *options,
+                 f'--outdir={tmp_path}/none')
+    assert result.exit_code == 2
+    assert result.output.strip().splitlines()[-1] == f'Error: {message}'
 
 
 def pixels(folder, seeds):

@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from limpid.labels import Labels
 from training.dataset import ImageFiles, ImageFolderDataset
 from training.labels import matched, normal
 
@@ -87,6 +88,19 @@ def test_other_shapes_of_dataset_json(tmp_path: Path, content: Any) -> None:
         ImageFiles(path).labels()
     assert str(caught.value) == (f'{path}: dataset.json should be {{"labels": [["name.png", '
                                  'label], ...]} or {"labels": null}')
+
+
+def test_known_labels_of_a_set(tmp_path: Path) -> None:
+    """Their numbers, over the images that are kept, and the names of classes."""
+    names = ['a.png', 'b.png', 'c.png']
+    path = make(tmp_path / 'in', names, {'labels': [['a.png', 3], ['b.png', 1], ['c.png', 3]],
+                                         'classes': ['', 'cat', '', 'dog']})
+    known = ImageFolderDataset(path, use_labels=True).known_labels
+    assert known == Labels((0, 1, 0, 2), ('', 'cat', '', 'dog'))
+    assert ImageFolderDataset(path).known_labels is None
+    vectors = make(tmp_path / 'vectors', names, {'labels': [[name, [2, 0.5]] for name in names]})
+    known = ImageFolderDataset(vectors, use_labels=True, max_size=2).known_labels
+    assert known == Labels((2,), vectors=((2.0, 0.5),))
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
