@@ -31,6 +31,7 @@ from typing import Any
 import click
 import numpy as np
 import PIL
+import PIL.Image
 import scipy
 import torch
 from torch import Tensor
@@ -173,7 +174,7 @@ def stub_torchvision() -> None:
         [step] = steps   # the only use: the next function
         return step
 
-    def pil_to_tensor(image: Any) -> Tensor:  # noqa: ANN401 (an image of Pillow's)
+    def pil_to_tensor(image: PIL.Image.Image) -> Tensor:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     transforms.Compose, functional.pil_to_tensor = compose, pil_to_tensor

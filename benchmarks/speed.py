@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import click
 import torch
@@ -153,7 +153,7 @@ def in_way(net: Denoiser, way: str) -> Network:
     if way == 'plain':
         return made_plain(net)
     if way == 'graph':
-        return Graphed(hastened_for_sampling(net, compiled=False))
+        return Graphed(cast(Denoiser, hastened_for_sampling(net, compiled=False)))
     return hastened_for_sampling(net, compiled=way == 'compiled')
 
 

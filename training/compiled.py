@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limpid.denoiser import Denoiser, Traits, traits
+from limpid.denoiser import Denoiser, Network, Traits, traits
 from training.networks import Conv2d, GroupNorm, UNetBlock
 
 # A U-Net has so many kinds of blocks: by channels, resolution, attention, and up or down.
@@ -84,7 +84,7 @@ def cast_weights(net: Denoiser) -> None:
                 module.bias.data = module.bias.to(net.dtype)
 
 
-def hastened_for_sampling(net: Denoiser, compiled: bool) -> Any:  # noqa: ANN401 (a Network)
+def hastened_for_sampling(net: Denoiser, compiled: bool) -> Network:
     """Return a copy of `net` that draws images faster: with `compiled`, by compiler and graph.
 
     The network must lie on its device, and have its precision, already.

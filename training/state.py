@@ -281,7 +281,7 @@ def _changes(old: dict[str, Any], new: dict[str, Any], may_change: set[str]) -> 
             if name not in may_change and old.get(name, '') != new.get(name, '')]
 
 
-def _flat(data: Any, prefix: str = '') -> dict[str, Any]:  # noqa: ANN401
+def _flat(data: object, prefix: str = '') -> dict[str, Any]:
     if isinstance(data, list) and any(isinstance(item, dict) for item in data):
         data = dict(enumerate(data))
     if isinstance(data, dict):

@@ -26,7 +26,7 @@ def pixels(i: int, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(i).integers(0, 256, [4, 4, channels], dtype=np.uint8)
 
 
-def png(image: np.ndarray, format: str = 'PNG', **options: Any) -> bytes:   # noqa: ANN401
+def png(image: np.ndarray, format: str = 'PNG', **options: Any) -> bytes:
     data = io.BytesIO()
     PIL.Image.fromarray(image.squeeze()).save(data, format=format, **options)
     return data.getvalue()
@@ -58,7 +58,7 @@ def write(path: Path, files: dict[str, bytes]) -> str:
     return str(path)
 
 
-def labelled(labels: Any) -> bytes:   # noqa: ANN401
+def labelled(labels: Any) -> bytes:
     return json.dumps({'labels': labels}).encode()
 
 
@@ -173,7 +173,7 @@ def test_a_pickled_set_reads_the_same(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data[4][0], chw(4))
 
 
-def _in_child(data: ImageFolderDataset, inherited: Any, queue: Any) -> None:   # noqa: ANN401
+def _in_child(data: ImageFolderDataset, inherited: Any, queue: Any) -> None:
     image = data[7][0]
     queue.put((image.tolist(), data.files._archive() is inherited))
 
