@@ -25,12 +25,17 @@ def load_detector(name: str, device: torch.device,
 
     Raises ValueError if there is none: no other detector replaces it silently.
     """
+    check_name(name)
     if name in DETECTORS:
         return DETECTORS[name](device, dtype)
-    if not os.path.isfile(name):
-        raise ValueError(f'detector={name} is neither {" nor ".join(DETECTORS)} nor a file of '
-                         f'Inception weights')
     return InceptionDetector(load_weights(name), device, dtype)
+
+
+def check_name(detector: str) -> None:
+    """Raise ValueError for what is neither the name of a detector nor a file."""
+    if detector not in DETECTORS and not os.path.isfile(detector):
+        raise ValueError(f'detector={detector} is neither {" nor ".join(DETECTORS)} nor a file of '
+                         f'Inception weights')
 
 
 def load_dinov2(device: torch.device, dtype: torch.dtype = torch.float32) -> DINOv2Detector:

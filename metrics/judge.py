@@ -24,7 +24,7 @@ from metrics.definitions import (
     needs_of_reference,
     scores,
 )
-from metrics.detectors import distinct, load_extractors, main_tap
+from metrics.detectors import check_name, distinct, load_extractors, main_tap
 from metrics.features import TAPS, FeatureExtractor
 from metrics.images import ArrayImages, Images
 from metrics.one_pass import Measured, Stopped, Wanted, measure
@@ -76,9 +76,11 @@ class Judge:
         self.main = main_tap(detector)
         self.wanted = needs(self.metrics, self.main)
         self.wanted_of_reference = needs_of_reference(self.metrics, self.main)
+        taps = {*self.wanted.taps, *self.wanted_of_reference.taps}
+        if taps - {'dinov2'}:
+            check_name(detector)
         # before the detectors: their weights may have to be downloaded
         self._file = self._read(ref) if isinstance(ref, str) else None   # on rank 0 only
-        taps = {*self.wanted.taps, *self.wanted_of_reference.taps}
         self.extractors = load_extractors(taps, detector, device, precision)
         self._said: set[str] = set()   # notes are not repeated
         self._known = False
