@@ -31,7 +31,7 @@ demo: .venv/.installed
 	$(BIN)/python demo.py --length=$(DEMO)
 
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
