@@ -17,7 +17,7 @@ from limpid.denoiser import Conditioned
 from limpid.earlier import vp_through
 from limpid.per_image import sum_squares
 from limpid.samplers import RandnLike
-from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule, VPScaling
+from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule, VPScaling, first_sample
 from limpid.sde import GeneralSDE
 from limpid.solvers import ProbabilityFlow
 
@@ -144,7 +144,7 @@ class RK45:
                  nfe: list[int] | None = None) -> Tensor:
         """Draw images as any sampler does; `nfe` receives the evaluations of each image."""
         start, end = self.schedule.sigma_inv(sigmas[[0, -2]]).tolist()
-        x = self.flow(denoise).start(noise, sigmas[0])
+        x = first_sample(noise, sigmas[0], self.scaling)
         x, velocity, evaluations = self.integrate(denoise, x, start, end)
         if nfe is not None:
             nfe[:] = evaluations

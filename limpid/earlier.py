@@ -19,7 +19,7 @@ from limpid.denoiser import Conditioned
 from limpid.levels import posterior_variances
 from limpid.per_image import sum_squares
 from limpid.samplers import RandnLike
-from limpid.schedules import NoScaling, Scaling, VPScaling, VPSchedule, times_of
+from limpid.schedules import NoScaling, Scaling, VPScaling, VPSchedule, first_sample, times_of
 from limpid.unit import Level, change_of_scale
 
 
@@ -115,7 +115,7 @@ class PredictorCorrector:
 
     def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor,
                  randn_like: RandnLike) -> Tensor:
-        x = noise * (sigmas[0] * self.scaling.s(sigmas[0]))
+        x = first_sample(noise, sigmas[0], self.scaling)
         for a, b in pairwise(sigmas):
             if self.corrector != 'none':
                 for _ in range(self.corrector_steps):

@@ -18,7 +18,7 @@ from limpid.per_image import row_sums
 from limpid.pixels import working_precision
 from limpid.samplers import FlowSampler
 from limpid.sampling import run
-from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule
+from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule, first_sample
 from limpid.solvers import ProbabilityFlow, SecondOrder, Solver
 
 
@@ -52,7 +52,7 @@ def decode(denoise: Conditioned, latents: Tensor, sigmas: Tensor, solver: Solver
     if to_zero:
         return run(FlowSampler(solver, schedule, scaling), denoise, latents, sigmas)
     falling = sigmas[sigmas > 0]
-    x = working_precision(latents) * (falling[0] * scaling.s(falling[0]))
+    x = first_sample(working_precision(latents), falling[0], scaling)
     return _advance(denoise, x, falling, solver, schedule, scaling) / scaling.s(falling[-1])
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from limpid.denoiser import Network, traits
 from limpid.levels import DiscreteSchedule, IDDPMLevels, ScaledLinearBetas, posterior_variances
-from limpid.preconditioning import EDM, Preconditioner, V
+from limpid.preconditioning import EDM, IDDPM, Preconditioner, V
 from limpid.schedules import VESchedule, VPSchedule
 from limpid.unit import Level
 
@@ -233,7 +233,7 @@ class HybridLoss:
                  class_labels: Tensor | None = None, **conditions: Tensor) -> Tensor:
         levels = self.noise_distribution.levels
         level_sigma = self.noise_distribution.quantile(u)
-        j = (levels.u[:-1] - level_sigma.reshape(-1, 1)).abs().argmin(dim=1)
+        j = IDDPM(levels).index(level_sigma)
         sigma = _beside(y, level_sigma)
         denoised, F_var = net(y + sigma * noise, sigma, class_labels, return_variance=True,
                               **conditions)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from limpid.checks import one_of
 from limpid.denoiser import Conditioned
-from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule
+from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule, first_sample
 from limpid.solvers import EXPONENTIAL, MULTISTEP, Perturb, ProbabilityFlow, SecondOrder, Solver
 from limpid.unit import Level
 
@@ -102,7 +102,7 @@ class FlowSampler:
         times = self.schedule.sigma_inv(sigmas[:-1])
         sigma_hats = self.churn.raised(denoise, sigmas)
         perturb = self._perturbation(flow, times, sigmas, sigma_hats, randn_like)
-        x = self.solver(flow, flow.start(noise, sigmas[0]), times, perturb)
+        x = self.solver(flow, first_sample(noise, sigmas[0], self.scaling), times, perturb)
         x, t = perturb(len(times) - 1, x)
         if isinstance(self.solver, EXPONENTIAL):
             return flow.denoised(x, t)

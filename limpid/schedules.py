@@ -141,6 +141,11 @@ class NoScaling:
         return torch.zeros_like(sigma)
 
 
+def first_sample(noise: Tensor, sigma: Tensor, scaling: Scaling) -> Tensor:
+    """x_0 ~ N(0, σ² s² I), from noise of unit variance        (Algorithm 1, line 2)"""
+    return noise * (sigma * scaling.s(sigma))
+
+
 def times_of(schedule: Schedule, sigmas: Tensor) -> Tensor:
     """t_i = σ⁻¹(σ_i) of the noise levels [N + 1], and t_N = 0
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from limpid.denoiser import Conditioned
 from limpid.samplers import RandnLike
-from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule, times_of
+from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule, first_sample, times_of
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class GeneralSDE:
     def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor,
                  randn_like: RandnLike) -> Tensor:
         times = times_of(self.schedule, sigmas)
-        x = noise * (sigmas[0] * self.scaling.s(sigmas[0]))
+        x = first_sample(noise, sigmas[0], self.scaling)
         for i, (t, t_next) in enumerate(pairwise(times)):
             stochastic = self.beta > 0 and i < len(times) - 2
             x = self.step(denoise, x, t, t_next, randn_like(x) if stochastic else None)

@@ -44,10 +44,6 @@ class ProbabilityFlow:
         denoised = self.denoise(x / s, sigma)
         return self.schedule.sigma_dot(t) * ((x - s * denoised) / sigma + dlog_s * x)
 
-    def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
-        """x_0 ~ N(0, σ² s² I)        (Algorithm 1, line 2)"""
-        return noise * (sigma * self.scaling.s(sigma))
-
     def add_noise(self, x: Tensor, sigma: Tensor, sigma_hat: Tensor, noise: Tensor) -> Tensor:
         """Move x up from noise level σ to the noisier σ̂        (Algorithm 2, line 6)"""
         s, s_hat = self.scaling.s(sigma), self.scaling.s(sigma_hat)

@@ -308,8 +308,8 @@ def test_help_names_every_option():
     for command in fid.main.commands.values():
         text = CliRunner().invoke(fid.main, [command.name, '--help']).output
         for option in command.params:
-            assert isinstance(option, click.Argument) or (
-                f'  {option.opts[0]} ' in text or f'  {option.opts[0]}, ' in text), option
+            names = ', '.join(option.opts)
+            assert isinstance(option, click.Argument) or f'  {names} ' in text, option
         assert 'Examples:' in text
         assert 'NOT FID' in text or command.name in ('dist', 'detector')
 
