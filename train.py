@@ -385,16 +385,17 @@ def in_run_dir(run_dir: Path, aside: Callable[[], Path | None]) -> Iterator[LogF
 
     First `aside` moves what another run has left there, and returns where it is.
     """
-    if distributed.get_rank() > 0:
-        yield LogFile(None)
-        return
-    with held(run_dir / '.lock'):
-        where = aside()
-        with LogFile(run_dir / 'log.txt') as log:
-            if where is not None:
-                distributed.print0(f'Note: the files that this run does not go on from are in '
-                                   f'{where} now')
-            yield log
+    with contextlib.ExitStack() as stack:
+        where, path = None, None
+        with distributed.errors_on_all(ValueError, OSError):
+            if distributed.get_rank() == 0:
+                stack.enter_context(held(run_dir / '.lock'))
+                where, path = aside(), run_dir / 'log.txt'
+        log = stack.enter_context(LogFile(path))
+        if where is not None:
+            distributed.print0(f'Note: the files that this run does not go on from are in {where} '
+                               f'now')
+        yield log
 
 
 def set_others_aside(resume: str | None, stored: tuple[str, dict[str, Any]] | None, run_dir: Path,

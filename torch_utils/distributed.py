@@ -210,6 +210,15 @@ def on_rank_0(function: Callable[[], T]) -> T:
     return gather_objects(found)[0]  # type: ignore[return-value]  # rank 0 has it
 
 
+def is_loss_of_a_peer(error: BaseException) -> bool:
+    """Return whether an error of a collective call comes from the end of another process."""
+    if get_world_size() == 1:
+        return False
+    known = ('Connection closed by peer', 'Connection reset by peer', 'gloo/transport', 'NCCL')
+    return (isinstance(error, torch.distributed.DistError)
+            or isinstance(error, RuntimeError) and any(words in str(error) for words in known))
+
+
 class Votes:
     """A vote of all ranks, over gloo on the CPU, so that the device does not wait."""
 

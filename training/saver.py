@@ -32,11 +32,12 @@ class Saver:
         self.saved = state.nimg or -1   # the state that is continued has been saved already
 
     def real_images(self) -> None:
-        """Write a picture of training images, one row per class, unless it exists."""
+        """Write a picture of training images, one row per class, unless it exists; collective."""
         path = self.run_dir / 'reals.png'
-        if self.is_first and not path.exists():
-            labels, columns = grid_labels(self.dataset)
-            save_grid(real_images(self.dataset, labels), path, columns)
+        with distributed.errors_on_all():
+            if self.is_first and not path.exists():
+                labels, columns = grid_labels(self.dataset)
+                save_grid(real_images(self.dataset, labels), path, columns)
 
     def snapshot(self) -> None:
         """Write the averaged network and a picture of images from it; collective."""
@@ -50,12 +51,18 @@ class Saver:
                 name = f'fakes{self.state.nimg // 1000:06d}.png'
                 save_grid(images, self.run_dir / name, columns)
 
-    def training_state(self) -> None:
-        """Write all that is needed to continue; collective."""
-        stats = distributed.gather_objects(self.state.stats.state_dict())
+    def training_state(self, alone: bool = False) -> None:
+        """Write all that is needed to continue; collective, unless `alone`.
+
+        A rank that is alone, since the others wait for it in vain, writes the state itself: weights
+        and moments are the same on all ranks. What the others have counted since the last tick is
+        missing from it.
+        """
+        mine = self.state.stats.state_dict()
+        stats = [mine] if alone else distributed.gather_objects(mine)
         self.state.seconds = self.clock.seconds()
         with self.clock.pausing_training(is_save=True):
-            if self.is_first:
+            if self.is_first or alone:
                 written = save_state(self.state, self.config, self.run_dir, self.fingerprint,
                                      stats)
                 prune_states(self.run_dir, self.config.keep_states, written)
@@ -66,10 +73,10 @@ class Saver:
         longest = self.config.state_seconds
         return longest is not None and time.monotonic() - self.clock.last_state >= longest
 
-    def last_state(self) -> None:
-        """Write the present training state, unless it has been written; collective."""
+    def last_state(self, alone: bool = False) -> None:
+        """Write the present training state, unless it has been written; collective or `alone`."""
         if self.state.nimg not in (0, self.saved):
-            self.training_state()
+            self.training_state(alone)
 
     def rewind(self) -> None:
         """Note that the run went back to a state that has been written."""

@@ -179,17 +179,21 @@ def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device:
 def saving_what_there_is(saver: Saver) -> Iterator[None]:
     """Write the training state of now where an error ends the block, and let the error pass.
 
-    Only a single process can: others would have to meet, and have no way of knowing. Nothing is
-    written amid an update, nor for gradients that are not finite, whose weights may be spoilt.
+    Of several ranks, the one that has the error writes: the others wait for it, and end when it
+    has gone (a ConnectionError), or are ended by the launcher. Nothing is written amid an update,
+    nor for gradients that are not finite, whose weights may be spoilt.
     """
     try:
         yield
     except (Interrupted, NonFiniteError):
         raise
-    except Exception:
-        if distributed.get_world_size() == 1 and saver.state.is_whole:
+    except Exception as error:
+        if distributed.is_loss_of_a_peer(error):
+            raise ConnectionError(f'process {distributed.get_rank()} has lost another one, which '
+                                  f'has ended; its message says why') from error
+        if saver.state.is_whole:
             with contextlib.suppress(Exception):   # the first error is the one to report
-                saver.last_state()
+                saver.last_state(alone=True)
                 if saver.saved > 0:
                     say_what_is_saved(saver)
         raise
@@ -207,15 +211,15 @@ def raise_on_all(trouble: str, saver: Saver) -> None:
     """Raise ValueError, on all ranks, with the first `trouble` that any of them has; collective."""
     troubles = [found for found in distributed.gather_objects(trouble) if found]
     if troubles:
-        if distributed.get_world_size() > 1:
+        if distributed.get_world_size() > 1 and distributed.get_rank() == 0:
             say_what_is_saved(saver)
         raise ValueError(troubles[0])
 
 
 def say_what_is_saved(saver: Saver) -> None:
     """Print up to where an error costs nothing."""
-    distributed.print0(f'Stopped by an error: everything up to {saver.saved / 1000:.1f} kimg is '
-                       f'saved')
+    print(f'Stopped by an error: everything up to {saver.saved / 1000:.1f} kimg is saved',
+          flush=True)
 
 
 @dataclass(frozen=True)

@@ -193,6 +193,36 @@ def test_a_nan_on_one_rank_of_two_is_skipped_by_both(digits, tmp_path):  # noqa:
     assert all(bool(tensor.isfinite().all()) for tensor in state['net'].values())
 
 
+FAILING_WORKER = '''
+import sys
+sys.argv = ['train.py', *sys.argv[1:]]
+import train
+import training.pictures
+from training.training_loop import StepFunction
+from torch_utils import distributed
+accumulate = StepFunction._accumulate
+def failing(self, *rest):
+    if self.state.nimg == 64 and distributed.get_rank() == 1:
+        raise RuntimeError('something that only one process has met')
+    accumulate(self, *rest)
+StepFunction._accumulate = failing
+training.pictures.GRID = 2
+train.main()
+'''
+
+
+def test_an_error_on_one_rank_of_two_costs_nothing(digits, tmp_path):  # noqa: F811
+    script = tmp_path / 'worker.py'
+    script.write_text(FAILING_WORKER)
+    result = torchrun(2, script, *arguments(digits, tmp_path / 'run', '--dump=100'))
+    assert result.returncode != 0
+    assert 'Stopped by an error: everything up to 0.1 kimg is saved' in result.stdout
+    assert 'something that only one process has met' in result.stderr
+    assert 'Connection closed' not in result.stderr   # what the other one meets is no news
+    state = load_state(files_of(tmp_path / 'run', STATE)[-1])
+    assert state['nimg'] == 64 and len(state['stats']) == 1
+
+
 def test_a_run_that_stays_nan_stops(digits, tmp_path):  # noqa: F811
     script = tmp_path / 'worker.py'
     script.write_text(NAN_WORKER.replace('{steps}', 'range(160, 10**6)'))
