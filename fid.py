@@ -201,7 +201,7 @@ SWEEP = [
         '--ema-length', type=FloatList(),
         help='Judge the power-function averages of these relative widths at the end of the run in '
              '--network, instead of its snapshots'),
-    *CONDITIONS, CLASSES, REF,
+    *CONDITIONS, CLASSES, DRAW, REF,
     files('--dest', metavar='DIR', required=True,
           help='The folder of sweep.csv, sweep.png and report.json; a second command adds to it'),
     NUM_GENERATED, FIRST_SEED,
@@ -209,7 +209,7 @@ SWEEP = [
                        'first number counts, as in papers, which take 3', 1, 1),
     METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, swept_options, BATCH, RNG, DEVICE]
 SEARCH = [
-    network_options, CLASSES, REF,
+    network_options, CLASSES, DRAW, REF,
     files('--dest', help='The folder of search.csv and search.json', metavar='DIR', required=True),
     [method(f'--grid-{name}', f'grid_{name}', type=FloatList(name == 'S_max'),
             help=f'The values of {name} to try, rising  [default: {text(values)}]')
@@ -571,7 +571,8 @@ def sweep(network_path: str, weights: str | None, ema_length: list[float] | None
     judge = Judge(open_reference(ref), names, device=chosen, detector=detector, batch=batch,
                   precision=precision, allow_mismatch=allow_mismatch)
     opening = {name: options.pop(name) for name in NETWORK_NAMES}
-    sweeping = Sweep(judge, device=chosen, classes=classes, rng=rng, batch=batch, opening=opening)
+    sweeping = Sweep(judge, device=chosen, classes=classes, rng=rng, batch=batch, opening=opening,
+                     draw=options.pop('draw'))
     protocol = Protocol(num, seed, blocks)
     points = sweeping.plan(chosen_networks, combinations(options), protocol)
     with Table(dest, 'sweep.csv') as table:
@@ -624,7 +625,8 @@ def search(network_path: str, weights: str | None, classes: list[int | str] | No
     judge = Judge(open_reference(ref), names, device=chosen, detector=detector, batch=batch,
                   precision=precision, allow_mismatch=allow_mismatch)
     opening = {name: options.pop(name) for name in NETWORK_NAMES}
-    sweeping = Sweep(judge, device=chosen, classes=classes, rng=rng, batch=batch, opening=opening)
+    sweeping = Sweep(judge, device=chosen, classes=classes, rng=rng, batch=batch, opening=opening,
+                     draw=options.pop('draw'))
     network, metric = Network(network_path, weights), sweeping.metric
     same = sweeping.effect(network, options)
 

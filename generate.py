@@ -14,9 +14,9 @@ import torch
 
 from dnnlib.cli import GroupedCommand, IntList, one_line_errors, with_each
 from dnnlib.progress import progressing
-from limpid.denoiser import Counting, traits
+from limpid.denoiser import Counting, Network, traits
 from limpid.sampling import Plan
-from limpid.seeds import generate, share_of
+from limpid.seeds import StackedGenerator, generate, latents_and_labels, share_of
 from options.common import BATCH, DEVICE, RNG
 from options.guidance import guidance_options
 from options.network import CLASSES, DRAW, class_numbers, files, network_options, open_with_plan
@@ -136,7 +136,8 @@ def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] |
             save_images(outdir, [seeds[i] for i in positions], images, subdirs)
     seconds = time.monotonic() - start
     if grid:
-        write_grid(Path(outdir) / 'grid.png', in_grid, grid[1])
+        write_grid(Path(outdir) / 'grid.png', in_grid, grid[1],
+                   names_of(opened.net, seeds, numbers, chosen, rng))
     if trajectory:
         write_trajectory(Path(outdir) / 'trajectory.png', frames)
     if stats:
@@ -213,11 +214,28 @@ def frames_of(net: Counting, images: np.ndarray) -> np.ndarray:
     return np.stack([*frames, images], axis=1)
 
 
-def write_grid(path: Path, images: dict[int, np.ndarray], columns: int) -> None:
-    """Write the images of all ranks as one picture; collective."""
+def names_of(net: Network, seeds: Sequence[int], classes: Sequence[int] | None,
+             device: torch.device, rng: str | None) -> list[str]:
+    """Return the name of the class of each image, if the network knows the names of its classes."""
+    known = traits(net).known_labels
+    if known is None or not any(known.names):
+        return []
+    if classes is not None:
+        return [known.names[classes[i % len(classes)]] for i in range(len(seeds))]
+    names = []
+    for part in (seeds[i:i + 64] for i in range(0, len(seeds), 64)):
+        generator = StackedGenerator(part, device, source=rng)
+        _, labels = latents_and_labels(net, part, None, generator)
+        names += known.names_of(labels) if labels is not None else [''] * len(part)
+    return names
+
+
+def write_grid(path: Path, images: dict[int, np.ndarray], columns: int,
+               names: Sequence[str]) -> None:
+    """Write the images of all ranks as one picture, with the names of their classes; collective."""
     everything = merged(images)
     if distributed.get_rank() == 0:
-        save_grid(np.stack(everything), path, columns=columns)
+        save_grid(np.stack(everything), path, columns=columns, names=names)
 
 
 def write_trajectory(path: Path, frames: dict[int, np.ndarray]) -> None:

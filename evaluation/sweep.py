@@ -32,7 +32,7 @@ from limpid.solvers import MULTISTEP
 from metrics.definitions import names_of
 from metrics.judge import PARAMETERS, Judge
 from metrics.one_pass import Measured
-from options.network import Opened, class_numbers, open_to_draw, planned
+from options.network import Opened, class_numbers, drawing_labels, open_to_draw, planned
 from torch_utils import checkpoint, distributed
 from training.run_folder import SNAPSHOT, files_of
 
@@ -79,14 +79,15 @@ def averages(run_dir: str, widths: Sequence[float], folder: Path) -> list[Networ
 class Sweep:
     """A judge of points, which draws their images; networks are opened one after the other.
 
-    `classes`, `rng` and `batch` are as in GeneratedImages; `opening` are further arguments of
-    open_network, for all networks. Collective.
+    `classes`, `rng` and `batch` are as in GeneratedImages, `draw` as in Labels; `opening` are
+    further arguments of open_network, for all networks. Collective.
     """
 
     def __init__(self, judge: Judge, *, device: torch.device,
                  classes: Sequence[int | str] | None = None, rng: str | None = None,
-                 batch: int = 64,
+                 batch: int = 64, draw: str = 'even',
                  opening: Mapping[str, Any] | None = None) -> None:
+        self.draw = draw
         self.judge, self.device, self.batch = judge, device, batch
         self.classes, self.rng, self.opening = classes, rng, dict(opening or {})
         self.metric = names_of(judge.metrics[0], judge.main)[0]
@@ -105,6 +106,8 @@ class Sweep:
             if key not in self._opened:
                 opening = self.opening if key == wanted[0] or is_diffusers(key[0]) else {}
                 self._opened[key] = open_to_draw(key[0], self.device, key[1], **opening)
+                if key == wanted[0]:
+                    drawing_labels(self._opened[key], self.draw)
         return [self._opened[key] for key in wanted]
 
     def drawing(self, network: Network, options: Mapping[str, Any]) -> Opened:

@@ -57,6 +57,15 @@ class Labels:
             return torch.nn.functional.one_hot(index, label_dim).to(torch.float32)
         return torch.tensor(self.vectors, device=index.device)[index]
 
+    def names_of(self, labels: Tensor) -> list[str]:
+        """Return the name of the class of each one-hot label [B, label_dim]; '' where it has none.
+
+        Label vectors have no names.
+        """
+        if not self.names or self.vectors is not None:
+            return [''] * len(labels)
+        return [self.names[index] for index in labels.argmax(dim=1).tolist()]
+
     def plain(self) -> dict[str, Any]:
         """Return what a file stores of them, as lists."""
         vectors = None if self.vectors is None else [list(vector) for vector in self.vectors]

@@ -1,9 +1,12 @@
 """Pictures made of many pictures."""
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
 
 from dnnlib.files import atomic_write
 
@@ -36,14 +39,73 @@ def save_png(pixels: np.ndarray, path: str | os.PathLike[str], durable: bool = T
         to_pil(pixels).save(file, format='PNG')
 
 
-def save_grid(images: np.ndarray, path: str | os.PathLike[str], columns: int) -> None:
+def save_grid(images: np.ndarray, path: str | os.PathLike[str], columns: int,
+              names: Sequence[str] = ()) -> None:
     """Write uint8 [N, C, H, W] as one picture with `columns` columns.
 
     A thin grey line surrounds each image. Images under 32 pixels are enlarged by a whole number,
     pixel by pixel, so that one can see them. Image (r, c) begins at pixel
     (1 + r (H + 1), 1 + c (W + 1)), times that number.
+
+    `names` has the name of what each image shows, or nothing. If all images of a row have the same
+    name, it stands to the left of the row, else if all of a column have, above the column, and
+    else above each image: the images then begin further to the right or further down.
     """
-    framed = np.pad(images, [(0, 0), (0, 0), (1, 0), (1, 0)], constant_values=GREY)
-    pixels = np.pad(tile(framed, columns), [(0, 1), (0, 1), (0, 0)], constant_values=GREY)
+    names = [*names, *[''] * (-len(names) % columns)]
+    rows = [names[i:i + columns] for i in range(0, len(names), columns)]
     zoom = -(-32 // images.shape[-1])
-    save_png(pixels.repeat(zoom, axis=0).repeat(zoom, axis=1), path)
+    by_row = all(len(set(filter(None, row))) <= 1 for row in rows)
+    by_column = all(name in ('', first) for row in rows
+                    for name, first in zip(row, rows[0], strict=True))
+    each = any(names) and not by_row and not by_column
+    top = -(-TEXT // zoom) if each else 0
+    framed = np.pad(images, [(0, 0), (0, 0), (1 + top, 0), (1, 0)], constant_values=GREY)
+    pixels = np.pad(tile(framed, columns), [(0, 1), (0, 1), (0, 0)], constant_values=GREY)
+    pixels = pixels.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    if any(names):
+        height, width = (zoom * (size + 1) for size in images.shape[2:])
+        if by_row:
+            shown = [next(filter(None, row), '') for row in rows]
+            places = [(2, zoom + r * height, name) for r, name in enumerate(shown)]
+            margin = max(map(_width, shown)) + 6, 0
+        elif by_column:
+            places = [(zoom + c * width, 1, _fitting(name, width))
+                      for c, name in enumerate(rows[0])]
+            margin = 0, TEXT
+        else:
+            places = [(zoom + c * width, 1 + r * (height + zoom * top), _fitting(name, width))
+                      for r, row in enumerate(rows) for c, name in enumerate(row)]
+            margin = 0, 0
+        pixels = _written(pixels, places, margin)
+    save_png(pixels, path)
+
+
+TEXT = 13   # the height of a line of text, in pixels
+
+
+def _written(pixels: np.ndarray, places: Sequence[tuple[int, int, str]],
+             margin: tuple[int, int]) -> np.ndarray:
+    """Return the picture with texts at (x, y), and with a margin at the left and at the top."""
+    left, top = margin
+    canvas = to_pil(np.pad(pixels, [(top, 0), (left, 0), (0, 0)], constant_values=GREY))
+    draw = PIL.ImageDraw.Draw(canvas)
+    for x, y, text in places:
+        draw.text((x, y), _printable(text), fill='white', font=PIL.ImageFont.load_default())
+    return np.asarray(canvas).reshape(*canvas.size[::-1], pixels.shape[-1])
+
+
+def _fitting(text: str, width: int) -> str:
+    """Return as much of a text as fits into so many pixels."""
+    while text and _width(text) > width - 3:
+        text = text[:-1]
+    return text
+
+
+def _width(text: str) -> int:
+    return round(PIL.ImageFont.load_default().getlength(_printable(text)))
+
+
+def _printable(text: str) -> str:
+    """Return a text with what every font has; Pillow may have none but Latin letters."""
+    return ''.join(letter if letter.isprintable() else '?'
+                   for letter in text[:40].encode('latin-1', 'replace').decode('latin-1'))

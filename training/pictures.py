@@ -32,6 +32,12 @@ def grid_labels(dataset: ImageFolderDataset) -> tuple[Tensor, int]:
     return torch.as_tensor(np.stack(rows)), columns
 
 
+def names_in(dataset: ImageFolderDataset, labels: Tensor) -> list[str]:
+    """Return the names of the classes of labels [N, label_dim], where the data set has names."""
+    known = dataset.known_labels
+    return known.names_of(labels) if known is not None and dataset.has_onehot_labels else []
+
+
 def real_images(dataset: ImageFolderDataset, labels: Tensor) -> np.ndarray:
     """Return the first training images with these labels, uint8 [N, C, H, W].
 

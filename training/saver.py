@@ -10,7 +10,7 @@ from torch_utils.grids import save_grid
 from training.clock import Clock
 from training.config import TrainConfig
 from training.dataset import ImageFolderDataset
-from training.pictures import generate_grid, grid_labels, real_images
+from training.pictures import generate_grid, grid_labels, names_in, real_images
 from training.run_folder import prune_states, thin_snapshots
 from training.state import TrainState, save_snapshot, save_state
 
@@ -37,7 +37,8 @@ class Saver:
         with distributed.errors_on_all():
             if self.is_first and not path.exists():
                 labels, columns = grid_labels(self.dataset)
-                save_grid(real_images(self.dataset, labels), path, columns)
+                save_grid(real_images(self.dataset, labels), path, columns,
+                          names_in(self.dataset, labels))
 
     def snapshot(self) -> None:
         """Write the averaged network and a picture of images from it; collective."""
@@ -49,7 +50,7 @@ class Saver:
             images = generate_grid(self.state.ema.net, labels, self.device)
             if self.is_first:
                 name = f'fakes{self.state.nimg // 1000:06d}.png'
-                save_grid(images, self.run_dir / name, columns)
+                save_grid(images, self.run_dir / name, columns, names_in(self.dataset, labels))
 
     def training_state(self, alone: bool = False) -> None:
         """Write all that is needed to continue; collective, unless `alone`.
