@@ -359,6 +359,8 @@ def one_line_errors(function: Callable[P, R]) -> Callable[P, R]:
             if os.environ.get('LIMPID_TRACEBACK'):
                 raise
             raise _fail(_line(error), code=2) from error
+        except BrokenPipeError:
+            raise   # of `| head`, which has read enough: click ends the command without a word
         except (OSError, MemoryError, FloatingPointError) as error:
             if os.environ.get('LIMPID_TRACEBACK'):
                 raise

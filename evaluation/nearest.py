@@ -72,7 +72,7 @@ def write_csv(path: str, parts: Mapping[str, Part], training: FileImages, k: int
         names = [part.images.name(position) for position in part.positions.tolist()]
         lines.writerows(csv_lines(name, names, part.nearest, training.name, k, among))
     with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+        file.write(text.getvalue().encode('utf-8', 'surrogateescape'))
 
 
 def save_picture(path: str, part: Part, training: FileImages, *, k: int, show: int, among: int,

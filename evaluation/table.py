@@ -26,6 +26,9 @@ from torch_utils import distributed
 
 Row = dict[str, str]   # a line of the table: text by column, as the file has it
 
+KEY = re.compile(r'[0-9a-f]{16}')   # of a point
+LARGEST = 2**26                     # bytes of a table: some hundred thousand points
+
 CIRCUMSTANCES = 'nfe', 'num', 'blocks', 'seed'
 LAST = 'seconds', 'error'
 SETTINGS = ('network', 'weights', 'kimg', *FLAGS.values())
@@ -120,22 +123,39 @@ class Table:
             lock.enter_context(held(self.folder / '.lock'))
             rows = self._read() if self.path.exists() else {}
             for key in rows:   # of a point whose command was killed when it was all but done
-                shutil.rmtree(self.state(key), ignore_errors=True)
+                self._forget(key)
             self._lock = lock.pop_all()
         return rows
 
     def _read(self) -> dict[str, Row]:
         try:
-            lines = list(csv.DictReader(io.StringIO(self.path.read_text(encoding='utf-8'),
-                                                    newline=''), strict=True))
+            if self.path.stat().st_size > LARGEST:
+                raise KeyError('size')
+            text = self.path.read_text(encoding='utf-8', errors='surrogateescape')
             rows = {line['point']: {name: cell for name, cell in line.items() if cell}
-                    for line in lines}
-            if any(None in row or not {'nfe', 'error'} & row.keys() for row in rows.values()):
-                raise KeyError('columns')
-        except (KeyError, UnicodeDecodeError, csv.Error):
+                    for line in csv.DictReader(io.StringIO(text, newline=''), strict=True)}
+            for key, row in rows.items():
+                if None in row or not KEY.fullmatch(key) or not {'nfe', 'error'} & row.keys():
+                    raise KeyError('columns')
+                for name in {'nfe', *scores_in([row])} & row.keys():
+                    float(row[name])
+        except (KeyError, TypeError, ValueError, csv.Error):
             raise ValueError(f'{self.path} is not a table of fid.py, or a damaged one: '
                              'move it away, or name another --dest') from None
         return rows
+
+    def _forget(self, key: str) -> None:
+        """Delete the progress of a point: a folder of this table that has its key for a name.
+
+        What a table says never becomes a path: only what is listed there is deleted, and nothing
+        behind a link.
+        """
+        folder = self.folder / 'state'
+        if folder.is_symlink() or not folder.is_dir():
+            return
+        for found in os.scandir(folder):
+            if found.name == key and found.is_dir(follow_symlinks=False):
+                shutil.rmtree(found.path, ignore_errors=True)
 
     def _write(self, key: str) -> None:
         rows = self.rows.values()
@@ -144,8 +164,8 @@ class Table:
         writer.writeheader()
         writer.writerows(rows)
         with atomic_write(self.path) as file:
-            file.write(lines.getvalue().encode())
-        shutil.rmtree(self.state(key), ignore_errors=True)
+            file.write(lines.getvalue().encode('utf-8', 'surrogateescape'))
+        self._forget(key)
 
 
 def measure_points(points: Sequence[Point], table: Table,

@@ -154,7 +154,7 @@ class _Machine:
         return data[:-1].decode('utf-8')
 
     def text(self, count: int) -> str:
-        return self.take(count).decode('utf-8')
+        return self.take(count).decode('utf-8', 'surrogatepass')   # file names that are no text
 
     # Putting values together.
 

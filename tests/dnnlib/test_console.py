@@ -50,3 +50,8 @@ def test_closed_streams_do_not_end_the_work(tmp_path):
     result = program(tmp_path, 'a', shell='>&- 2>&-')
     assert result.returncode == 0
     assert (tmp_path / 'done').read_text() == 'done\n'
+
+
+def test_a_reader_that_has_read_enough_ends_the_command_without_a_word(tmp_path):
+    result = program(tmp_path, 'a', shell='| true', PYTHONUNBUFFERED='1')
+    assert (result.returncode, result.stderr) == (0, b'')   # of `true`

@@ -112,7 +112,7 @@ def test_a_folder_stands_for_its_snapshots(tmp_path):
 # The table
 
 def points_of(steps):
-    return [Point(Network('net.pkl'), {'num_steps': n}, Protocol(100), f'key{n}') for n in steps]
+    return [Point(Network('net.pkl'), {'num_steps': n}, Protocol(100), f'{n:016x}') for n in steps]
 
 
 def score(point, state):
@@ -132,8 +132,8 @@ def test_a_killed_sweep_continues_to_the_same_bytes(tmp_path):
                                             '0.2'] and rows[1]['error'] == 'not with 3, or "commas"'
     assert (tmp_path / 'a' / 'sweep.csv').read_text().splitlines()[:3] == [
         'point,network,steps,nfe,num,blocks,seed,fid,seconds,error',
-        'key2,net.pkl,2,3,100,1,0,0.5,1.5,',
-        'key3,net.pkl,3,,100,1,0,,,"not with 3, or ""commas"""']
+        f'{2:016x},net.pkl,2,3,100,1,0,0.5,1.5,',
+        f'{3:016x},net.pkl,3,,100,1,0,,,"not with 3, or ""commas"""']
     assert not any((tmp_path / 'a' / 'state').iterdir())
 
     measured = []
@@ -150,9 +150,9 @@ def test_a_killed_sweep_continues_to_the_same_bytes(tmp_path):
     for n in (4, 5):
         with pytest.raises(KeyboardInterrupt), Table(tmp_path / 'b', 'sweep.csv') as table:
             measure_points(points_of([2, 3, 4, 5]), table, killed_at(n))
-        assert [p.name for p in (tmp_path / 'b' / 'state').iterdir()] == [f'key{n}']
-        (tmp_path / 'b' / 'state' / f'key{n}' / 'progress').unlink()
-        (tmp_path / 'b' / 'state' / f'key{n}').rmdir()
+        assert [p.name for p in (tmp_path / 'b' / 'state').iterdir()] == [f'{n:016x}']
+        (tmp_path / 'b' / 'state' / f'{n:016x}' / 'progress').unlink()
+        (tmp_path / 'b' / 'state' / f'{n:016x}').rmdir()
     with Table(tmp_path / 'b', 'sweep.csv') as table:
         again = measure_points(points_of([2, 3, 4, 5]), table, killed_at(None))
     assert measured == [2, 3, 4, 3, 4, 5, 3, 5]   # what was refused is tried again
@@ -166,13 +166,41 @@ def test_what_a_finished_point_left_is_removed(tmp_path):
     """Killed between the table and the removal."""
     with Table(tmp_path, 'sweep.csv') as table:
         measure_points(points_of([2]), table, score)
-        table.state('key2').mkdir()
+        table.state(f'{2:016x}').mkdir()
     with Table(tmp_path, 'sweep.csv') as table:
-        assert not table.state('key2').exists() and 'key2' in table
+        assert not table.state(f'{2:016x}').exists() and f'{2:016x}' in table
+
+
+@pytest.mark.parametrize('key', ['/victim', '../victim', '.', '..', '', '0123456789ABCDEF',
+                                 '0123456789abcdef/../../../victim', '0123456789abcdef '])
+def test_no_text_of_a_table_becomes_a_path(tmp_path, key):
+    victim = tmp_path / 'victim'
+    victim.mkdir()
+    (victim / 'precious').touch()
+    folder = tmp_path / 'sweep'
+    (folder / 'state').mkdir(parents=True)
+    key = str(victim) if key == '/victim' else key
+    (folder / 'sweep.csv').write_text(f'point,nfe\n"{key}",3\n')
+    with pytest.raises(ValueError, match='sweep.csv is not a table of fid.py'):
+        Table(folder, 'sweep.csv').__enter__()
+    assert (victim / 'precious').exists() and (folder / 'state').exists()
+
+
+def test_nothing_behind_a_link_is_deleted(tmp_path):
+    (tmp_path / 'victim' / f'{1:016x}').mkdir(parents=True)
+    (tmp_path / 'victim' / f'{1:016x}' / 'precious').touch()
+    for name, link, target in (('a', 'state', 'victim'),
+                               ('b', f'state/{1:016x}', f'victim/{1:016x}')):
+        (tmp_path / name / link).parent.mkdir(parents=True)
+        (tmp_path / name / link).symlink_to(tmp_path / target)
+        (tmp_path / name / 'sweep.csv').write_text(f'point,nfe\n{1:016x},3\n')
+        with Table(tmp_path / name, 'sweep.csv') as table:
+            assert f'{1:016x}' in table
+    assert (tmp_path / 'victim' / f'{1:016x}' / 'precious').exists()
 
 
 def test_tables_that_cannot_be_used(tmp_path):
-    for content in (b'\xff\xfe', b'a,b\n1,2\n', b'point,nfe\nx,3,7\n', b'point,nfe\nx,\n',
+    for content in (b'\xff\xfe', b'a,b\n1,2\n', f'point,nfe,fid\n{1:016x},3,low\n'.encode(), b'point,nfe\nx,3,7\n', b'point,nfe\nx,\n',
                     b'point,nfe\n"x\n'):
         (tmp_path / 'sweep.csv').write_bytes(content)
         with pytest.raises(ValueError, match='sweep.csv is not a table of fid.py, or a damaged '
