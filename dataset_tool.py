@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import PIL.Image
 from dnnlib.cli import GroupedCommand, Whole, heading, one_line_errors
 from dnnlib.files import atomic_write
 from dnnlib.progress import progressing
-from training.dataset import ImageFiles
+from training.dataset import IMAGE_PIXELS, ImageFiles
 from training.labels import common_folders, label_array, normal
 
 Image = PIL.Image.Image
@@ -148,10 +148,11 @@ SOURCES: dict[str, tuple[Callable[[str], bool], Callable[[str], Source]]] = {
 
 def open_source(path: str) -> Source:
     """Read the names and labels of --source; its images are loaded one by one later."""
+    there = os.path.exists(path)
     for accepts, read in SOURCES.values():
-        if accepts(path):
+        if accepts(path) and (there or is_digits(path)):
             return read(path)
-    problem = 'cannot be used' if os.path.exists(path) else 'does not exist'
+    problem = 'cannot be used' if there else 'does not exist'
     raise ValueError(f'--source={path} {problem}: give a folder of images, a zip of images, '
                      'or the word digits')
 
@@ -162,7 +163,8 @@ def to_grey_or_rgb(image: Image, color: str | None = None) -> Image:
     Transparent parts show white. Of 16 bits the upper 8 are kept. Palettes and CMYK become RGB.
     Raises ValueError for pixels of 32 bits and for all others that Pillow cannot convert.
     """
-    if image.mode.startswith('I;16') or (image.mode == 'I' and image.format == 'PNG'):
+    if image.mode.startswith('I;16') or (
+            image.mode == 'I' and image.format in ('PNG', 'PPM')):
         image = PIL.Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
     if image.mode in ('I', 'F'):
         raise ValueError('its pixels have 32 bits: save it with 8 or 16')
@@ -399,14 +401,15 @@ def convert(source: Source, dest: str, max_images: int | None = None,
     considered = min(len(source.names), max_images or len(source.names))
     skipped = f', {considered - len(labels)} skipped' if considered > len(labels) else ''
     labelled = 'with labels' if source.labels else 'without labels'
-    return (f'{summary_of_classes(source)}{dest}: {len(labels)} images, '
+    return (f'{summary_of_classes(source, source.names[:max_images])}{dest}: {len(labels)} images, '
             f'{image.width}x{image.height} {KINDS[image.mode]}, {labelled}{skipped}')
 
 
-def summary_of_classes(source: Source) -> str:
-    """Return a line for each class that is a folder, and one on files that were skipped."""
+def summary_of_classes(source: Source, names: Sequence[str]) -> str:
+    """Return a line for each class that is a folder of these images, and one on skipped files."""
+    there = {source.labels.get(name) for name in names} if source.classes else set()
     lines = [f'class {number}: {name or "(no folder)"}\n'
-             for number, name in enumerate(source.classes)]
+             for number, name in enumerate(source.classes) if number in there]
     note = source.note()
     return ''.join([*lines, f'{note}\n' if note else ''])
 
@@ -420,6 +423,8 @@ class Resolution(click.ParamType):   # type: ignore[type-arg]
         match = re.fullmatch(r'(\d{1,5})[x,](\d{1,5})', str(value))
         if match is None or int(match[1]) == 0 or int(match[2]) == 0:
             self.fail(f'{value!r} is not a width and a height in pixels such as 64x64', param, ctx)
+        if int(match[1]) * int(match[2]) > IMAGE_PIXELS:
+            self.fail(f'{value!r} has more than {IMAGE_PIXELS:,} pixels', param, ctx)
         return int(match[1]), int(match[2])
 
 

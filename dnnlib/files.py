@@ -1,10 +1,14 @@
 """Files that are either complete or absent, and their checksums."""
 
+import contextlib
 import errno
 import hashlib
 import os
 import re
+import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,19 +21,35 @@ def atomic_write(path: str | os.PathLike[str], durable: bool = True) -> Iterator
 
     The bytes go to a temporary name in the same folder, are flushed to the disk, and the file is
     renamed: a reader, a crash or a full disk never sees half of it. `durable=False` leaves out the
-    flush to the disk, for many small files that can be made again.
+    flush to the disk, for many small files that can be made again. What a killed process left of
+    the same file is removed before a durable one.
+
+    A link stays one: the file that it leads to is written. Where `path` is no regular file but a
+    device or a pipe, it receives the bytes at the end of the block and stays what it is.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with tempfile.TemporaryFile() as file:
+            yield file
+            file.seek(0)
+            with open(path, 'wb') as there:
+                shutil.copyfileobj(file, there)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
+    if durable:
+        remove_leftovers(path.parent, path.name)
     handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
     try:
         with os.fdopen(handle, 'w+b') as file:
+            _lock(file)   # as long as this process lives, nobody takes it for a leftover
             yield file
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())   # mkstemp makes files that only the owner reads
-        os.replace(temporary, path)
+            if os.name != 'nt':   # while the lock is held; Windows moves no open file
+                _publish(temporary, path)
+        if os.name == 'nt':
+            _publish(temporary, path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT,
@@ -39,10 +59,75 @@ def atomic_write(path: str | os.PathLike[str], durable: bool = True) -> Iterator
         raise
 
 
+def _publish(temporary: str, path: Path) -> None:
+    os.chmod(temporary, 0o666 & ~_umask())   # mkstemp's are for the owner's eyes only
+    os.replace(temporary, path)
+
+
+LEFTOVER = re.compile(r'\.(.+)\.[a-z0-9_]{8}\.tmp')
+SETTLED = 2.0   # seconds after which a temporary file is old enough to be judged by its lock
+
+
+def remove_leftovers(folder: str | os.PathLike[str], name: str | None = None) -> None:
+    """Remove the temporary files that killed processes left of the file `name`, or of any file.
+
+    A living process holds a lock on its own; on a system without such locks nothing is removed.
+    """
+    try:
+        found = [entry for entry in os.scandir(folder) if entry.name.startswith('.')]
+    except OSError:
+        return
+    for entry in found:
+        match = LEFTOVER.fullmatch(entry.name)
+        if match is None or (name is not None and match[1] != name):
+            continue
+        with contextlib.suppress(OSError):
+            if (entry.is_file(follow_symlinks=False)
+                    and time.time() - entry.stat().st_mtime > SETTLED):
+                with open(entry.path, 'rb') as file:
+                    if _lock(file):
+                        os.unlink(entry.path)
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Lock a file for this process without waiting; return whether that was possible."""
+    try:
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a file for reading that is a regular one, or a link to one.
+
+    Raises ValueError for a pipe or a device, which may have no end, and for a folder; OSError for
+    one that cannot be read.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
+    kind = os.fstat(handle).st_mode
+    if not stat.S_ISREG(kind):
+        os.close(handle)
+        found = 'folder' if stat.S_ISDIR(kind) else 'device or pipe'
+        raise ValueError(f'{os.fspath(path)} is a {found}, not a file')
+    return os.fdopen(handle, 'rb')
+
+
+def read_bounded(path: str | os.PathLike[str], most: int) -> bytes:
+    """Return the bytes of a regular file; raise ValueError for one of more than `most` bytes."""
+    with open_regular(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f'{os.fspath(path)} has more than {most:,} bytes, the most for such a '
+                         f'file')
+    return data
+
+
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of the bytes of a file, in hexadecimal digits."""
     sha256 = hashlib.sha256()
-    with open(path, 'rb') as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             sha256.update(block)
     return sha256.hexdigest()

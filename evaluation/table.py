@@ -132,8 +132,11 @@ class Table:
             if self.path.stat().st_size > LARGEST:
                 raise KeyError('size')
             text = self.path.read_text(encoding='utf-8', errors='surrogateescape')
+            lines = csv.DictReader(io.StringIO(text, newline=''), strict=True)
+            if 'point' not in (lines.fieldnames or ()):
+                raise KeyError('point')
             rows = {line['point']: {name: cell for name, cell in line.items() if cell}
-                    for line in csv.DictReader(io.StringIO(text, newline=''), strict=True)}
+                    for line in lines}
             for key, row in rows.items():
                 if None in row or not KEY.fullmatch(key) or not {'nfe', 'error'} & row.keys():
                     raise KeyError('columns')

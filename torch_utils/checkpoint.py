@@ -2,10 +2,6 @@
 
 import hashlib
 import os
-import pickle
-import struct
-import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +9,8 @@ import torch
 from torch import nn
 
 from dnnlib.files import atomic_write
+from torch_utils.safe_pickle import shown
+from torch_utils.torch_files import TENSORS, read_file
 
 
 class DamagedError(ValueError):
@@ -40,36 +38,19 @@ def load(path: str | os.PathLike[str], *kinds: str) -> dict[str, Any]:
         raise ValueError(f'{path} is a folder, not a {wanted}')
     if not path.exists():
         raise FileNotFoundError(2, f'there is no such {wanted}', str(path))
-    contents = _load_plain(path, wanted)
-    if not isinstance(contents, dict) or not isinstance(contents.get('kind'), str):
+    try:
+        contents = read_file(path, TENSORS, wanted)
+    except ValueError as error:
+        raise DamagedError(str(error)) from None
+    if not isinstance(contents, dict) or 'checksum' not in contents:
         raise ValueError(f'{path} is not a {wanted}: it does not say what it is')
-    if contents['kind'] not in kinds:
-        raise ValueError(f"{path} is a {contents['kind']}, not a {wanted}")
-    if contents.pop('checksum', None) != checksum(contents):
+    if contents.pop('checksum') != checksum(contents):
         raise DamagedError(f'{path} is damaged: its contents do not have the checksum that was '
                            f'written with them')
+    kind = contents.get('kind')
+    if kind not in kinds:
+        raise ValueError(f'{path} is a {shown(str(kind))}, not a {wanted}')
     return contents
-
-
-def _load_plain(path: Path, wanted: str) -> object:
-    """Load a file with torch's reader of plain values; every error of it becomes a DamagedError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')   # the messages below say it in one line
-            return torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise DamagedError(f'{path} is not a {wanted} of ours: {_first_sentence(error)}; '
-                           'nothing in it was executed') from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError,
-            AssertionError, OverflowError, MemoryError, struct.error, OSError,
-            zipfile.BadZipFile) as error:
-        raise DamagedError(
-            f'{path} is damaged or not a {wanted}: {_first_sentence(error)}') from None
-
-
-def _first_sentence(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].split('. ')[0][:200] if lines else type(error).__name__
 
 
 def checksum(value: object) -> str:
@@ -112,6 +93,9 @@ def load_into(module: nn.Module, tensors: dict[str, torch.Tensor], origin: str) 
     for name, tensor in own.items():
         if name not in tensors:
             raise ValueError(f'{origin}: the tensor {name} is missing')
+        if tensors[name].is_floating_point() != tensor.is_floating_point():
+            raise ValueError(f'{origin}: the tensor {name} is of {tensors[name].dtype}, not '
+                             f'{tensor.dtype}')
         if tensors[name].shape != tensor.shape:
             found, right = list(tensors[name].shape), list(tensor.shape)
             raise ValueError(f'{origin}: the tensor {name} has shape {found}, not {right}')

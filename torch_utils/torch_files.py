@@ -175,6 +175,13 @@ def _top_folder(archive: zipfile.ZipFile, size: int) -> str:
     if len(tops) != 1:
         raise ValueError(f'it is a zip with {len(tops)} entries called data.pkl instead of one')
     top = tops[0]
+    # Another reader may take another one of two entries of a name, or of names equal but for case.
+    names = [info.filename.lower() for info in archive.infolist()]
+    if len(set(names)) < len(names):
+        raise ValueError('its zip has entries of equal names')
+    strange = next((name for name in entries if not name.startswith(f'{top}/')), None)
+    if strange is not None:
+        raise ValueError(f'its zip has the entry {shown(strange)}, which torch.save does not write')
     if f'{top}/constants.pkl' in entries:
         raise ValueError('it is a TorchScript program')
     if f'{top}/byteorder' in entries and archive.read(f'{top}/byteorder') != b'little':

@@ -8,6 +8,7 @@ import os
 import warnings
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,11 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.PngImagePlugin
 import torch
 from torch import Tensor
 
+from dnnlib.files import read_bounded
 from limpid.labels import Labels
 from torch_utils.random import random_subset
 from training import labels
@@ -30,6 +33,13 @@ IMAGE_FORMATS = {
     '.tiff': 'TIFF', '.webp': 'WEBP',
 }
 JSON = 'dataset.json'
+# The most that a file of a data set may claim, so that a small one stays small.
+IMAGE_BYTES = 2**28    # of an image file
+IMAGE_PIXELS = 2**26   # of a decoded image: 8192 x 8192
+JSON_BYTES = 2**26     # of dataset.json: that of ImageNet takes 45 MB
+# Pillow warns of a number of pixels of its own, and calls compressed texts beside them damage.
+PIL.Image.MAX_IMAGE_PIXELS = None
+PIL.PngImagePlugin.MAX_TEXT_CHUNK = PIL.PngImagePlugin.MAX_TEXT_MEMORY = 2**26
 # folders that systems put beside images, besides those that begin with a dot
 SYSTEM = ('@eaDir', '__MACOSX', '#recycle', '$RECYCLE.BIN', 'System Volume Information')
 
@@ -91,7 +101,13 @@ class ImageFiles:
         return f'{self.path}: {"; ".join(told)}' if told else ''
 
     def _zip_names(self) -> list[str]:
-        return [name for name in self._archive().NameToInfo if not name.endswith('/')]
+        archive = self._archive()
+        if len(archive.filelist) > len(archive.NameToInfo):
+            again = next(name for name, count in Counter(
+                info.filename for info in archive.filelist).items() if count > 1)
+            raise ValueError(f'{self.path}: {again} is in the zip more than once: make it anew, '
+                             'with one file of each name')
+        return [name for name in archive.NameToInfo if not name.endswith('/')]
 
     def _folder_names(self) -> Iterator[str]:
         return self._walk('', (os.path.realpath(self.path),))
@@ -108,8 +124,10 @@ class ImageFiles:
                              f'{error.strerror}') from error
         for entry in entries:
             name = inside + entry.name
-            if not entry.is_dir():
+            if entry.is_file():
                 yield name
+            elif not entry.is_dir():   # a pipe or a device has no end; a link may lead nowhere
+                self.passed_over.setdefault('that are no regular files', []).append(name)
             elif _is_hidden(entry.name):
                 yield f'{name}/'
             elif (real := os.path.realpath(entry.path)) in above:
@@ -135,12 +153,18 @@ class ImageFiles:
             self._zip.close()
         self._zip = None
 
-    def read(self, name: str) -> bytes:
-        """Return the bytes of one file; raise ValueError, naming it, if they cannot be read."""
+    def read(self, name: str, most: int = IMAGE_BYTES) -> bytes:
+        """Return the bytes of one file, at most so many.
+
+        Raises ValueError, naming the file, if they cannot be read or are more.
+        """
         try:
-            if self.is_zip:
-                return self._archive().read(name)
-            return Path(self.path, name).read_bytes()
+            if not self.is_zip:
+                return read_bounded(Path(self.path, name), most)
+            size = self._archive().NameToInfo[name].file_size
+            if size > most:
+                raise ValueError(f'it has {size:,} bytes, more than {most:,}')
+            return self._archive().read(name)
         except Exception as error:   # zipfile raises a dozen unrelated kinds on damaged files
             raise ValueError(f'{self.path}: {name} cannot be read: {error}') from error
 
@@ -152,11 +176,15 @@ class ImageFiles:
         """Return the image that `data`, the bytes of the file `name`, encode."""
         try:
             image = PIL.Image.open(io.BytesIO(data), formats=sorted(set(IMAGE_FORMATS.values())))
-            image.load()
+            if image.width * image.height <= IMAGE_PIXELS:
+                image.load()
         except PIL.UnidentifiedImageError as error:
             raise ValueError(f'{self.path}: {name} is not an image, or a damaged one') from error
         except Exception as error:   # so do Pillow's decoders
             raise ValueError(f'{self.path}: {name} is damaged: {error}') from error
+        if image.width * image.height > IMAGE_PIXELS:
+            raise ValueError(f'{self.path}: {name} is {image.width}x{image.height}, more than '
+                             f'{IMAGE_PIXELS:,} pixels: make it smaller')
         if _has_several(image, data):
             self.several.add(name)
         return upright(image)
@@ -172,7 +200,7 @@ class ImageFiles:
         if file is None:
             return None
         where = f'{self.path}: {file}'
-        pairs = labels.parse(self.read(file), where)
+        pairs = labels.parse(self.read(file, JSON_BYTES), where)
         if pairs is None:
             return None
         found = labels.matched(pairs, self.names, where)
@@ -181,7 +209,7 @@ class ImageFiles:
     def class_names(self) -> tuple[str, ...]:
         """Return the names of the classes, if the dataset.json of the set tells them."""
         file = self._json()
-        return () if file is None else labels.class_names(self.read(file))
+        return () if file is None else labels.class_names(self.read(file, JSON_BYTES))
 
     def _json(self) -> str | None:
         """Return the name of the dataset.json that holds the labels, if there is one.
@@ -206,7 +234,7 @@ class ImageFiles:
         for name in self.names:
             digest.update(os.fsencode(name) + f'\0{self._signature(name)}\n'.encode())
         if JSON in self._jsons:
-            digest.update(self.read(JSON))
+            digest.update(self.read(JSON, JSON_BYTES))
         return digest.hexdigest()
 
     def checksum(self, name: str) -> str:

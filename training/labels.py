@@ -15,6 +15,9 @@ import numpy as np
 from limpid.labels import Labels
 from torch_utils.random import random_subset
 
+MOST_CLASSES = 2**16   # or one for each image
+BRACKETS = 2**23       # in a dataset.json; that of ImageNet has 1.3 million
+
 SHAPE = '{"labels": [["name.png", label], ...]}'
 
 
@@ -35,6 +38,8 @@ def parse(data: bytes, where: str) -> list[tuple[str, Any]] | None:
 
     Raises ValueError, which names `where` it was found, for anything of another shape.
     """
+    if data.count(b'[') + data.count(b'{') > BRACKETS:
+        raise ValueError(f'{where} has more than {BRACKETS:,} brackets: it should be {SHAPE}')
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -124,6 +129,9 @@ def label_array(labels: dict[str, Any], names: list[str], where: str) -> np.ndar
         if _length(label) != _length(first):
             raise ValueError(f'{where}: the label of {name} is {_describe(label)}, '
                              f'but that of {names[0]} is {_describe(first)}')
+        if _is_class(label) and label >= max(MOST_CLASSES, len(names)):
+            raise ValueError(f'{where}: the label of {name} is {label}, far above what '
+                             f'{len(names)} images need: number the classes from 0')
     values = [labels[name] for name in names]
     return np.array(values, dtype=np.int64 if _is_class(values[0]) else np.float32)
 

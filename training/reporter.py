@@ -17,6 +17,7 @@ from training.clock import Clock
 from training.config import TrainConfig
 from training.run_folder import forget_after
 from training.state import TrainState
+from training.stats_file import strict
 
 Statistics = dict[str, dict[str, float]]   # name -> num, mean and std
 
@@ -89,7 +90,7 @@ class Reporter:
             line: dict[str, Any] = {**losses, **{name: {'num': 1, 'mean': value, 'std': 0}
                                                  for name, value in numbers.items()}}
             with open(self.run_dir / 'stats.jsonl', 'a') as file:
-                file.write(json.dumps({**line, 'timestamp': time.time()}) + '\n')
+                file.write(json.dumps(strict({**line, 'timestamp': time.time()})) + '\n')
         self.tick_start, self.tick_nimg, self.clock.maintenance = now, self.state.nimg, 0.0
 
     def _numbers(self, now: float) -> dict[str, float]:
@@ -110,7 +111,9 @@ class Reporter:
 
     def _status_line(self, numbers: dict[str, float], losses: Statistics, now: float,
                      done: bool) -> str:
-        loss = f"{losses['Loss/loss']['mean']:<8.4f}" if losses else '-       '
+        loss = '-       '   # before the first step, and where no step was a good one
+        if 'Loss/loss' in losses:
+            loss = f"{losses['Loss/loss']['mean']:<8.4f}"
         line = ' '.join([
             f"tick {numbers['Progress/tick']:<5d}",
             f"kimg {numbers['Progress/kimg']:<9.1f}",

@@ -10,13 +10,14 @@ old-00000                     the files of a run that another one took the place
 import contextlib
 import itertools
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from dnnlib.files import atomic_write
-from training.stats_file import forget_statistics, nimg_of, read_statistics
+from dnnlib.files import atomic_write, read_bounded
+from training.stats_file import forget_statistics, nimg_of, number_in, read_statistics
 
 SNAPSHOT, STATE = 'network snapshot', 'training state'
 BEST = 'network-best.pkl'
@@ -100,7 +101,7 @@ def thin_snapshots(run_dir: Path, keep: int | None, written: Path | None = None)
     """
     paths = files_of(run_dir, SNAPSHOT)
     times = [int(path.stem.rsplit('-', 1)[1]) for path in paths]
-    best = (read_best(run_dir) or {}).get('snapshot')
+    best = _best_name(run_dir)
     while keep is not None and len(paths) > keep:
         # The snapshot whose neighbours are closest to each other is the least needed.
         gaps = {i: times[i + 1] - times[i - 1] for i in range(1, len(times) - 1)
@@ -120,11 +121,26 @@ def forget_after(run_dir: Path, nimg: int) -> None:
         choose_best(run_dir, best['metric'], best['evaluation'])
 
 
+def _best_name(run_dir: Path) -> str | None:
+    """Return the name of the best snapshot; the link to it tells where best.json is damaged."""
+    best, link = read_best(run_dir), run_dir / BEST
+    if best is not None:
+        return str(best['snapshot'])
+    return os.path.basename(os.readlink(link)) if link.is_symlink() else None
+
+
 def read_best(run_dir: Path) -> dict[str, Any] | None:
-    """Return the contents of best.json, which describe the best snapshot, or None without one."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        best: dict[str, Any] = json.loads((run_dir / 'best.json').read_text())
-        return best
+    """Return the contents of best.json, which describe the best snapshot.
+
+    None where there is no such file, or where it is not one that `write_best` wrote.
+    """
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        best = json.loads(read_bounded(run_dir / 'best.json', 2**20))
+        kinds = {'snapshot': str, 'metric': str, 'evaluation': dict}
+        if isinstance(best, dict) and all(isinstance(best.get(name), kind)
+                                          for name, kind in kinds.items()):
+            name = best['snapshot']
+            return best if re.fullmatch(r'network-snapshot-\d+\.pkl', name) else None
     return None
 
 
@@ -139,15 +155,15 @@ def choose_best(run_dir: Path, metric: str, protocol: dict[str, Any]) -> Path | 
         if line.get('evaluation') == protocol:
             # A later snapshot of the same name replaced an earlier one.
             judged[file_of(run_dir, SNAPSHOT, nimg_of(line))] = line
-    numbers = {path: line.get(f'Metrics/{metric}', {}).get('mean')
+    numbers = {path: number_in(line, f'Metrics/{metric}')
                for path, line in judged.items() if path.exists()}
     candidates = [path for path, number in numbers.items() if number is not None]
     if not candidates:
         write_best(run_dir, None)
         return None
-    best = min(candidates, key=lambda path: numbers[path])
+    best = min(candidates, key=lambda path: numbers[path] or 0.0)
     line = judged[best]
-    scores = {name.removeprefix('Metrics/'): line[name]['mean'] for name in line
+    scores = {name.removeprefix('Metrics/'): number_in(line, name) for name in line
               if name.startswith('Metrics/')}
     write_best(run_dir, {'snapshot': best.name, 'kimg': nimg_of(line) / 1000, 'metric': metric,
                          'scores': scores, 'evaluation': protocol})

@@ -1,15 +1,18 @@
 """Saving: the snapshots, states and pictures of a run."""
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
+from limpid.denoiser import Denoiser
 from torch_utils import distributed
 from torch_utils.grids import save_grid
 from training.clock import Clock
 from training.config import TrainConfig
 from training.dataset import ImageFolderDataset
+from training.ema import EMA
 from training.pictures import generate_grid, grid_labels, names_in, real_images
 from training.run_folder import prune_states, thin_snapshots
 from training.state import TrainState, save_snapshot, save_state
@@ -44,6 +47,7 @@ class Saver:
         """Write the averaged network and a picture of images from it; collective."""
         with self.clock.pausing_training(is_save=True):
             if self.is_first:
+                self._warn(self.state.averages.values(), 'network snapshot')
                 written = save_snapshot(self.state, self.config, self.run_dir)
                 thin_snapshots(self.run_dir, self.config.keep_snapshots, written)
             labels, columns = grid_labels(self.dataset)
@@ -64,10 +68,18 @@ class Saver:
         self.state.seconds = self.clock.seconds()
         with self.clock.pausing_training(is_save=True):
             if self.is_first or alone:
+                self._warn([self.state, *self.state.averages.values()], 'training state')
                 written = save_state(self.state, self.config, self.run_dir, self.fingerprint,
                                      stats)
                 prune_states(self.run_dir, self.config.keep_states, written)
         self.saved, self.clock.last_state = self.state.nimg, time.monotonic()
+
+    def _warn(self, holders: Iterable[TrainState | EMA[Denoiser]], kind: str) -> None:
+        """Say so, where a file will hold weights that are not finite."""
+        if not all(bool(tensor.isfinite().all()) for holder in holders
+                   for tensor in holder.net.state_dict().values()):
+            distributed.print0(f'Warning: the weights of the {kind} of '
+                               f'{self.state.nimg / 1000:.1f} kimg are not all finite')
 
     def is_late(self) -> bool:
         """Return whether the last state is older than it is to be, by the clock of this rank."""

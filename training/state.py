@@ -19,19 +19,15 @@ import torch
 from limpid.denoiser import Denoiser
 from limpid.labels import labels_from
 from torch_utils import checkpoint
-from torch_utils.checkpoint import DamagedError
 from torch_utils.stats import Collector
 from training import config as configs
 from training.config import TrainConfig
 from training.ema import EMA
 from training.networks import NetworkConfig, build_network
 from training.run_folder import SNAPSHOT, STATE, file_of, files_of
+from training.schema import check_contents
 
-KEYS = {   # the keys of format 1
-    SNAPSHOT: ('config', 'nimg', 'ema', 'ema_name', 'averages'),
-    STATE: ('config', 'fingerprint', 'nimg', 'seconds', 'ema_rampup', 'lr_factor', 'bad_steps',
-            'loss_scale', 'net', 'averages', 'optimizer', 'stats'),
-}
+MOMENTS = 'exp_avg', 'exp_avg_sq'   # of Adam
 
 
 @dataclass
@@ -186,7 +182,7 @@ def restore_state(state: TrainState, contents: dict[str, Any], origin: str,
     checkpoint.load_into(state.net, contents['net'], origin)
     for name, average in state.averages.items():
         checkpoint.load_into(average.net, averages[name], origin)
-    state.optimizer.load_state_dict(_on_this_device(contents['optimizer'], state.optimizer))
+    restore_moments(state.optimizer, contents['optimizer'], origin)
     if contents['stats']:
         state.stats.restore(contents['stats'])
     if contents['loss_scale'] is not None and state.loss_scale.dynamic:
@@ -204,23 +200,50 @@ def _carried_over(averages: dict[str, Any], names: list[str]) -> dict[str, Any]:
     return {name: averages.get(name, first) for name in names}
 
 
-def _on_this_device(stored: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the state of an optimizer, computed as `optimizer` is and not as it was there."""
-    own = [{name: group[name] for name in ('fused', 'foreach') if name in group}
-           for group in optimizer.param_groups]
-    groups = [{**there, **here} for there, here in zip(stored['param_groups'], own, strict=True)]
-    return {**stored, 'param_groups': groups}
+def restore_moments(optimizer: torch.optim.Optimizer, stored: dict[str, Any],
+                    origin: str) -> None:
+    """Take the moments of Adam, and the numbers of steps, from a stored state_dict.
+
+    Everything else, such as the learning rate or the constants, is what `optimizer` has: a file
+    does not decide how it works. Raises ValueError, which names the parameter by its place, for
+    moments that do not fit.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group['params']]
+    moments = {}
+    for place, entry in stored['state'].items():
+        where = f'{origin}: the moments of parameter {place}'
+        if type(place) is not int or not 0 <= place < len(parameters):
+            raise ValueError(f'{where} are of none of the {len(parameters)} parameters')
+        try:
+            step, *tensors = (torch.as_tensor(entry[name]) for name in ('step', *MOMENTS))
+        except (TypeError, KeyError, ValueError, RuntimeError):
+            raise ValueError(f'{where} are incomplete') from None
+        if any(tensor.shape != parameters[place].shape or not tensor.is_floating_point()
+               for tensor in tensors):
+            raise ValueError(f'{where} have the shapes {[list(t.shape) for t in tensors]}, not '
+                             f'{list(parameters[place].shape)}')
+        if step.numel() != 1 or not 0 <= float(step) < 2**53:
+            raise ValueError(f'{where} are of no number of steps')
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors) or bool(
+                (tensors[1] < 0).any()):
+            raise ValueError(f'{where} are not finite, or negative where they are squares')
+        moments[place] = {'step': step.to(torch.float32).reshape(()),
+                          **dict(zip(MOMENTS, tensors, strict=True))}
+    if moments and len(moments) < len(parameters):
+        raise ValueError(f'{origin} has moments of {len(moments)} of {len(parameters)} parameters')
+    optimizer.load_state_dict({'state': moments,
+                               'param_groups': optimizer.state_dict()['param_groups']})
 
 
 def latest_state(run_dir: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
     """Return the newest undamaged training state of a run, or None.
 
-    Each damaged one is skipped and reported to `say`.
+    Each one that is damaged or cannot be read is skipped and reported to `say`.
     """
     for path in reversed(files_of(run_dir, STATE)):
         try:
             return path, load_state(path)
-        except DamagedError as error:
+        except (ValueError, OSError) as error:
             say(f'{error}; trying the one before it')
     return None
 
@@ -331,9 +354,7 @@ def _upgraded(contents: dict[str, Any], path: str | os.PathLike[str]) -> dict[st
     if number != configs.FORMAT:
         raise ValueError(f'{path} has format {number}; this version reads formats 1 to '
                          f'{configs.FORMAT}')
-    for key in KEYS[contents['kind']]:
-        if key not in contents:
-            raise ValueError(f"{path} is a {contents['kind']} without {key!r}")
+    check_contents(contents, path)
     return {**contents, 'config': configs.upgraded(contents['config'])}
 
 

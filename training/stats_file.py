@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dnnlib.files import atomic_write
+from dnnlib.files import atomic_write, read_bounded
+
+LARGEST = 2**28   # bytes: some hundred thousand ticks
 
 
 def forget_statistics(path: Path, nimg: int) -> None:
@@ -25,14 +27,33 @@ def forget_statistics(path: Path, nimg: int) -> None:
 
 
 def read_statistics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of stats.jsonl, except lines that a killed process did not finish."""
+    """Return the lines of stats.jsonl, except those that a killed process did not finish.
+
+    Whatever else is no line of statistics is left out, too.
+    """
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
+    for text in read_bounded(path, LARGEST).splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError, KeyError, TypeError, ArithmeticError, RecursionError):
             line = json.loads(text)
             nimg_of(line)
             lines.append(line)
     return lines
+
+
+def number_in(line: dict[str, Any], name: str) -> float | None:
+    """Return the mean under a name in a line of stats.jsonl; None where it has no finite one."""
+    entry = line.get(name)
+    mean = entry.get('mean') if isinstance(entry, dict) else None
+    return mean if isinstance(mean, int | float) and math.isfinite(mean) else None
+
+
+def strict(value: object) -> object:
+    """Return what JSON can hold: None in place of numbers that are not finite, at any depth."""
+    if isinstance(value, dict):
+        return {name: strict(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def nimg_of(line: dict[str, Any]) -> int:
@@ -42,7 +63,7 @@ def nimg_of(line: dict[str, Any]) -> int:
 
 def _write_statistics(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     with atomic_write(path) as file:
-        file.write(''.join(json.dumps(line) + '\n' for line in lines).encode())
+        file.write(''.join(json.dumps(strict(line)) + '\n' for line in lines).encode())
 
 
 def add_numbers(path: Path, nimg: int, numbers: dict[str, float], protocol: dict[str, Any]) -> None:

@@ -112,9 +112,10 @@ class StepFunction:
                 self._accumulate(images, labels, randomness, mine, part, number)
         # Up to here the state is as it was before the step, and an error leaves it so.
         state.is_whole = False
-        for losses in self.losses:
-            state.stats.add('Loss/loss', losses)
         self._update()
+        if state.bad_steps == 0:   # the losses of the others would spoil the mean
+            for losses in self.losses:
+                state.stats.add('Loss/loss', losses)
         state.is_whole = True
 
     def _sync_only_if(self, last: bool) -> contextlib.AbstractContextManager[None]:

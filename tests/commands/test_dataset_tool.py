@@ -426,6 +426,8 @@ def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
         f'{tmp_path}/empty holds no images (files that end in '
     )
     for name in ('cat_lmdb', 'cifar-10-python.tar.gz', 'train-images-idx3-ubyte.gz'):
+        assert 'does not exist' in fails(tmp_path / name, dest)
+        (tmp_path / name).touch()
         assert fails(tmp_path / name, dest) == (
             f'--source={tmp_path / name}: LSUN (lmdb), CIFAR-10 and MNIST files are not supported '
             f'yet: unpack the images into a folder, with one subfolder per class')

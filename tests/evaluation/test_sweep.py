@@ -200,8 +200,10 @@ def test_nothing_behind_a_link_is_deleted(tmp_path):
 
 
 def test_tables_that_cannot_be_used(tmp_path):
-    for content in (b'\xff\xfe', b'a,b\n1,2\n', f'point,nfe,fid\n{1:016x},3,low\n'.encode(), b'point,nfe\nx,3,7\n', b'point,nfe\nx,\n',
-                    b'point,nfe\n"x\n'):
+    key = f'{1:016x}'
+    for table in ('\udcff\udcfe', 'a,b\n1,2\n', f'point,nfe,fid\n{key},3,low\n',
+                  f'point,nfe\n{key},3,7\n', f'point,nfe\n{key},\n', f'point,nfe\n"{key}\n'):
+        content = table.encode('utf-8', 'surrogateescape')
         (tmp_path / 'sweep.csv').write_bytes(content)
         with pytest.raises(ValueError, match='sweep.csv is not a table of fid.py, or a damaged '
                                              'one: move it away, or name another --dest$'):

@@ -343,7 +343,14 @@ def overlapping():
     )
 
 
-DAMAGED |= {'a zip bomb': deflated(), 'a zip that overlaps itself': overlapping()}
+def two_readers(name):
+    """A zip in which another reader may find another entry than the one that was checked."""
+    return zipped(tensor_pickle(1000, size=(1000,)), **{'data/0': bytes(4000)},
+                  **{name: pickle.dumps(7)})
+
+
+DAMAGED |= {'a zip bomb': deflated(), 'a zip that overlaps itself': overlapping(),
+            'a zip with a second pickle in capitals': two_readers('DATA.PKL')}
 
 
 @pytest.fixture

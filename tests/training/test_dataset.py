@@ -3,6 +3,7 @@
 import io
 import json
 import multiprocessing
+import os
 import pickle
 import struct
 import zipfile
@@ -14,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.PngImagePlugin
 import pytest
 import torch
 from torch import Tensor
 
-from training.dataset import DataConfig, ImageFolderDataset, batches, order_index
+from training.dataset import DataConfig, ImageFiles, ImageFolderDataset, batches, order_index
 
 
 def pixels(i: int, channels: int = 3) -> np.ndarray:
@@ -477,3 +479,72 @@ def test_a_batch_that_cannot_be_shared(tmp_path: Path) -> None:
         batches(data, 0, 0, 10, world_size=3)
     assert str(caught.value) == ('a batch of 10 images cannot be shared equally by 3 processes: '
                                  'use a multiple of 3')
+
+
+def folder_of(path: Path, *names: str) -> Path:
+    path.mkdir()
+    for name in names:
+        PIL.Image.new('L', (2, 2)).save(path / name)
+    return path
+
+
+def test_pipes_and_devices_are_passed_over(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / 'set', 'a.png')
+    os.mkfifo(folder / 'pipe.png')
+    os.mkfifo(folder / 'dataset.json')
+    (folder / 'zero.png').symlink_to('/dev/zero')
+    (folder / 'lost.png').symlink_to('nowhere')
+    files = ImageFiles(folder)
+    assert files.names == ['a.png']
+    assert files.note() == f'{folder}: passed over 4 that are no regular files (dataset.json, ...)'
+
+
+def test_an_image_that_is_twice_in_a_zip(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / 'set.zip', 'w') as archive, pytest.warns(UserWarning):
+        for _ in range(2):
+            archive.writestr('a.png', b'')
+    with pytest.raises(ValueError, match='set.zip: a.png is in the zip more than once: make it '):
+        ImageFiles(tmp_path / 'set.zip')
+
+
+def test_small_files_stay_small(tmp_path: Path) -> None:
+    """Each of these takes at most a few MB, and claims gigabytes."""
+    zeros = tmp_path / 'zeros.zip'
+    with (zipfile.ZipFile(zeros, 'w', zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+          archive.open('a.png', 'w') as entry):
+        for _ in range(257):
+            entry.write(bytes(2**20))
+    with pytest.raises(ValueError, match=r'a.png cannot be read: it has 269,484,032 bytes, more '):
+        ImageFiles(zeros).image('a.png')
+    folder = folder_of(tmp_path / 'set', 'a.png')
+    PIL.Image.new('1', (8192, 8193)).save(folder / 'a.png')
+    with pytest.raises(ValueError, match=r'a.png is 8192x8193, more than 67,108,864 pixels: make '):
+        ImageFiles(folder).image('a.png')
+    with open(folder / 'dataset.json', 'wb') as file:
+        file.truncate(2**26 + 1)
+    with pytest.raises(ValueError, match=r'dataset.json has more than 67,108,864 bytes'):
+        ImageFiles(folder).labels()
+    (folder / 'dataset.json').write_text('[' * 2**20 + '{' * 2**23)
+    with pytest.raises(ValueError, match='dataset.json has more than 8,388,608 brackets'):
+        ImageFiles(folder).labels()
+
+
+def test_long_texts_beside_the_pixels_are_no_damage(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / 'set')
+    text = PIL.PngImagePlugin.PngInfo()
+    text.add_text('prompt', 'x' * 3_000_000, zip=True)
+    PIL.Image.new('L', (2, 2), 7).save(folder / 'a.png', pnginfo=text)
+    assert ImageFiles(folder).image('a.png').getpixel((1, 1)) == 7
+
+
+def test_a_class_far_above_the_number_of_images(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / 'set', 'a.png', 'b.png')
+    for label, refused in ((20240115, True), (2**16, True), (2**16 - 1, False)):
+        (folder / 'dataset.json').write_text(
+            json.dumps({'labels': [['a.png', 0], ['b.png', label]]}))
+        if refused:
+            with pytest.raises(ValueError, match=f'the label of b.png is {label}, far above what 2 '
+                                                 'images need: number the classes from 0'):
+                ImageFolderDataset(folder, use_labels=True)
+        else:
+            assert ImageFolderDataset(folder, use_labels=True).label_dim == 2**16
