@@ -16,6 +16,7 @@ from dnnlib.cli import (
     GroupedCommand,
     Real,
     check_apart,
+    check_writable,
     heading,
     naming_flags,
     one_line_errors,
@@ -105,6 +106,7 @@ def convert(file: str, dest: str, weights: str | None) -> None:
         raise ValueError(f'--dest={dest} should be the name of a file that ends in .pkl or '
                          f'.safetensors')
     check_apart({'--dest': dest}, {'FILE': file})
+    check_writable('--dest', dest)
     path = _local(file)
     net, info = read_network(path, weights)
     tensors = checkpoint.state_dict_of(net)
@@ -189,6 +191,7 @@ def reconstruct(run_dir: str, width: float, kimg: float | None, dest: str) -> No
         raise ValueError(f'--dest={dest} should be the name of a file that ends in .pkl')
     check_apart({'--dest': dest}, {f'a snapshot of --run={run_dir}': str(path)
                                    for path in Path(run_dir).glob('network-snapshot-*.pkl')})
+    check_writable('--dest', dest)
     contents, count, error = reconstructed(run_dir, width, None if kimg is None else kimg * 1000)
     checkpoint.save(contents, dest)
     print(f'Wrote the average of width {width:g} at {contents["nimg"] / 1000:g} kimg, made of '

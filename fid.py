@@ -19,6 +19,7 @@ from dnnlib.cli import (
     Real,
     Whole,
     check_apart,
+    check_writable,
     heading,
     naming_flags,
     one_line_errors,
@@ -474,7 +475,7 @@ def nearest(path: str, data: str, control: str | None, num: int | None, seed: in
     written = {'--dest': dest, '--csv': csv_path, '--json': json_path}
     for option, file in written.items():
         if file is not None:
-            check_folder(option, file)
+            check_writable(option, file)
     check_apart(written, {'--images': path, '--data': data, '--control': control})
     if not dest.lower().endswith('.png'):
         raise ValueError(f'--dest={dest} should be the name of a file that ends in .png')
@@ -522,6 +523,7 @@ def detector(paths: tuple[str, ...], fetch: str | None, dest: str | None) -> Non
         raise ValueError(f'--convert={dest} takes one FILE, not {len(paths)}')
     if dest is not None:
         check_apart({'--convert': dest}, {'FILE': paths[0]})
+        check_writable('--convert', dest)
     if fetch is not None:
         paths = (*paths, str(fetch_published(fetch)))
     digests = {}
@@ -562,6 +564,7 @@ def sweep(network_path: str, weights: str | None, ema_length: list[float] | None
     """
     names = check_metrics(metrics.split(','))
     check_count(names, num)
+    check_writable('--dest', dest, folder=True)
     pyplot()   # fail now, not after the measurements, if pictures cannot be drawn
     chosen = start(device)
     if ema_length and weights:
@@ -619,6 +622,7 @@ def search(network_path: str, weights: str | None, classes: list[int | str] | No
     """
     names = check_metrics(metrics.split(','))
     check_count(names, min(num, confirm_num))
+    check_writable('--dest', dest, folder=True)
     grids = Grids(**{name: tuple(values) for name in NUMBERS
                      if (values := options.pop(f'grid_{name}')) is not None})
     chosen = start(device)
@@ -673,28 +677,18 @@ def check_outputs(save: str | None, json_path: str | None, measured: Wanted,
             raise ValueError(f'--save={save} writes means and covariances, which these metrics do '
                              f'not need: add fid to --metrics')
     if json_path is not None:
-        check_folder('--json', json_path)
+        check_writable('--json', json_path)
 
 
 def check_statistics_path(option: str, path: str, held: Wanted) -> None:
     """Raise ValueError for a file that cannot be made, or cannot hold these statistics."""
     if not path.endswith(('.npz', '.pkl')) or os.path.isdir(path):
         raise ValueError(f'{option}={path} should be the name of a file that ends in .npz or .pkl')
-    check_folder(option, path)
+    check_writable(option, path)
     fits_edm2 = not held.features and held.moments <= {'pool_3', 'dinov2'}
     if path.endswith('.pkl') and not fits_edm2:
         raise ValueError(f'{option}={path}: the format of EDM2 has room for the statistics of fid '
                          f'and fd_dinov2 only; use .npz for the others')
-
-
-def check_folder(option: str, path: str) -> None:
-    """Raise ValueError for a file that cannot be made there."""
-    folder = Path(path).absolute().parent
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if os.path.isdir(path):
-        raise ValueError(f'{option}={path} is a folder; name a file')
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ValueError(f'{option}={path}: {there} is no folder that files can be written to')
 
 
 def notes_on(images: Images, main_of: str) -> list[str]:

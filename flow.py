@@ -3,6 +3,7 @@
 import csv
 import io
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from dnnlib.cli import (
     GroupedCommand,
     IntList,
     Whole,
+    check_writable,
     heading,
     one_line_errors,
     with_each,
@@ -37,6 +39,7 @@ from options.common import BATCH, DEVICE, count, exponent_rho, positive
 from options.network import NETWORK, WEIGHTS, class_numbers, files
 from options.sampler import resolve_sampler, sampler_options
 from torch_utils import distributed
+from torch_utils.arrays import read_npz
 from torch_utils.grids import save_grid, save_png, tile, to_pil
 from training.dataset import ImageFolderDataset
 
@@ -51,7 +54,7 @@ IMAGES = [
           help='Use only this many images, a random subset chosen by --seed  [default: all]'),
     files('--class', 'label', type=ClassName(),
           help='One class for all images  [default: the labels of the images]'),
-    files('--seed', type=Whole(0), metavar='INT', default=0, show_default=True,
+    files('--seed', type=Whole(0, 4095), metavar='INT', default=0, show_default=True,
           help='The random seed'),
 ]
 SPEED = [BATCH, DEVICE]
@@ -191,13 +194,18 @@ def decode_command(network_path: str, weights: str | None, latents: str, outdir:
 
     The default is 64 steps, as in encoding. Give the same options as for encoding.
     """
+    check_writable('--outdir', outdir, folder=True)
     flow = _open_flow(network_path, weights, device, options)
     stored, labels = _load_latents(latents, flow.net)
 
     def work(positions: np.ndarray) -> dict[str, np.ndarray]:
         z = torch.from_numpy(stored[positions]).to(flow.device)
-        x = to_uint8(flow.decode(flow.denoise(labels, positions), z)).cpu().numpy()
-        for position, image in zip(positions, x, strict=True):
+        x = flow.decode(flow.denoise(labels, positions), z)
+        if not bool(x.isfinite().all()):
+            raise FloatingPointError(f'the images of --latents={latents} came out as numbers that '
+                                     f'are not finite, and were not written')
+        pixels = to_uint8(x).cpu().numpy()
+        for position, image in zip(positions, pixels, strict=True):
             save_png(image.transpose(1, 2, 0), Path(outdir) / f'{position:06d}.png', durable=False)
         return {}
 
@@ -285,6 +293,7 @@ def likelihood_command(network_path: str, weights: str | None, images: str, dest
 def _ends_in(path: str, option: str, endings: tuple[str, ...]) -> None:
     if not path.endswith(endings):
         raise ValueError(f'{option}={path} should end in {" or ".join(endings)}')
+    check_writable(option, path)
 
 
 @dataclass(frozen=True)
@@ -434,11 +443,12 @@ def _load_latents(path: str, net: Network) -> tuple[np.ndarray, Tensor]:
     Raises ValueError in one line for any other file, and for latents of another network.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            latents, labels = stored['latents'], stored['labels']
+        stored = read_npz(path, 'latents', 'labels')
+        latents, labels = (stored[name].astype(np.float32) for name in ('latents', 'labels'))
     except FileNotFoundError:
         raise
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, TypeError, OSError, EOFError, NotImplementedError, zlib.error,
+            zipfile.BadZipFile) as error:
         raise ValueError(f'--latents={path} is not a file of latents: {error}') from None
     told = traits(net)
     expected = told.image_shape or ()
@@ -448,6 +458,8 @@ def _load_latents(path: str, net: Network) -> tuple[np.ndarray, Tensor]:
     if labels.shape != (len(latents), told.label_dim):
         raise ValueError(f'--latents={path} has labels of {labels.shape[-1]} numbers, but the '
                          f'network takes {told.label_dim}')
+    if not (np.isfinite(latents).all() and np.isfinite(labels).all()):
+        raise ValueError(f'--latents={path} has numbers that are not finite')
     return latents, torch.from_numpy(labels)
 
 

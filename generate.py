@@ -12,7 +12,7 @@ import click
 import numpy as np
 import torch
 
-from dnnlib.cli import GroupedCommand, IntList, one_line_errors, with_each
+from dnnlib.cli import GroupedCommand, IntList, check_writable, one_line_errors, with_each
 from dnnlib.progress import progressing
 from limpid.denoiser import Counting, Network, traits
 from limpid.sampling import Plan
@@ -115,6 +115,7 @@ def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] |
     seeds = seeds_for(seeds, grid)
     if grid is None:
         check_names(seeds)
+    check_writable('--outdir', outdir, folder=True)
     chosen = distributed.init(device)
     opened = open_with_plan(network_path, weights, options, chosen)
     numbers = class_numbers(classes, traits(opened.net))

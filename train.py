@@ -1,5 +1,7 @@
 """Train a diffusion model: options -> TrainConfig -> training loop."""
 
+import dnnlib.early  # noqa: F401  # isort: skip  (before what takes seconds to import)
+
 import contextlib
 import functools
 import json
@@ -17,8 +19,17 @@ import torch
 
 from checkpoints.open import open_network
 from checkpoints.read import read_state
-from dnnlib.cli import GroupedCommand, Real, heading, naming_flags, one_line_errors, with_each
+from dnnlib.cli import (
+    GroupedCommand,
+    Real,
+    check_writable,
+    heading,
+    naming_flags,
+    one_line_errors,
+    with_each,
+)
 from dnnlib.download import is_url
+from dnnlib.early import TRY_AGAIN
 from dnnlib.files import atomic_write, held
 from dnnlib.logfile import LogFile
 from evaluation.while_training import EvalConfig, WhileTraining
@@ -170,6 +181,9 @@ def check_paths(given: dict[str, Any]) -> None:
     if resume not in (None, 'auto', 'never') and transfer is not None:
         raise click.UsageError('--resume and --transfer exclude each other: a training state '
                                'brings its own weights')
+    for option, folder in (('--outdir', outdir), ('--run', run)):
+        if folder is not None and not given['dry_run']:
+            check_writable(option, folder, folder=True)
     for option, path in [('--resume', None if resume in ('auto', 'never') else resume),
                          ('--transfer', None if transfer and is_url(transfer) else transfer)]:
         if path is not None and not os.path.isfile(path):
@@ -238,7 +252,7 @@ def exit_code_of(loop: Callable[[], None], given: dict[str, Any], state: TrainSt
             text = (f'stopped at {state.nimg / 1000:.1f} kimg; to continue from there: '
                     f'{continuation(run_dir)}')
         distributed.print0(f'Interrupted: {text}')
-        return 75   # EX_TEMPFAIL: try again
+        return TRY_AGAIN
     except NonFiniteError as error:
         hint = ''
         if given['nan_then'] == 'stop':

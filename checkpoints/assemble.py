@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dnnlib.console import shown
 from limpid.denoiser import Denoiser
 from limpid.preconditioning import IDDPM
 from torch_utils import checkpoint
-from torch_utils.safe_pickle import shown
 from training.networks import Conv2d, NetworkConfig, build_network, complete_arguments
 
 LARGEST = 2**20   # the largest whole number that may describe a network

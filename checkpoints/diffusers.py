@@ -11,6 +11,8 @@ which noise levels there are and what the network predicts; its sampler is ignor
 import functools
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from checkpoints.diffusers_unet import PREDICTIONS, TIMESTEPS, DiffusersDenoiser, config_of
+from dnnlib.console import shown
 from limpid.levels import CosineBetas, DiscreteSchedule, GivenBetas, LinearBetas, ScaledLinearBetas
 from torch_utils import checkpoint
-from torch_utils.safe_pickle import shown
+from torch_utils.arrays import is_npy, read_npy, read_npz
 from torch_utils.safetensors_file import is_safetensors, load_tensors
 from torch_utils.torch_files import TENSORS, read_file
 
@@ -344,8 +347,8 @@ def _arrays(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(2, 'there is no such file of embeddings', str(path))
     try:
-        loaded = np.load(path, allow_pickle=False)
-        arrays = {'embeddings': loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+        arrays = {'embeddings': read_npy(path)} if is_npy(path) else read_npz(path)
         return {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}
-    except (ValueError, TypeError, EOFError, OSError) as error:
+    except (ValueError, TypeError, EOFError, OSError, NotImplementedError, zlib.error,
+            zipfile.BadZipFile) as error:
         raise ValueError(f'{path} is no file of embeddings: {shown(str(error), 200)}') from None

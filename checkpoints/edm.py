@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from checkpoints.assemble import Found, choose
+from dnnlib.console import shown
 from limpid.levels import IDDPMLevels
 from limpid.preconditioning import EDM, IDDPM, VE, VP, Preconditioner
 from limpid.schedules import VPSchedule
-from torch_utils.safe_pickle import Record, shown
+from torch_utils.safe_pickle import Record
 from training.networks import MODELS, NetworkConfig, complete_arguments
 
 T = TypeVar('T')

@@ -27,9 +27,10 @@ from checkpoints.adm import from_adm
 from checkpoints.assemble import Found, assemble, check_fit, choose
 from checkpoints.edm import from_edm
 from checkpoints.song import from_song
+from dnnlib.console import shown
 from limpid.denoiser import Denoiser
 from limpid.labels import labels_from
-from torch_utils.safe_pickle import Record, shown
+from torch_utils.safe_pickle import Record
 from torch_utils.safetensors_file import is_safetensors, load_tensors
 from torch_utils.torch_files import CHECKPOINTS, is_zip, read_file
 from training import config as configs

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from checkpoints.assemble import Found, Source, choose, constant_tensors, without_memory
+from dnnlib.console import shown
 from limpid.preconditioning import VE, VP, Preconditioner
-from torch_utils.safe_pickle import shown
 from training.networks import ARCHITECTURES, NetworkConfig, SongUNet, UNetBlock, complete_arguments
 
 

@@ -7,14 +7,16 @@ import math
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
 import click
 
-from dnnlib.console import tolerant_streams
+from dnnlib.console import shown, tolerant_streams
 from dnnlib.files import expanded
 
 F = TypeVar('F', bound=Callable[..., Any])
@@ -25,7 +27,9 @@ T = TypeVar('T')
 
 # metavars of options that name a file or a folder
 PLACES = re.compile(r'\b(DIR|PATH|FILE|PATHS|ZIP|NPZ|PKL|PT|PNG|CSV)\b')
+SMALLER = ' (a smaller --batch or --batch-gpu needs less)'
 NO_MEMORY = ('out of memory', "can't allocate memory", 'not enough memory')   # in torch's words
+LONGEST_ERROR = 2000   # characters
 MOST = 2**63 - 1   # the largest whole number that arrays can hold
 
 
@@ -343,6 +347,28 @@ def check_apart(written: Mapping[str, str | None], read: Mapping[str, str | None
             named.setdefault(place, option)
 
 
+def check_writable(option: str, path: str, folder: bool = False) -> None:
+    """Raise ValueError for a file, or a folder of files, that cannot be made there.
+
+    Nothing is left behind. A device or a pipe may take the place of a file.
+    """
+    if folder and os.path.exists(path) and not os.path.isdir(path):
+        raise ValueError(f'{option}={path} is a file; name a folder')
+    if not folder and os.path.isdir(path):
+        raise ValueError(f'{option}={path} is a folder; name a file')
+    place = Path(os.path.realpath(path))
+    if not folder and place.exists() and not place.is_file():
+        return
+    there = next(parent for parent in (place if folder else place.parent, *place.parents)
+                 if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError:
+        raise ValueError(f'{option}={path}: {there} is no folder that files can be written '
+                         f'to') from None
+
+
 def one_line_errors(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a command: errors that its user can correct become one line and an exit code.
 
@@ -364,13 +390,13 @@ def one_line_errors(function: Callable[P, R]) -> Callable[P, R]:
         except (OSError, MemoryError, FloatingPointError) as error:
             if os.environ.get('LIMPID_TRACEBACK'):
                 raise
-            raise _fail(_line(error), code=1) from error
+            smaller = SMALLER if isinstance(error, MemoryError) else ''
+            raise _fail(f'{_line(error)}{smaller}', code=1) from error
         except RuntimeError as error:
             told = any(words in str(error) for words in NO_MEMORY)
             if not told or os.environ.get('LIMPID_TRACEBACK'):
                 raise
-            raise _fail(f'{_line(error)} (a smaller --batch or --batch-gpu needs less)',
-                        code=1) from error
+            raise _fail(f'{_line(error)}{SMALLER}', code=1) from error
 
     return wrapper
 
@@ -420,7 +446,7 @@ def _line(error: BaseException) -> str:
 
 
 def _fail(message: str, code: int) -> click.ClickException:
-    failure = click.ClickException(message)
+    failure = click.ClickException(shown(message, LONGEST_ERROR))
     failure.exit_code = code  # type: ignore[misc]
     return failure
 

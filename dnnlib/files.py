@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -39,8 +40,9 @@ def atomic_write(path: str | os.PathLike[str], durable: bool = True) -> Iterator
     if durable:
         remove_leftovers(path.parent, path.name)
     handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
+    file = _Noting(io.FileIO(handle, 'w+'))
     try:
-        with os.fdopen(handle, 'w+b') as file:
+        with file:
             _lock(file)   # as long as this process lives, nobody takes it for a leftover
             yield file
             file.flush()
@@ -52,11 +54,35 @@ def atomic_write(path: str | os.PathLike[str], durable: bool = True) -> Iterator
             _publish(temporary, path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT,
-                                                              errno.EFBIG)
-        if full and error.filename is None:   # type: ignore[attr-defined]
-            error.filename = str(path)   # type: ignore[attr-defined]
+        failure = file.failure or error
+        if (isinstance(failure, OSError) and failure.filename is None
+                and failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
+            failure.filename = str(path)
+            raise failure from None
         raise
+
+
+class _Noting(io.BufferedRandom):
+    """A file that keeps its first error: libraries make tracebacks of their own of a full disk."""
+    failure: OSError | None = None
+
+    def write(self, data: bytes, /) -> int:   # type: ignore[override]
+        """Write like any file."""
+        with self._noting():
+            return super().write(data)
+
+    def flush(self) -> None:
+        """Flush like any file."""
+        with self._noting():
+            super().flush()
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
 
 
 def _publish(temporary: str, path: Path) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TextIO
 
+from dnnlib.console import escaped
+
 
 class LogFile:
     """A block in which everything printed to stdout also goes to the end of the file `path`.
@@ -32,12 +34,13 @@ class LogFile:
                  trace: TracebackType | None) -> None:
         if self.file is not None:
             if error is not None and not isinstance(error, SystemExit):
-                self.file.write(f'{kind.__name__ if kind else "error"}: {error}\n')
+                self.file.write(escaped(f'{kind.__name__ if kind else "error"}: {error}\n'))
             sys.stdout = self.stdout   # type: ignore[assignment]
             self.file.close()
 
     def write(self, text: str) -> None:
-        """Write to stdout and to the file."""
+        """Write to stdout and to the file, escaped for a terminal."""
+        text = escaped(text)
         if self.file is not None:
             self.file.write(text)
         if self.stdout is not None:

@@ -27,6 +27,7 @@ from metrics.features import TAPS, FeatureExtractor
 from metrics.images import Images
 from metrics.statistics import CHUNK, Moments, Statistics, chunks, library_versions
 from torch_utils import distributed
+from torch_utils.arrays import read_npy, read_npz
 
 SAVE_SECONDS = 30   # between two saves of a pass that can be continued
 
@@ -253,13 +254,11 @@ class _State:
         if not path.exists():
             return 0
         try:
-            with np.load(path, allow_pickle=False) as file:
-                identity, done = str(file['identity']), int(file['done'])
-                sums = {tap: file[f'sums.{tap}']
-                        for tap in total} if identity == self.identity else {}
+            file = read_npz(path)
+            identity, done = str(file['identity']), int(file['done'])
             if identity == self.identity:
-                found = {tap: [np.load(self._path(tap, c), allow_pickle=False) for c in range(done)]
-                         for tap in kept}
+                sums = {tap: file[f'sums.{tap}'] for tap in total}
+                found = {tap: [read_npy(self._path(tap, c)) for c in range(done)] for tap in kept}
                 self._check(done, total, sums, found)
         except Exception as error:
             raise ValueError(f'state={self.folder} is damaged ({" ".join(str(error).split())}): '

@@ -35,12 +35,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dnnlib.console import shown
 from dnnlib.download import fetch, is_url
 from dnnlib.files import atomic_write
 from metrics.features import TAPS
 from metrics.statistics import Moments, Statistics, chunks
 from torch_utils import torch_files
-from torch_utils.safe_pickle import ForbiddenError, Record, record, shown
+from torch_utils.arrays import names_in, read_npz
+from torch_utils.safe_pickle import ForbiddenError, Record, record
 
 T = TypeVar('T')
 
@@ -115,8 +117,8 @@ def _is_npz(path: Path) -> bool:
 
 
 def _read_npz(path: Path, source: str) -> ReferenceFile:
-    with torch_files.damage_named(path, WHAT), np.load(path, allow_pickle=False) as file:
-        names = set(file.files)
+    with torch_files.damage_named(path, WHAT):
+        names = set(names_in(path))
     if 'format' in names:
         return _read_ours(path, names)
     has_images = 'arr_0' in names
@@ -201,11 +203,8 @@ def _features(path: Path, name: str) -> np.ndarray:
 
 def _array(path: Path, name: str) -> np.ndarray:
     """Read one array of the npz, without reading the others."""
-    with torch_files.damage_named(path, WHAT), np.load(path, allow_pickle=False) as file:
-        array = file[name]
-        if not isinstance(array, np.ndarray):
-            raise ValueError(f'{name} is no array')
-    return array
+    with torch_files.damage_named(path, WHAT):
+        return read_npz(path, name)[name]
 
 
 # Pickles

@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dnnlib.console import shown
 from dnnlib.download import fetch, is_url
 from dnnlib.files import atomic_write
 from torch_utils import torch_files
-from torch_utils.safe_pickle import shown
+from torch_utils.arrays import NPY_START, check_ratio, read_npz
 
-NPY_START = b'\x93NUMPY'
 IMAGES, LABELS = 'arr_0', 'arr_1'   # the names that np.savez gives to unnamed arrays
 WHAT = 'batch of images'
 
@@ -98,9 +98,7 @@ class SampleBatch:
             found = self._find(LABELS)
             if found.shape != (len(self),) or found.dtype.kind not in 'iu':
                 raise ValueError(f'its {LABELS} is {_described(found)}, not classes [{len(self)}]')
-            labels: np.ndarray = np.load(io.BytesIO(archive.read(f'{LABELS}.npy')),
-                                         allow_pickle=False)
-            return labels.astype(np.int64)
+        return read_npz(self.path, LABELS)[LABELS].astype(np.int64)
 
     def fingerprint(self) -> str:
         """Return the sha256 of name, shape, and the CRC-32 of the images.
@@ -145,6 +143,7 @@ class SampleBatch:
                                       for info in archive.NameToInfo) or 'nothing'
                     raise ValueError(f'it has no {name}, only {shown(names)}')
                 member = archive.getinfo(f'{name}.npy')
+                check_ratio(member)
                 with archive.open(member) as array:
                     return _array(array, member, member.file_size)
 

@@ -23,12 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dnnlib.console import shown
 from dnnlib.download import cached_path, dnnlib_copies, fetch
 from dnnlib.files import expanded, home, sha256_of_file
 from metrics.inception import STEM, Conv, weight_shapes
 from torch_utils import torch_files
 from torch_utils.digest import digest_of_tensors
-from torch_utils.safe_pickle import Global, Record, read_pickle, record, shown
+from torch_utils.safe_pickle import Global, Record, read_pickle, record
 from torch_utils.safetensors_file import is_safetensors, load_tensors
 
 MAX_FILE = 300_000_000   # bytes; the largest published one has 96 million

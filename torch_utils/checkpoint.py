@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dnnlib.console import shown
 from dnnlib.files import atomic_write
-from torch_utils.safe_pickle import shown
 from torch_utils.torch_files import TENSORS, read_file
 
 
@@ -42,14 +42,15 @@ def load(path: str | os.PathLike[str], *kinds: str) -> dict[str, Any]:
         contents = read_file(path, TENSORS, wanted)
     except ValueError as error:
         raise DamagedError(str(error)) from None
-    if not isinstance(contents, dict) or 'checksum' not in contents:
-        raise ValueError(f'{path} is not a {wanted}: it does not say what it is')
-    if contents.pop('checksum') != checksum(contents):
+    kind = contents.get('kind') if isinstance(contents, dict) else None
+    told = kind in kinds or (isinstance(contents, dict) and 'checksum' in contents)
+    if told and contents.pop('checksum', None) != checksum(contents):
         raise DamagedError(f'{path} is damaged: its contents do not have the checksum that was '
                            f'written with them')
-    kind = contents.get('kind')
+    if not isinstance(kind, str):
+        raise ValueError(f'{path} is not a {wanted}: it does not say what it is')
     if kind not in kinds:
-        raise ValueError(f'{path} is a {shown(str(kind))}, not a {wanted}')
+        raise ValueError(f'{path} is a {shown(kind)}, not a {wanted}')
     return contents
 
 

@@ -27,6 +27,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
+from dnnlib.console import shown
+
 MAX_OPCODES = 2_000_000   # the largest published networks need about 100,000
 MAX_DEPTH = 200
 MAX_NODES = 10_000_000
@@ -259,12 +261,6 @@ def _kind(value: object) -> str:
 
 def _name_of(code: bytes) -> str:
     return OPCODE_NAMES.get(code, f'0x{code.hex()}')
-
-
-def shown(text: str, length: int = 80) -> str:
-    """Return text from a file, safe to print: short, in one line, without control characters."""
-    text = ''.join(c if c.isprintable() else '?' for c in text)
-    return text if len(text) <= length else f'{text[:length]}...'
 
 
 def check_tree(root: object) -> None:

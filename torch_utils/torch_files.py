@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dnnlib.console import shown
 from torch_utils.safe_pickle import (
     Allowed,
     ForbiddenError,
@@ -35,7 +36,6 @@ from torch_utils.safe_pickle import (
     plain_set,
     read_pickle,
     record,
-    shown,
 )
 
 STREAM_MAGIC, STREAM_PROTOCOL = 0x1950a86a20f9469cfc6c, 1001

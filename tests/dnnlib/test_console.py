@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from dnnlib.console import escaped, shown
+from dnnlib.logfile import LogFile
+
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import click
@@ -35,10 +38,10 @@ def program(folder, *arguments, shell='', **environment):
 
 @pytest.mark.parametrize('encoding', ['latin-1', 'cp1252'])
 def test_a_console_that_lacks_a_character_shows_its_number(tmp_path, encoding):
-    for argument, shown in (('--help', b'Print \\u03c3.'), ('a', b'\\u03c3 a')):
+    for argument, printed in (('--help', b'Print \\u03c3.'), ('a', b'\\u03c3 a')):
         result = program(tmp_path, argument, PYTHONIOENCODING=encoding)
         assert result.returncode == 0, result.stderr
-        assert shown in result.stdout
+        assert printed in result.stdout
 
 
 def test_a_file_name_that_is_no_text_is_printed(tmp_path):
@@ -55,3 +58,14 @@ def test_closed_streams_do_not_end_the_work(tmp_path):
 def test_a_reader_that_has_read_enough_ends_the_command_without_a_word(tmp_path):
     result = program(tmp_path, 'a', shell='| true', PYTHONUNBUFFERED='1')
     assert (result.returncode, result.stderr) == (0, b'')   # of `true`
+
+
+def test_what_a_terminal_would_obey_is_printed_as_an_escape(tmp_path):
+    hostile = 'a\x1b[2Jb\x07\x9b1m\u202e\ttab\nline'
+    result = program(tmp_path, hostile)
+    assert result.stdout.decode() == '\u03c3 a\\x1b[2Jb\\x07\\x9b1m\\u202e\ttab\nline\n'
+    assert escaped(f'{"x" * 10_001}\ny') == f'{"x" * 10_000}...\ny'
+    assert shown('a\x1b\nb' * 100, 7) == 'a??ba??...'
+    with LogFile(tmp_path / 'log.txt'):
+        print(hostile)
+    assert '\x1b' not in (tmp_path / 'log.txt').read_text()

@@ -3,6 +3,8 @@
 import errno
 import hashlib
 import os
+import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -10,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from dnnlib.files import atomic_write, open_regular, read_bounded, remove_leftovers, sha256_of_file
 
@@ -94,3 +97,19 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
         assert len(os.listdir(tmp_path)) == len(others)   # .b.pkl's is gone, this one's is there
     assert sorted(os.listdir(tmp_path)) == sorted(
         ['a.pkl', *(name for name in others if name != '.b.pkl.abcdefgh.tmp')])
+
+
+@pytest.mark.parametrize('limit', [0, 10_000, 65_536, 70_000, 100_000])
+def test_a_full_disk_is_told_whatever_a_library_makes_of_it(tmp_path, limit):
+    """torch's writer turns the error of the disk into one of its own, of forty lines."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        with pytest.raises(OSError) as caught, atomic_write(tmp_path / 'a.pt') as file:
+            torch.save({str(i): torch.zeros(2000) for i in range(20)}, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, old)
+    assert str(caught.value) == f"[Errno 27] File too large: '{tmp_path}/a.pt'"
+    assert list(tmp_path.iterdir()) == []

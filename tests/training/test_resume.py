@@ -135,6 +135,19 @@ def test_signals_save_and_leave_with_75(digits, undisturbed, tmp_path, number): 
     assert_same_run(undisturbed, tmp_path / 'run')
 
 
+def test_a_signal_during_the_start_leaves_with_75(tmp_path):
+    """The modules of the program take seconds to import: a batch system may stop it amid that."""
+    (tmp_path / 'click.py').write_text("""
+import os, signal
+os.kill(os.getpid(), signal.SIGTERM)
+""")
+    environment = {**os.environ, 'PYTHONPATH': str(tmp_path)}
+    result = subprocess.run([sys.executable, str(ROOT / 'train.py'), '--help'], env=environment,
+                            capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (
+        75, 'Interrupted: stopped before the training began; the same command starts it\n')
+
+
 def test_two_processes_are_stopped_and_continue(digits, tmp_path):  # noqa: F811
     """torchrun hands SIGTERM to its workers; the run then equals an uninterrupted one of two
     processes, bitwise."""

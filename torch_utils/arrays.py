@@ -1,0 +1,99 @@
+"""Arrays of numpy in .npy and .npz files, read no further than the files reach.
+
+Nothing is allocated before the size that an array claims has been compared with the bytes that are
+there, and a compressed array may not unfold to far more than any real one does.
+"""
+
+import math
+import os
+import zipfile
+from typing import IO
+
+import numpy as np
+
+from dnnlib.files import open_regular
+
+NPY_START = b'\x93NUMPY'
+MOST_HEADER = 10_000   # bytes of the description of an array
+MOST_RATIO = 200       # of the size of an array to what it takes compressed ...
+SMALL = 2**24          # ... from so many bytes on: those of a constant are few
+
+
+def check_ratio(entry: zipfile.ZipInfo) -> None:
+    """Raise ValueError for an entry of a zip that unfolds to far more than it takes."""
+    if entry.file_size > max(SMALL, MOST_RATIO * entry.compress_size):
+        raise ValueError(f'its {entry.filename} claims {entry.file_size:,} bytes and takes '
+                         f'{entry.compress_size:,}')
+
+
+def read_array(file: IO[bytes], size: int) -> np.ndarray:
+    """Return the array of a stream of `size` bytes in numpy's format.
+
+    Raises ValueError for one of another size than it claims, and for pickled objects.
+    """
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f'an array is in version {version} of the format')
+    read_header = {1: np.lib.format.read_array_header_1_0,
+                   2: np.lib.format.read_array_header_2_0}[version[0]]
+    shape, in_columns, dtype = read_header(file, max_header_size=MOST_HEADER)
+    if dtype.hasobject:
+        raise ValueError('an array holds pickled objects')
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size - file.tell():
+        raise ValueError(f'an array {list(shape)} of {dtype} does not have the size that it claims')
+    if math.prod(max(n, 1) for n in shape) >= 2**60 or dtype.itemsize == 0 < math.prod(shape):
+        raise ValueError(f'an array {list(shape)} of {dtype} is none')
+    data = bytearray(size - file.tell())
+    if _fill(file, data) < len(data):
+        raise ValueError('it became shorter while it was read')
+    array = np.frombuffer(data, dtype)
+    return array.reshape(shape[::-1]).T if in_columns else array.reshape(shape)
+
+
+def _fill(file: IO[bytes], data: bytearray) -> int:
+    view, done = memoryview(data), 0
+    while done < len(data):
+        count = file.readinto(view[done:done + 2**24])   # type: ignore[attr-defined]
+        if not count:
+            break
+        done += count
+    return done
+
+
+def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
+    """Return the array of a .npy file; raise ValueError where it is none."""
+    with open_regular(path) as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        return read_array(file, size)
+
+
+def read_npz(path: str | os.PathLike[str], *names: str) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file by name: those of `names`, or all if none are given.
+
+    Raises KeyError for a name that it does not have, and ValueError for a damaged array.
+    """
+    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        arrays = {}
+        for name in names or _names(archive):
+            entry = archive.getinfo(f'{name}.npy')
+            check_ratio(entry)
+            with archive.open(entry) as stream:
+                arrays[name] = read_array(stream, entry.file_size)
+    return arrays
+
+
+def names_in(path: str | os.PathLike[str]) -> list[str]:
+    """Return the names of the arrays of an .npz file."""
+    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        return _names(archive)
+
+
+def is_npy(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file starts like a .npy file."""
+    with open_regular(path) as file:
+        return file.read(len(NPY_START)) == NPY_START
+
+
+def _names(archive: zipfile.ZipFile) -> list[str]:
+    return [info.removesuffix('.npy') for info in archive.NameToInfo if info.endswith('.npy')]
