@@ -21,18 +21,22 @@ from dnnlib.cli import (
     naming_flags,
     one_line_errors,
 )
+from dnnlib.console import shown
 from dnnlib.download import fetch, is_url
 from limpid.denoiser import Denoiser
 from limpid.labels import describe_labels
 from torch_utils import checkpoint
 from torch_utils.digest import digest_of_tensors
-from torch_utils.safetensors_file import is_safetensors, save_tensors
+from torch_utils.safetensors_file import is_safetensors, load_tensors, save_tensors
 from torch_utils.torch_files import CHECKPOINTS, read_file, tensors_in
 from training import config as configs
 from training.run_folder import SNAPSHOT
 
 files = heading('Network and files')
 SETTINGS: dict[str, Any] = {'max_content_width': 110}
+
+
+DIGEST = 'digest'   # the key of that of all tensors in a safetensors file of ours
 
 
 class _File(click.Argument):
@@ -117,7 +121,8 @@ def convert(file: str, dest: str, weights: str | None) -> None:
         checkpoint.save({**about, 'ema': tensors, 'ema_name': info['weights'], 'averages': {}},
                         dest)
     else:
-        save_tensors(tensors, {METADATA: json.dumps(about)}, dest)
+        save_tensors(tensors, {METADATA: json.dumps(about),
+                               DIGEST: digest_of_tensors(tensors)}, dest)
     print(f'Wrote {len(tensors)} tensors to {dest}; digest {digest_of_tensors(tensors)}')
 
 
@@ -138,11 +143,34 @@ def verify(file: str) -> None:
         raise FileNotFoundError(2, f'there is no such {WHAT}', str(path))
     try:
         network, held = check_finite(path)
+        checked = CHECKED[has_checksum(path)]
     except ValueError as error:
         failure = click.ClickException(str(error))
         failure.exit_code = 1  # type: ignore[misc]
         raise failure from None
-    print(f'{path}: {held} tensors, all finite; the {network} of the network fit it')
+    print(f'{path}: {held} tensors, all finite; the {network} of the network fit it; {checked}')
+
+
+CHECKED = {True: 'they have the checksum that was written with them',
+           False: 'the file has no checksum that could tell whether they are the original ones'}
+
+
+def has_checksum(path: Path) -> bool:
+    """Return whether a file stores a checksum of its tensors; raise ValueError for a wrong one.
+
+    Files of this project do. The checksum of a snapshot or a state was compared when it was read.
+    """
+    if not is_safetensors(path):
+        contents = read_file(path, CHECKPOINTS, WHAT, data=False)
+        return isinstance(contents, dict) and 'checksum' in contents
+    tensors, metadata = load_tensors(path)
+    if DIGEST not in metadata:
+        return False
+    found = digest_of_tensors(tensors)
+    if metadata[DIGEST] != found:
+        raise ValueError(f'{path} is damaged: its tensors have the digest {found}, not '
+                         f'{shown(metadata[DIGEST])} as it says')
+    return True
 
 
 def check_finite(path: Path) -> tuple[int, int]:

@@ -30,7 +30,7 @@ from dnnlib.cli import (
 )
 from dnnlib.download import is_url
 from dnnlib.early import TRY_AGAIN
-from dnnlib.files import atomic_write, held
+from dnnlib.files import atomic_write, held, read_bounded
 from dnnlib.logfile import LogFile
 from evaluation.while_training import EvalConfig, WhileTraining
 from limpid.denoiser import Denoiser
@@ -276,7 +276,7 @@ def check_transfer(transfer: str | None, origin: str, run_dir: Path) -> None:
     """Raise ValueError for weights to start from where a run continues that began otherwise."""
     began = {}
     with contextlib.suppress(OSError, ValueError):
-        began = json.loads((run_dir / 'transfer.json').read_text())
+        began = json.loads(read_bounded(run_dir / 'transfer.json', 2**28))
     if transfer is not None and began.get('from') != transfer:
         raise ValueError(f'--transfer={transfer} would have no effect: the run continues from '
                          f'{origin}. Leave it out, or start anew with --resume=never')

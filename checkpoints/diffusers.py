@@ -11,8 +11,6 @@ which noise levels there are and what the network predicts; its sampler is ignor
 import functools
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from checkpoints.assemble import LARGEST
 from checkpoints.diffusers_unet import PREDICTIONS, TIMESTEPS, DiffusersDenoiser, config_of
 from dnnlib.console import shown
+from dnnlib.files import read_bounded
 from limpid.levels import CosineBetas, DiscreteSchedule, GivenBetas, LinearBetas, ScaledLinearBetas
 from torch_utils import checkpoint
 from torch_utils.arrays import is_npy, read_npy, read_npz
@@ -160,12 +160,16 @@ def _parts(folder: Path) -> tuple[Path, Path]:
     return unet, scheduler
 
 
+LARGEST_JSON = 2**24   # bytes of a configuration
+MOST_ENTRIES = 100     # of its lists, and layers of a block
+
+
 def _json(path: Path) -> dict[str, Any]:
     """Read a file of names and values."""
     if not path.is_file():
         raise FileNotFoundError(2, 'this part of a diffusers model is missing', str(path))
     try:
-        contents = json.loads(path.read_text(encoding='utf-8'))
+        contents = json.loads(read_bounded(path, LARGEST_JSON))
     except (ValueError, RecursionError) as error:
         raise ValueError(f'{path} is damaged: {shown(str(error), 200)}') from None
     if not isinstance(contents, dict):
@@ -185,12 +189,29 @@ def _build(config: dict[str, Any], path: Path) -> nn.Module:
         raise ValueError(f'{path.parent} needs diffusers, of the extra diffusers: pip install '
                          f'".[diffusers]", or pip install diffusers') from error
     try:
+        _check_sizes(config)
         with torch.device('meta'):
             return getattr(diffusers, name).from_config(config)
     except (ValueError, TypeError, ArithmeticError, RuntimeError, LookupError,
             AttributeError) as error:
         raise ValueError(
             f'{path}: its arguments do not make a network: {shown(str(error), 300)}') from None
+
+
+def _check_sizes(value: object, name: str = '') -> None:
+    """Raise ValueError for numbers of layers, sizes and lists that no network has."""
+    if isinstance(value, dict | list) and len(value) > MOST_ENTRIES:
+        raise ValueError(f'{shown(name) or "it"} has {len(value)} entries')
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_sizes(item, key)
+    elif isinstance(value, list):
+        for item in value:
+            _check_sizes(item, name)
+    elif isinstance(value, int | float):
+        most = MOST_ENTRIES if 'layers' in name else LARGEST
+        if abs(value) > most:
+            raise ValueError(f'{shown(name)} is {shown(repr(value))}')
 
 
 def _check_shape(config: Mapping[str, Any], path: Path) -> tuple[int, int]:
@@ -349,6 +370,5 @@ def _arrays(path: Path) -> dict[str, Tensor]:
     try:
         arrays = {'embeddings': read_npy(path)} if is_npy(path) else read_npz(path)
         return {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}
-    except (ValueError, TypeError, EOFError, OSError, NotImplementedError, zlib.error,
-            zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, EOFError, OSError) as error:
         raise ValueError(f'{path} is no file of embeddings: {shown(str(error), 200)}') from None

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from checkpoints.diffusers import is_diffusers, read_diffusers
 from checkpoints.read import read_network
-from dnnlib.download import fetch, is_url
+from dnnlib.download import as_fetched, fetch, is_url
 from limpid.denoiser import Network
 from limpid.ideal import IdealDenoiser
 from limpid.pixels import from_uint8
@@ -52,8 +53,12 @@ def open_network(spec: str | os.PathLike[str], device: torch.device | str = 'cpu
     for name, value in options.items():
         raise ValueError(f'{name}={value} would have no effect: {path} is no folder of diffusers')
     if path.startswith(IDEAL):
+        if weights is not None:
+            raise ValueError(f'weights={weights} would have no effect: {path} has no weights')
         return ideal_denoiser(path[len(IDEAL):], device)
-    net, info = read_network(fetch(path) if is_url(path) else path, weights)
+    local = fetch(path) if is_url(path) else Path(path)
+    with as_fetched(path, local):
+        net, info = read_network(local, weights)
     # Guidance asks how often this network has seen an image without its class.
     told = info['training'] or {}
     net.label_dropout = told.get('label_dropout', getattr(net.model, 'label_dropout', None))

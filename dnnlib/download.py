@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from dnnlib.console import shown
 from dnnlib.files import home, sha256_of_file
 
 ATTEMPTS = 5      # to continue after a broken connection
@@ -60,13 +61,26 @@ def dnnlib_copies(url: str) -> list[Path]:
             for path in sorted(folder.glob(f'{key}_*'))]
 
 
-def fetch(url: str, sha256: str | None = None, pause: float = 1.0) -> Path:
+@contextmanager
+def as_fetched(source: str, path: Path) -> Iterator[None]:
+    """Add to a ValueError about a file that came from the web how it is fetched anew."""
+    try:
+        yield
+    except ValueError as error:
+        if not is_url(source):
+            raise
+        raise ValueError(f'{error} (it is from {shown(source, 200)}: delete {path}, and it is '
+                         f'fetched again)') from error
+
+
+def fetch(url: str, sha256: str | None = None, pause: float = 1.0, most: int = 2**33) -> Path:
     """Return the path of the file at an http(s) address, from the cache or the web.
 
     The file must have the SHA-256 `sha256`, in hexadecimal digits, even if it is in the cache
     already. A copy in the cache of NVlabs/edm (`dnnlib_copies`) is taken where it is. After a
     broken connection the rest is requested again, up to ATTEMPTS times, after waiting `pause`
-    seconds and then twice as long each time. Raises ValueError, in one line that names the address
+    seconds and then twice as long each time. A file of more than `most` bytes is not fetched, nor
+    one whose length the server does not tell. Raises ValueError, in one line that names the address
     and says where the file can be put by hand.
     """
     if not is_url(url):
@@ -80,7 +94,7 @@ def fetch(url: str, sha256: str | None = None, pause: float = 1.0) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _only_one(path.with_name(f'{path.name}.lock')):
             if not path.exists():
-                _download(url, path, sha256, pause)
+                _download(url, path, sha256, pause, most)
             elif sha256 is not None and sha256_of_file(path) != sha256.lower():
                 raise ValueError(f'{path} does not have the checksum {sha256}: '
                                  f'delete it, and it is fetched from {url} again')
@@ -90,15 +104,15 @@ def fetch(url: str, sha256: str | None = None, pause: float = 1.0) -> Path:
 
 
 def _unreachable(url: str, path: Path, error: Exception) -> ValueError:
-    reason = error.reason if type(error) is urllib.error.URLError else error
+    reason = shown(str(error.reason if type(error) is urllib.error.URLError else error), 200)
     return ValueError(f'{url} cannot be fetched ({reason}): download it elsewhere and save it as '
                       f'{path}')
 
 
-def _download(url: str, path: Path, sha256: str | None, pause: float) -> None:
+def _download(url: str, path: Path, sha256: str | None, pause: float, most: int) -> None:
     """Fetch the file under another name, check it, and give it the name `path`."""
     part, validator = path.with_name(f'{path.name}.part'), path.with_name(f'{path.name}.validator')
-    _receive_all(url, part, validator, pause)
+    _receive_all(url, part, validator, pause, most)
     found = sha256_of_file(part)
     if sha256 is not None and found != sha256.lower():
         part.unlink()
@@ -108,11 +122,11 @@ def _download(url: str, path: Path, sha256: str | None, pause: float) -> None:
     validator.unlink(missing_ok=True)
 
 
-def _receive_all(url: str, part: Path, validator: Path, pause: float) -> None:
+def _receive_all(url: str, part: Path, validator: Path, pause: float, most: int) -> None:
     """Receive into `part`, in several attempts if the connection breaks, until it is complete."""
     for attempt in range(ATTEMPTS + 1):
         try:
-            if _receive(url, part, validator):
+            if _receive(url, part, validator, most):
                 return
             failure: Exception = ConnectionError('the connection broke before the end')
         except urllib.error.HTTPError as error:
@@ -131,7 +145,28 @@ def _receive_all(url: str, part: Path, validator: Path, pause: float) -> None:
         time.sleep(pause * 2**attempt)
 
 
-def _receive(url: str, part: Path, validator: Path) -> bool:
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Redirects as browsers follow them: from https to https only, and never to other kinds."""
+
+    def redirect_request(self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str,
+                         headers: http.client.HTTPMessage,
+                         newurl: str) -> urllib.request.Request | None:
+        """Return the request to the new address; raise ValueError where it is not safe."""
+        wanted = ('https://',) if req.full_url.startswith('https://') else ('https://', 'http://')
+        if not newurl.startswith(wanted):
+            raise ValueError(f'{req.full_url} leads to {shown(newurl, 200)}, which is not '
+                             f'{" or ".join(name[:-3] for name in wanted)}')
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+OPENER = urllib.request.OpenerDirector()
+for _handler in (urllib.request.ProxyHandler, urllib.request.UnknownHandler,
+                 urllib.request.HTTPHandler, urllib.request.HTTPSHandler, _Redirects,
+                 urllib.request.HTTPDefaultErrorHandler, urllib.request.HTTPErrorProcessor):
+    OPENER.add_handler(_handler())
+
+
+def _receive(url: str, part: Path, validator: Path, most: int) -> bool:
     """Append the missing rest to `part`, and return whether it is complete now.
 
     Only the rest is asked for if the server can tell whether the file is still the same.
@@ -142,9 +177,11 @@ def _receive(url: str, part: Path, validator: Path) -> bool:
     if have:
         headers |= {'Range': f'bytes={have}-', 'If-Range': known}
     request = urllib.request.Request(url, headers=headers)
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+    with OPENER.open(request, timeout=TIMEOUT) as response:
         if response.headers.get_content_type() == 'text/html':
             raise ValueError(f'{url} answers with a web page, not with a file')
+        if response.status not in (200, 206) or (response.status == 206 and not have):
+            raise ValueError(f'{url} answers with status {response.status}, not with a file')
         if response.status != 206 or not _continues(response.headers, have):
             have = 0
             part.unlink(missing_ok=True)
@@ -152,10 +189,18 @@ def _receive(url: str, part: Path, validator: Path) -> bool:
                 return False   # a different part came: the next attempt requests everything
         total = response.headers.get('Content-Length')
         end = None if total is None else have + int(total)
+        # The end of a chunked answer is told, too; a broken one raises IncompleteRead.
+        if end is None and response.headers.get('Transfer-Encoding', '').lower() != 'chunked':
+            part.unlink(missing_ok=True)
+            raise ValueError(f'{url} does not say how long the file is, so that a broken one would '
+                             f'not be noticed')
+        if end is not None and end > most:
+            raise ValueError(f'{url} is a file of {end / 1e6:,.0f} MB, where {most / 1e6:,.0f} MB '
+                             f'are the most')
         tag = response.headers.get('ETag') or response.headers.get('Last-Modified') or ''
         validator.write_text('' if tag.startswith('W/') else tag)
         with open(part, 'ab') as file:
-            have += _copy(response, file, f'Downloading {url}', have, end)
+            have += _copy(response, file, f'Downloading {shown(url, 200)}', have, end, most)
             file.flush()
             os.fsync(file.fileno())
     return end is None or have == end
@@ -166,7 +211,7 @@ def _continues(headers: email.message.Message, have: int) -> bool:
 
 
 def _copy(response: http.client.HTTPResponse, file: IO[bytes], title: str, have: int,
-          end: int | None) -> int:
+          end: int | None, most: int) -> int:
     """Copy a response to a file and return the number of bytes; on a terminal, show progress."""
     count, shown = 0, 0.0
     total = '' if end is None else f' of {end / 1e6:.1f}'
@@ -174,6 +219,8 @@ def _copy(response: http.client.HTTPResponse, file: IO[bytes], title: str, have:
         while chunk := response.read(CHUNK):
             file.write(chunk)
             count += len(chunk)
+            if have + count > most:
+                raise ValueError(f'{title}: more than {most / 1e6:,.0f} MB come')
             if sys.stderr.isatty() and time.monotonic() - shown > 0.2:
                 shown = time.monotonic()
                 print(f'\r{title}: {(have + count) / 1e6:.1f}{total} MB', end='', file=sys.stderr,

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from limpid.checks import one_of
 
+MOST_TIMESTEPS = 100_000   # a table of so many takes 0.8 MB; files may claim any number
+
 
 class DiscreteSchedule:
     """A table of noise levels, and the quantities that follow from its ln ᾱ_t.
@@ -100,6 +102,7 @@ class IDDPMLevels(DiscreteSchedule):
 
 @functools.lru_cache(maxsize=8)
 def _iddpm_levels(levels: IDDPMLevels) -> Tensor:
+    _count(levels.M)
     u = [0.0]
     for j in range(levels.M, 0, -1):
         ratio = max(levels.alpha_bar_of(j - 1) / levels.alpha_bar_of(j), levels.C_1)
@@ -175,8 +178,8 @@ class GivenBetas(DiscreteSchedule):
 
 
 def _count(T: int) -> int:
-    if T < 1:
-        raise ValueError(f'the number of timesteps T must be at least 1, not {T}')
+    if not 1 <= T <= MOST_TIMESTEPS:
+        raise ValueError(f'the number of timesteps T must be from 1 to {MOST_TIMESTEPS:,}, not {T}')
     return T
 
 

@@ -17,9 +17,8 @@ def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray,
     Aᵀ Σ₂ A, so that no number ever becomes complex. If a covariance is singular, they are computed
     as the squared singular values of Aᵀ B with Σ₂ = B Bᵀ, which does not amplify rounding errors.
     The computation is in float64, and gives the same bits for any number of threads. For equal
-    arguments the result is 0 up to rounding; it may be negative and is returned as it is. Raises
-    ValueError for shapes that do not fit, for values that are not finite, and for matrices that are
-    not covariances.
+    arguments the result is 0 up to rounding, and never negative. Raises ValueError for shapes that
+    do not fit, for values that are not finite, and for matrices that are not covariances.
     """
     m1, S1, m2, S2 = _checked(mu1=mu1, sigma1=sigma1, mu2=mu2, sigma2=sigma2)
     with one_thread():
@@ -29,7 +28,7 @@ def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray,
         else:
             trace_of_root = torch.linalg.svdvals(A.T @ _root(S2)).sum()
         distance = (m1 - m2).square().sum() + S1.trace() + S2.trace() - 2 * trace_of_root
-    return float(distance)
+    return max(float(distance), 0.0)
 
 
 def frechet_distances(mu: np.ndarray, sigma: np.ndarray,
@@ -48,7 +47,7 @@ def frechet_distances(mu: np.ndarray, sigma: np.ndarray,
             *_, m2, S2 = _checked(mu1=mu, mu2=mu2, sigma2=sigma2)
             roots = torch.linalg.eigvalsh(A.T @ S2 @ A).clamp(min=0).sqrt()
             distance = (m1 - m2).square().sum() + S1.trace() + S2.trace() - 2 * roots.sum()
-            distances.append(float(distance))
+            distances.append(max(float(distance), 0.0))
     return distances
 
 

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from dnnlib.console import shown
-from dnnlib.download import fetch, is_url
+from dnnlib.download import as_fetched, fetch, is_url
 from dnnlib.files import atomic_write
 from metrics.features import TAPS
 from metrics.statistics import Moments, Statistics, chunks
@@ -103,7 +103,8 @@ def read_reference(source: str | os.PathLike[str]) -> ReferenceFile:
         raise ValueError(f'{path} is a folder, not a {WHAT}: make one with fid.py ref')
     if not path.exists():
         raise ValueError(f'{path}: no such {WHAT}: make one with fid.py ref')
-    return _read_npz(path, name) if _is_npz(path) else _read_pickled(path)
+    with as_fetched(name, path):
+        return _read_npz(path, name) if _is_npz(path) else _read_pickled(path)
 
 
 # npz

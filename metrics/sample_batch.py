@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from dnnlib.console import shown
-from dnnlib.download import fetch, is_url
-from dnnlib.files import atomic_write
+from dnnlib.download import as_fetched, fetch, is_url
+from dnnlib.files import atomic_write, open_regular
 from torch_utils import torch_files
 from torch_utils.arrays import NPY_START, check_ratio, read_npz
 
@@ -65,8 +65,9 @@ class SampleBatch:
             raise ValueError(f'{self.path} is a folder, not a {WHAT} (.npz or .npy)')
         if not self.path.exists():
             raise ValueError(f'{self.path}: no such {WHAT}')
-        self._array = self._find(IMAGES)
-        self._check()
+        with as_fetched(os.fspath(path), self.path):
+            self._array = self._find(IMAGES)
+            self._check()
         count, height, width, *channels = self._array.shape
         self._count = count
         self.image_shape = [*(channels or [1]), height, width]
@@ -130,7 +131,7 @@ class SampleBatch:
 
     def _find(self, name: str) -> _Array:
         """Find the array of that name in the npz, or the one of the npy."""
-        with torch_files.damage_named(self.path, WHAT), open(self.path, 'rb') as file:
+        with torch_files.damage_named(self.path, WHAT), open_regular(self.path) as file:
             start = file.read(len(NPY_START))
             if start == NPY_START:
                 file.seek(0)

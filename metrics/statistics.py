@@ -33,6 +33,9 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+CONSTANT = 1e-13   # variance of a feature that is constant, relative to its mean square
+
+
 class Moments:
     """N, Σ f and Σ f fᵀ of features f, in float64.
 
@@ -71,11 +74,18 @@ class Moments:
         return (self.sums[0, 1:] / self.sums[0, 0]).cpu().numpy()
 
     def cov(self) -> np.ndarray:
-        """Σ, float64 [d, d], unbiased. Raises ValueError for fewer than 2 features."""
+        """Σ, float64 [d, d], unbiased. Raises ValueError for fewer than 2 features.
+
+        A feature that is the same in all images has the variance 0, not what rounding leaves.
+        """
         if self.count < 2:
             raise ValueError(f'{self.count} images have no covariance: 2 are the least')
         N, total, outer = self.sums[0, 0], self.sums[0, 1:], self.sums[1:, 1:]
-        return ((outer - torch.outer(total, total) / N) / (N - 1)).cpu().numpy()
+        sigma = (outer - torch.outer(total, total) / N) / (N - 1)
+        constant = sigma.diagonal() <= CONSTANT * outer.diagonal() / N
+        if bool(constant.any()):
+            sigma[constant], sigma[:, constant] = 0.0, 0.0
+        return sigma.cpu().numpy()
 
 
 def chunks(num_images: int, rank: int = 0, world_size: int = 1) -> list[range]:

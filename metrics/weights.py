@@ -9,6 +9,7 @@ of a Python object. All hold the same numbers under different names. The last tw
 which is 1. Nothing in these files is executed.
 """
 
+import gzip
 import io
 import itertools
 import os
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from dnnlib.console import shown
 from dnnlib.download import cached_path, dnnlib_copies, fetch
-from dnnlib.files import expanded, home, sha256_of_file
+from dnnlib.files import expanded, home, open_regular, read_bounded, sha256_of_file
 from metrics.inception import STEM, Conv, weight_shapes
 from torch_utils import torch_files
 from torch_utils.digest import digest_of_tensors
@@ -33,6 +34,7 @@ from torch_utils.safe_pickle import Global, Record, read_pickle, record
 from torch_utils.safetensors_file import is_safetensors, load_tensors
 
 MAX_FILE = 300_000_000   # bytes; the largest published one has 96 million
+MAX_FIELDS = 100_000     # of a message in a GraphDef; the published graph has 2,000 nodes
 WHAT = "file of Inception's weights"
 
 
@@ -209,7 +211,7 @@ def sniff(path: str | os.PathLike[str]) -> str:
                          f'have 96 million')
     if is_safetensors(path):
         return 'safetensors'
-    with open(path, 'rb') as file:
+    with open_regular(path) as file:
         start = file.read(64)
     if start.startswith(torch_files.ZIP_START):
         with torch_files.damage_named(path, WHAT), zipfile.ZipFile(path) as archive:
@@ -316,19 +318,40 @@ def _tensors_of(value: object) -> Iterator[tuple[str, Tensor]]:
 def read_graphdef(path: Path) -> dict[str, Tensor]:
     """Read the constants of a TensorFlow graph, without TensorFlow."""
     with torch_files.damage_named(path, WHAT):
-        return dict(_constants(path.read_bytes()))
+        return dict(_constants(read_bounded(path, MAX_FILE)))
 
 
 def read_tgz(path: Path) -> dict[str, Tensor]:
     """Read the graph within the archive in which TensorFlow's models were published."""
-    with torch_files.damage_named(path, WHAT), tarfile.open(path, 'r:gz') as archive:
+    with (torch_files.damage_named(path, WHAT), open_regular(path) as file,
+          tarfile.open(fileobj=io.BufferedReader(_Limited(gzip.GzipFile(fileobj=file))),
+                       mode='r|') as archive):
         for member in archive:
             if member.isfile() and Path(
                 member.name).name == 'classify_image_graph_def.pb' and member.size < MAX_FILE:
-                file = archive.extractfile(member)
-                assert file is not None, 'a regular file can be extracted'
-                return dict(_constants(file.read()))
+                graph = archive.extractfile(member)
+                assert graph is not None, 'a regular file can be extracted'
+                return dict(_constants(graph.read()))
         raise ValueError('it has no file called classify_image_graph_def.pb')
+
+
+class _Limited(io.RawIOBase):
+    """What a compressed stream unfolds to, as long as that is no more than MAX_FILE bytes."""
+
+    def __init__(self, stream: gzip.GzipFile) -> None:
+        self.stream, self.left = stream, MAX_FILE
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:   # type: ignore[override]
+        """Read the next bytes."""
+        count = self.stream.readinto(buffer)
+        self.left -= count
+        if self.left < 0:
+            raise ValueError(f'it unfolds to more than {MAX_FILE:,} bytes')
+        return count
 
 
 def _constants(graph: bytes) -> Iterator[tuple[str, Tensor]]:
@@ -366,6 +389,8 @@ def _fields(message: memoryview) -> list[tuple[int, Any]]:
     fields: list[tuple[int, Any]] = []
     at = 0
     while at < len(message):
+        if len(fields) == MAX_FIELDS:
+            raise ValueError(f'one of its messages has more than {MAX_FIELDS:,} fields')
         key, at = _varint(message, at)
         if key & 7 == 0:
             value, at = _varint(message, at)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dnnlib.files import held
+from dnnlib.files import held, read_bounded
 from training.config import TrainConfig
 from training.dataset import ImageFolderDataset
 from training.run_folder import STATE, files_of
@@ -65,7 +65,7 @@ def unfinished_run(outdir: str, name: str, config: TrainConfig) -> tuple[Path, i
 
 def _has_settings(folder: Path, config: TrainConfig) -> bool:
     try:
-        stored = json.loads((folder / 'training_options.json').read_text())
+        stored = json.loads(read_bounded(folder / 'training_options.json', 2**24))
         return isinstance(stored, dict) and not differences(stored, config)
     except (OSError, ValueError):
         return False

@@ -4,13 +4,18 @@ Nothing is allocated before the size that an array claims has been compared with
 there, and a compressed array may not unfold to far more than any real one does.
 """
 
+import contextlib
 import math
 import os
+import struct
 import zipfile
+import zlib
+from collections.abc import Iterator
 from typing import IO
 
 import numpy as np
 
+from dnnlib.console import shown
 from dnnlib.files import open_regular
 
 NPY_START = b'\x93NUMPY'
@@ -71,11 +76,13 @@ def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
 def read_npz(path: str | os.PathLike[str], *names: str) -> dict[str, np.ndarray]:
     """Return the arrays of an .npz file by name: those of `names`, or all if none are given.
 
-    Raises KeyError for a name that it does not have, and ValueError for a damaged array.
+    Raises ValueError for a name that it does not have, and for a damaged file.
     """
-    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+    with _opened(path) as archive:
         arrays = {}
         for name in names or _names(archive):
+            if f'{name}.npy' not in archive.NameToInfo:
+                raise ValueError(f'it has no array {name}')
             entry = archive.getinfo(f'{name}.npy')
             check_ratio(entry)
             with archive.open(entry) as stream:
@@ -85,7 +92,7 @@ def read_npz(path: str | os.PathLike[str], *names: str) -> dict[str, np.ndarray]
 
 def names_in(path: str | os.PathLike[str]) -> list[str]:
     """Return the names of the arrays of an .npz file."""
-    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+    with _opened(path) as archive:
         return _names(archive)
 
 
@@ -93,6 +100,17 @@ def is_npy(path: str | os.PathLike[str]) -> bool:
     """Return whether a file starts like a .npy file."""
     with open_regular(path) as file:
         return file.read(len(NPY_START)) == NPY_START
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[zipfile.ZipFile]:
+    """Open a zip; all that zipfile raises for a damaged one becomes a ValueError."""
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, struct.error,
+            RuntimeError, LookupError) as error:
+        raise ValueError(f'its zip is damaged: {shown(str(error), 200)}') from error
 
 
 def _names(archive: zipfile.ZipFile) -> list[str]:

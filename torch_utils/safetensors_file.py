@@ -14,9 +14,9 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from dnnlib.files import atomic_write
+from dnnlib.files import atomic_write, open_regular
 
-MAX_HEADER = 100_000_000   # bytes, as in the format's own library
+MAX_HEADER = 2**24   # bytes; a hundred thousand tensors take 10 MB
 DTYPES = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16,
           'I64': torch.int64, 'I32': torch.int32, 'I16': torch.int16, 'I8': torch.int8,
           'U8': torch.uint8}
@@ -44,9 +44,9 @@ def save_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
 def is_safetensors(path: str | os.PathLike[str]) -> bool:
     """Return whether a file starts like one of this format."""
     try:
-        with open(path, 'rb') as file:
+        with open_regular(path) as file:
             start = file.read(9)
-    except OSError:
+    except (OSError, ValueError):
         return False
     length = int.from_bytes(start[:8], 'little')
     return len(start) == 9 and start[8:] == b'{' and length <= MAX_HEADER
@@ -58,7 +58,7 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     Raises ValueError in one line, which names the file, for a damaged one.
     """
     try:
-        with open(path, 'rb') as file:
+        with open_regular(path) as file:
             tensors, metadata = _read(file)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError,
             RuntimeError) as error:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from dnnlib.console import shown
+from dnnlib.files import open_regular
 from torch_utils.safe_pickle import (
     Allowed,
     ForbiddenError,
@@ -83,7 +84,7 @@ def read_file(path: str | os.PathLike[str], allowed: Allowed, what: str = 'check
         raise ValueError(f'{path} is a folder, not a {what}')
     if not path.exists():
         raise FileNotFoundError(2, f'there is no such {what}', str(path))
-    with open(path, 'rb') as file:
+    with open_regular(path) as file:
         try:
             value = _read(file, allowed, data)
             if sum(tensor.nbytes for tensor in tensors_in(value)) > SHARING * file.seek(0, 2):
@@ -116,9 +117,9 @@ def tensors_in(value: object) -> Iterator[Tensor]:
 def is_zip(path: str | os.PathLike[str]) -> bool:
     """Return whether a file starts like the zip of torch.save."""
     try:
-        with open(path, 'rb') as file:
+        with open_regular(path) as file:
             return file.read(4) == ZIP_START
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 

@@ -105,7 +105,17 @@ def small(path, **changes):
 
 def test_verify(tmp_path):
     assert run('verify', PUBLISHED).output == (
-        f'{PUBLISHED}: 149 tensors, all finite; the 149 of the network fit it\n')
+        f'{PUBLISHED}: 149 tensors, all finite; the 149 of the network fit it; the file has no '
+        f'checksum that could tell whether they are the original ones\n')
+    for name in ('plain.pkl', 'plain.safetensors'):
+        run('convert', PUBLISHED, f'--dest={tmp_path / name}')
+        assert run('verify', tmp_path / name).output.endswith(
+            'the 149 of the network fit it; they have the checksum that was written with them\n')
+    data = bytearray((tmp_path / 'plain.safetensors').read_bytes())
+    data[-2] ^= 1
+    (tmp_path / 'plain.safetensors').write_bytes(data)
+    altered = run('verify', tmp_path / 'plain.safetensors')
+    assert altered.exit_code == 1 and 'plain.safetensors is damaged: its tensors' in altered.output
     small(tmp_path / 'fine.pkl')
     result = run('verify', tmp_path / 'fine.pkl')
     assert result.exit_code == 0, result.output

@@ -2,17 +2,19 @@
 
 import hashlib
 import http.server
+import io
 import os
 import re
 import subprocess
 import sys
 import threading
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from checkpoints.open import open_network
-from dnnlib.download import cache_dir, cached_path, fetch
+from dnnlib.download import _Redirects, cache_dir, cached_path, fetch
 
 CONTENT = bytes(range(256)) * 8000   # 2 MB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -32,6 +34,7 @@ class Server(http.server.ThreadingHTTPServer):
             True,
             [],
         )
+        self.answer = b''   # the whole answer, instead of the content
         self.etag, self.type, self.status = '"one"', 'application/octet-stream', None
 
     def handle_error(self, request, client_address):
@@ -51,6 +54,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server.requests.append(wanted)
         if server.status:
             self.send_error(server.status)
+            return
+        if server.answer:
+            self.wfile.write(server.answer)
+            self.close_connection = True
             return
         start = 0
         if wanted and server.ranges and condition == server.etag:
@@ -238,3 +245,53 @@ def test_a_network_by_its_address(server):
     server.content = (ROOT / 'tests' / 'golden' / 'published-ddpmpp-edm.pkl').read_bytes()
     net = open_network(server.url('network-snapshot.pkl'))
     assert net.img_resolution == 16 and net.label_dim == 4 and server.requests == [None]
+
+
+@pytest.mark.parametrize(('answer', 'message'), [
+    (b'HTTP/1.1 302 Found\r\nLocation: ftp://127.0.0.1/net.pkl\r\n\r\n',
+     'leads to ftp://127.0.0.1/net.pkl, which is not https or http'),
+    (b'HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n', 'file:///etc/passwd'),
+    (b'HTTP/1.1 204 No Content\r\n\r\n', 'answers with status 204, not with a file'),
+    (b'HTTP/1.1 206 Partial Content\r\nContent-Length: 3\r\nContent-Range: bytes 0-2/9\r\n\r\nabc',
+     'answers with status 206, not with a file'),
+    (b'HTTP/1.1 200 OK\r\n\r\nabc', 'does not say how long the file is, so that a broken one '),
+    (b'HTTP/1.1 200 OK\r\nContent-Length: 99999999999999\r\n\r\nabc',
+     'is a file of 100,000,000 MB, where 8,590 MB are the most'),
+    (b'HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 5\r\n\r\nlogin',
+     'answers with a web page, not with a file'),
+    (b'HTTP/1.1 404 \x1b[2Jgone\r\n\r\n', r'cannot be fetched \(HTTP Error 404: \?\[2Jgone\)'),
+], ids=['ftp', 'file', '204', '206', 'endless', 'huge', 'login', 'escape'])
+def test_what_is_no_file_is_never_kept(server, answer, message):
+    server.answer = answer
+    with pytest.raises(ValueError, match=message) as refusal:
+        fetch(server.url(), pause=0)
+    assert len(str(refusal.value)) < 500 and str(refusal.value).isprintable()
+    assert not cached_path(server.url()).exists()
+
+
+def test_https_leads_to_https_only():
+    request = urllib.request.Request('https://example.org/net.pkl')
+    for target in ('http://example.org/net.pkl', 'ftp://example.org/net.pkl', '//['):
+        with pytest.raises(ValueError, match='which is not https$'):
+            _Redirects().redirect_request(request, io.BytesIO(), 302, '', {}, target)
+    followed = _Redirects().redirect_request(request, io.BytesIO(), 302, '', {},
+                                             'https://elsewhere.org/net.pkl')
+    assert followed.full_url == 'https://elsewhere.org/net.pkl'
+
+
+def test_a_chunked_answer_is_complete_only_with_its_end(server):
+    start = b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n'
+    server.answer = start
+    with pytest.raises(ValueError, match='cannot be fetched'):
+        fetch(server.url(), pause=0)
+    server.answer = start + b'0\r\n\r\n'
+    assert fetch(server.url(), pause=0).read_bytes() == b'abc'
+    with pytest.raises(ValueError, match='more than 0 MB come'):
+        fetch(server.url('other'), most=2)
+
+
+def test_a_damaged_file_of_the_cache_tells_how_it_is_fetched_anew(server):
+    with pytest.raises(ValueError, match='is damaged or not a network snapshot') as refusal:
+        open_network(server.url())
+    assert str(refusal.value).endswith(f'(it is from {server.url()}: delete '
+                                       f'{cached_path(server.url())}, and it is fetched again)')

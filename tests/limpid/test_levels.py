@@ -149,7 +149,12 @@ def test_rescaling_loses_no_digits_where_there_is_little_noise():
             lambda: rescaled_to_zero_terminal_snr(torch.zeros(5, dtype=f64)),
             'it needs a schedule of two timesteps or more, which falls',
         ),
-        (lambda: LinearBetas(T=0).sigma, '^the number of timesteps T must be at least 1, not 0$'),
+        (
+            lambda: LinearBetas(T=0).sigma,
+            '^the number of timesteps T must be from 1 to 100,000, not 0$',
+        ),
+        (lambda: CosineBetas(T=3 * 10**7).sigma, 'from 1 to 100,000, not 30000000$'),
+        (lambda: IDDPMLevels(M=10**9).u, 'from 1 to 100,000, not 1000000000$'),
         (
             lambda: GivenBetas((0.1, 1.5)).sigma,
             '^betas must be above 0 and below 1 .the last may be 1., not 1.5$',

@@ -266,3 +266,19 @@ def test_rounding_in_float32_is_no_negative_eigenvalue():
     assert -1e-6 < np.linalg.eigvalsh(rounded)[0] / np.linalg.eigvalsh(rounded)[-1] < -1e-9
     assert negative_eigenvalue(rounded) is None and negative_eigenvalue(np.zeros([4, 4])) is None
     assert frechet_distance(np.zeros(64), rounded, np.zeros(64), S) == pytest.approx(0, abs=1e-3)
+
+
+def test_images_that_are_all_equal_have_a_covariance_of_zero():
+    """Rounding would leave one that is neither symmetric nor positive."""
+    feature = torch.rand(50, generator=torch.Generator().manual_seed(0)) * 100
+    equal, others = Moments.zero(50), Moments.zero(50)
+    for _ in range(40):
+        equal.add(feature.expand(7, -1))
+    x = torch.randn([1000, 50], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    others.add(x)
+    assert np.array_equal(equal.cov(), np.zeros([50, 50]))
+    assert np.allclose(others.cov(), np.cov(x.numpy().T), atol=1e-12)
+    distance = frechet_distance(equal.mean(), equal.cov(), others.mean(), others.cov())
+    expected = ((equal.mean() - others.mean())**2).sum() + np.trace(others.cov())
+    assert distance == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(equal.mean(), equal.cov(), equal.mean(), equal.cov()) == 0
