@@ -17,11 +17,12 @@ import click
 import numpy as np
 import PIL.Image
 
+from data.image_files import ImageFiles
+from data.labels import common_folders, label_array, normal
+from data.limits import IMAGE_PIXELS
 from dnnlib.cli import GroupedCommand, Whole, heading, one_line_errors
 from dnnlib.files import atomic_write
 from dnnlib.progress import progressing
-from training.dataset import IMAGE_PIXELS, ImageFiles
-from training.labels import common_folders, label_array, normal
 
 Image = PIL.Image.Image
 Size = tuple[int, int]   # width, height in pixels, as in Pillow

@@ -11,11 +11,12 @@ import torch
 
 from checkpoints.diffusers import is_diffusers, read_diffusers
 from checkpoints.read import read_network
+from data.image_files import ImageFiles
 from dnnlib.download import as_fetched, fetch, is_url
 from limpid.denoiser import Network
 from limpid.ideal import IdealDenoiser
 from limpid.pixels import from_uint8
-from training.dataset import ImageFiles, ImageFolderDataset
+from training.dataset import ImageFolderDataset
 
 IDEAL = 'ideal:'
 

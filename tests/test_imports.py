@@ -15,11 +15,12 @@ BELOW = {
     'dnnlib': set(),
     'limpid': set(),
     'torch_utils': {'dnnlib'},
-    'training': {'dnnlib', 'limpid', 'torch_utils'},
+    'data': {'dnnlib', 'limpid', 'torch_utils'},
+    'training': {'dnnlib', 'limpid', 'torch_utils', 'data'},
     'metrics': {'dnnlib', 'limpid', 'torch_utils'},
-    'checkpoints': {'dnnlib', 'limpid', 'torch_utils', 'training'},
-    'options': {'dnnlib', 'limpid', 'torch_utils', 'training', 'checkpoints'},
-    'evaluation': {'dnnlib', 'limpid', 'torch_utils', 'training', 'metrics', 'checkpoints',
+    'checkpoints': {'dnnlib', 'limpid', 'torch_utils', 'data', 'training'},
+    'options': {'dnnlib', 'limpid', 'torch_utils', 'data', 'training', 'checkpoints'},
+    'evaluation': {'dnnlib', 'limpid', 'torch_utils', 'data', 'training', 'metrics', 'checkpoints',
                    'options'},
 }
 PACKAGES = set(BELOW)

@@ -20,7 +20,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.dataset import DataConfig, ImageFiles, ImageFolderDataset, batches, order_index
+from data.image_files import ImageFiles
+from training.dataset import DataConfig, ImageFolderDataset, batches, order_index
 
 
 def pixels(i: int, channels: int = 3) -> np.ndarray:

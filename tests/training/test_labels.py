@@ -11,9 +11,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from data.image_files import ImageFiles
+from data.labels import matched, normal
 from limpid.labels import Labels
-from training.dataset import ImageFiles, ImageFolderDataset
-from training.labels import matched, normal
+from training.dataset import ImageFolderDataset
 
 E = 'b/\N{LATIN SMALL LETTER E WITH ACUTE}.png'
 NAMES = ['set/a/1.png', f'set/{E}']
