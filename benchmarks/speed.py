@@ -33,6 +33,7 @@ from dnnlib.markdown import table
 from limpid.denoiser import Denoiser, Network
 from limpid.loss import DenoisingLoss, InverseCOut, LogNormal
 from limpid.preconditioning import EDM
+from limpid.resolution import height_and_width
 from limpid.sampling import sample
 from torch_utils import distributed
 from training.augment import AugmentConfig
@@ -133,7 +134,7 @@ def operations(network: NetworkConfig) -> float:
     """Return the floating-point operations of one evaluation for one image."""
     with torch.device('meta'), torch.no_grad(), FlopCounterMode(display=False) as counter:
         net = build_network(network).eval()
-        net(torch.empty(1, net.img_channels, net.img_resolution, net.img_resolution),
+        net(torch.empty(1, net.img_channels, *height_and_width(net.img_resolution)),
             torch.tensor(1.0))
     return float(counter.get_total_flops())
 
@@ -162,7 +163,7 @@ def measure_sampling(task: Task, way: str, precision: str, device: torch.device,
     """Measure whole images, and one evaluation, in one way."""
     batch = task.batch if device.type == 'cuda' else task.small_batch
     net = network_of(task, precision, device)
-    shape = batch, net.img_channels, net.img_resolution, net.img_resolution
+    shape = batch, net.img_channels, *height_and_width(net.img_resolution)
     noise = torch.randn(shape, device=device)
     labels = torch.eye(10, device=device)[torch.arange(batch, device=device) % 10]
     sigma = torch.tensor(0.7, device=device)
@@ -222,8 +223,8 @@ def measure_training(task: Task, way: str, precision: str, device: torch.device,
         state.net = made_plain(state.net)
         state.optimizer = torch.optim.Adam(state.net.parameters(), lr=1e-3)
     step = StepFunction(config, state, device)
-    size = task.network.img_resolution
-    images = torch.randint(256, [batch, task.network.img_channels, size, size], dtype=torch.uint8)
+    size = height_and_width(task.network.img_resolution)
+    images = torch.randint(256, [batch, task.network.img_channels, *size], dtype=torch.uint8)
     labels = torch.eye(10)[torch.arange(batch) % 10]
     first, = times_of(lambda: step(images, labels), device, 1)
     list(times_of(lambda: step(images, labels), device, 2))

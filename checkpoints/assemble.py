@@ -15,6 +15,7 @@ from torch import Tensor
 from dnnlib.console import shown
 from limpid.denoiser import Denoiser
 from limpid.preconditioning import IDDPM
+from limpid.resolution import height_and_width
 from torch_utils import checkpoint
 from training.networks import Conv2d, NetworkConfig, build_network, complete_arguments
 
@@ -139,8 +140,9 @@ def constant_tensors(config: NetworkConfig, net: Denoiser) -> dict[str, Tensor]:
 
 def _check_arguments(config: NetworkConfig, count: int) -> None:
     """Raise ValueError for arguments of the wrong kind, and for unreasonably large ones."""
-    for name in ('img_resolution', 'img_channels', 'label_dim'):
-        value = getattr(config, name)
+    height, width = height_and_width(config.img_resolution)
+    for name, value in (('img_resolution', height), ('img_resolution', width),
+                        ('img_channels', config.img_channels), ('label_dim', config.label_dim)):
         if type(value) is not int or not 0 <= value <= LARGEST:
             raise ValueError(f'{name} is {shown(repr(value))}')
     defaults = complete_arguments(config.model_type, {})

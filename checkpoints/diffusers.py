@@ -24,6 +24,7 @@ from checkpoints.diffusers_unet import PREDICTIONS, TIMESTEPS, DiffusersDenoiser
 from dnnlib.console import shown
 from dnnlib.files import read_bounded
 from limpid.levels import CosineBetas, DiscreteSchedule, GivenBetas, LinearBetas, ScaledLinearBetas
+from limpid.resolution import Resolution, height_and_width, resolution_of
 from torch_utils import checkpoint
 from torch_utils.arrays import is_npy, read_npy, read_npz
 from torch_utils.safetensors_file import is_safetensors, load_tensors
@@ -214,7 +215,7 @@ def _check_sizes(value: object, name: str = '') -> None:
             raise ValueError(f'{shown(name)} is {shown(repr(value))}')
 
 
-def _check_shape(config: Mapping[str, Any], path: Path) -> tuple[int, int]:
+def _check_shape(config: Mapping[str, Any], path: Path) -> tuple[int, Resolution]:
     """Return (channels, resolution) of the images.
 
     Raises ValueError for a network that is no plain denoiser of images.
@@ -225,11 +226,11 @@ def _check_shape(config: Mapping[str, Any], path: Path) -> tuple[int, int]:
         raise ValueError(f'{path}: it takes {channels} channels and returns {outputs}; a network '
                          f'that takes more than the noisy image (inpainting, upscaling) is not '
                          f'supported')
-    if isinstance(size, list | tuple) and len(size) == 2 and size[0] == size[1]:
-        size = size[0]
-    if type(size) is not int or size < 1:
+    try:
+        size = resolution_of(*height_and_width(size))
+    except (TypeError, ValueError):
         raise ValueError(f'{path}: sample_size is {shown(repr(size), 60)}, not the width of a '
-                         f'square image')
+                         f'square image, or a height and a width') from None
     if config.get('time_embedding_type') == 'fourier':
         raise ValueError(f'{path}: time_embedding_type is fourier, of VE networks, which are not '
                          f'supported')

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from limpid.denoiser import Denoiser, Traits
 from limpid.levels import DiscreteSchedule
 from limpid.preconditioning import NoisePrediction, V, check_finite
+from limpid.resolution import Resolution
 from limpid.steps import DiscreteSteps
 from limpid.unit import Level
 
@@ -124,7 +125,7 @@ class DiffusersDenoiser(Denoiser):
     """
 
     def __init__(self, model: nn.Module, precond: Epsilon | Velocity | Sample,
-                 img_resolution: int, img_channels: int, label_dim: int = 0,
+                 img_resolution: Resolution, img_channels: int, label_dim: int = 0,
                  embeddings: Tensor | None = None, lacks_null: str = '') -> None:
         sigmas = precond.schedule.sigma
         if precond.no_infinity:

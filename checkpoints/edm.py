@@ -71,14 +71,15 @@ def _edm_config(module: Record, tensors: dict[str, Tensor], path: Path) -> Netwo
     numbers = {name: value for name, value in state.items() if type(value) in (int, float)}
     try:
         precond, low, high = _edm_preconditioner(module.cls, numbers, tensors, path)
-        size = numbers['img_resolution'], numbers['img_channels'], numbers['label_dim']
+        sides = state.get('img_resolution')   # of our own classes: those of EDM are square
+        resolution = tuple(sides) if isinstance(sides, list | tuple) else numbers['img_resolution']
         precision = 'fp16' if state.get('use_fp16') is True else 'fp32'
-        return NetworkConfig(model_type, precond, float(low), float(high), *size, precision,
-                             arguments)
+        return NetworkConfig(model_type, precond, float(low), float(high), resolution,
+                             numbers['img_channels'], numbers['label_dim'], precision, arguments)
     except KeyError as error:
         raise ValueError(f'{path}: the attribute {error.args[0]} of {module.cls} is missing or no '
                          f'number') from None
-    except (TypeError, ArithmeticError, RuntimeError, IndexError) as error:
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, IndexError) as error:
         raise ValueError(f'{path}: the attributes of {module.cls} make no sense: '
                          f'{shown(str(error), 200)}') from None
 

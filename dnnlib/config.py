@@ -56,6 +56,9 @@ def decode(data: object, hint: object, tags: Tags,
         if data is None and type(None) in arguments:
             return None
         options = [option for option in arguments if option is not type(None)]
+        if len(options) > 1:   # a list can only be meant for the one that is a list
+            options = [option for option in options
+                       if isinstance(data, list) == (typing.get_origin(option) in (tuple, list))]
         if len(options) == 1:
             return decode(data, options[0], tags, where)
         raise ValueError(f'{where}: a type is missing, one of {", ".join(tags)}')

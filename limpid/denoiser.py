@@ -26,6 +26,7 @@ from limpid.preconditioning import (
     unit_coefficients,
     unit_scale,
 )
+from limpid.resolution import Resolution, height_and_width
 from limpid.steps import DiscreteSteps, Steps
 
 # net(x, sigma, class_labels, **conditions) -> D, or (D, F_var) for return_variance=True
@@ -82,7 +83,7 @@ def traits(net: object) -> Traits:
     given = {field.name: getattr(net, field.name) for field in fields(Traits)
              if hasattr(net, field.name)}
     if hasattr(net, 'img_channels') and hasattr(net, 'img_resolution'):
-        given['image_shape'] = net.img_channels, net.img_resolution, net.img_resolution
+        given['image_shape'] = net.img_channels, *height_and_width(net.img_resolution)
     return Traits(**given)
 
 
@@ -177,7 +178,8 @@ class Denoiser(nn.Module):
     sigma_min, sigma_max
                   the lowest and the highest noise level that the network supports
     img_resolution, img_channels, label_dim
-                  the shape of its images and the length of its label vectors (0: unconditional)
+                  the shape of its images, whose resolution is (H, W) where they are not square,
+                  and the length of its label vectors (0: unconditional)
     use_fp16      whether the backbone works in half precision, except on CPUs;
                   `net.dtype = torch.bfloat16` makes it bfloat16 on any device
     label_dropout the share of training images whose label was hidden, if that is known
@@ -188,8 +190,9 @@ class Denoiser(nn.Module):
     """
 
     def __init__(self, model: nn.Module, precond: Preconditioner, sigma_min: float,
-                 sigma_max: float, img_resolution: int, img_channels: int, label_dim: int = 0,
-                 use_fp16: bool = False, label_dropout: float | None = None) -> None:
+                 sigma_max: float, img_resolution: Resolution, img_channels: int,
+                 label_dim: int = 0, use_fp16: bool = False,
+                 label_dropout: float | None = None) -> None:
         super().__init__()
         self.img_resolution, self.img_channels = img_resolution, img_channels
         self.label_dim, self.label_dropout = label_dim, label_dropout
@@ -222,7 +225,7 @@ class Denoiser(nn.Module):
         c = self._precond
         schedule = c.schedule if isinstance(c, V) else None
         return Traits(
-            image_shape=(self.img_channels, self.img_resolution, self.img_resolution),
+            image_shape=(self.img_channels, *height_and_width(self.img_resolution)),
             label_dim=self.label_dim, sigma_min=self.sigma_min, sigma_max=self.sigma_max,
             round_sigma=self.round_sigma, unit_scale=unit_scale(c), no_infinity=c.no_infinity,
             native_steps=None if schedule is None else DiscreteSteps(schedule),

@@ -35,6 +35,7 @@ from limpid.loss import (
     sigma_range,
 )
 from limpid.preconditioning import IDDPM, NOISE_LABELS, PRECONDITIONERS, Preconditioner, V
+from limpid.resolution import resolution_of
 from limpid.table1 import Column
 from limpid.table1 import column as column_of
 from options.common import DEVICE, count, not_negative, positive, share, speed, workers
@@ -157,7 +158,8 @@ OPTIONS = [   # those that `--help` lists first, in its order
     sizes('--blocks', type=Whole(1, 1000), metavar='INT',
           help='Residual blocks per resolution  [default: by --arch]'),
     sizes('--attn', type=IntList(),
-          help='Resolutions with self-attention, e.g. 16,8  [default: by --arch]'),
+          help='Resolutions with self-attention, e.g. 16,8. For images that are not square these '
+               'are heights  [default: by --arch]'),
 
     hyper('--duration', type=positive, metavar='MIMG', default=200, show_default=True,
           help='Training duration, in millions of images'),
@@ -432,8 +434,8 @@ def network_config(given: dict[str, Any], precond: Preconditioner, noise: NoiseD
              'num_blocks': given['blocks'], 'attn_resolutions': given['attn'],
              'dropout': given['dropout'], 'augment_dim': 9 if given['augment'] else 0}
     chosen = {name: value for name, value in sizes.items() if value is not None}
-    resolution, num_channels = dataset.resolution, dataset.num_channels
-    check_attention(given['attn'] or [], resolution, chosen.get('channel_mult')
+    (height, width), num_channels = dataset.image_shape[1:], dataset.num_channels
+    check_attention(given['attn'] or [], height, chosen.get('channel_mult')
                     or preset.get('channel_mult'))
     sigma_min, sigma_max = sigma_range(noise)
     if isinstance(precond, IDDPM):   # whatever it is trained with, it only has levels of its own
@@ -441,8 +443,8 @@ def network_config(given: dict[str, Any], precond: Preconditioner, noise: NoiseD
         sigma_min, sigma_max = max(sigma_min, lowest), min(sigma_max, highest)
     network = NetworkConfig(
         model_type=model_type, precond=precond, sigma_min=sigma_min, sigma_max=sigma_max,
-        img_resolution=resolution, img_channels=num_channels, label_dim=dataset.label_dim,
-        precision=precision_of(given),
+        img_resolution=resolution_of(height, width), img_channels=num_channels,
+        label_dim=dataset.label_dim, precision=precision_of(given),
         model=complete_arguments(model_type, {**preset, **chosen}))
     with torch.device('meta'):   # costs nothing, and raises for sizes that do not fit
         build_network(network)

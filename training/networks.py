@@ -20,6 +20,7 @@ from dnnlib.config import did_you_mean
 from limpid.denoiser import Denoiser
 from limpid.levels import IDDPMLevels
 from limpid.preconditioning import EDM, IDDPM, VE, VP, Preconditioner
+from limpid.resolution import Resolution, height_and_width, named, resolution_of
 from limpid.schedules import VPSchedule
 
 
@@ -306,19 +307,22 @@ class DecoderLevel(NamedTuple):
 class UNetPlan:
     """The settings that both halves of a U-Net share.
 
-    widths  channels per level, from the highest resolution down
+    img_resolution  (H, W) of the highest resolution
+    widths          channels per level, from the highest resolution down
     """
-    img_resolution: int
+    img_resolution: tuple[int, int]
     widths: list[int]
     num_blocks: int
     attn_resolutions: Sequence[int]
     block: dict[str, Any]   # arguments of every UNetBlock
 
     def name(self, level: int) -> str:
-        return f'{self.img_resolution >> level}x{self.img_resolution >> level}'
+        height, width = self.img_resolution
+        return f'{height >> level}x{width >> level}'
 
     def attends(self, level: int) -> bool:
-        return self.img_resolution >> level in self.attn_resolutions
+        """Return whether attn_resolutions lists the height of the level."""
+        return self.img_resolution[0] >> level in self.attn_resolutions
 
 
 def make_encoder(plan: UNetPlan, in_channels: int, first_channels: int,
@@ -444,8 +448,8 @@ class SongUNet(nn.Module):
     """
     channels_last = False   # the memory layout of features, which training.compiled chooses
 
-    def __init__(self, img_resolution: int, in_channels: int, out_channels: int, label_dim: int = 0,
-                 augment_dim: int = 0, model_channels: int = 128,
+    def __init__(self, img_resolution: Resolution, in_channels: int, out_channels: int,
+                 label_dim: int = 0, augment_dim: int = 0, model_channels: int = 128,
                  channel_mult: Sequence[int] = (1, 2, 2, 2), channel_mult_emb: int = 4,
                  num_blocks: int = 4, attn_resolutions: Sequence[int] = (16,),
                  dropout: float = 0.10, label_dropout: float = 0,
@@ -475,7 +479,7 @@ class SongUNet(nn.Module):
         self.map_layer1 = Linear(emb_channels, emb_channels, **init)
 
         widths = [model_channels * mult for mult in channel_mult]
-        plan = UNetPlan(img_resolution, widths, num_blocks, attn_resolutions, {
+        plan = UNetPlan(height_and_width(img_resolution), widths, num_blocks, attn_resolutions, {
             'emb_channels': emb_channels, 'num_heads': 1, 'dropout': dropout,
             'skip_scale': math.sqrt(0.5), 'eps': 1e-6, 'resample_filter': resample_filter,
             'resample_proj': True, 'adaptive_scale': False, 'init': init,
@@ -518,8 +522,8 @@ class DhariwalUNet(nn.Module):
     """
     channels_last = False   # the memory layout of features, which training.compiled chooses
 
-    def __init__(self, img_resolution: int, in_channels: int, out_channels: int, label_dim: int = 0,
-                 augment_dim: int = 0, model_channels: int = 192,
+    def __init__(self, img_resolution: Resolution, in_channels: int, out_channels: int,
+                 label_dim: int = 0, augment_dim: int = 0, model_channels: int = 192,
                  channel_mult: Sequence[int] = (1, 2, 3, 4), channel_mult_emb: int = 4,
                  num_blocks: int = 3, attn_resolutions: Sequence[int] = (32, 16, 8),
                  dropout: float = 0.10, label_dropout: float = 0) -> None:
@@ -541,7 +545,7 @@ class DhariwalUNet(nn.Module):
                                 init_weight=math.sqrt(label_dim)) if label_dim else None
 
         widths = [model_channels * mult for mult in channel_mult]
-        plan = UNetPlan(img_resolution, widths, num_blocks, attn_resolutions, {
+        plan = UNetPlan(height_and_width(img_resolution), widths, num_blocks, attn_resolutions, {
             'emb_channels': emb_channels, 'channels_per_head': 64, 'dropout': dropout,
             'init': init, 'init_zero': init_zero,
         })
@@ -609,16 +613,22 @@ def _dropped(labels: Tensor | None, p: float, batch_size: int) -> Tensor:
     return labels * (torch.rand([batch_size, 1], device=labels.device) >= p).to(labels.dtype)
 
 
-def _check_resolution(img_resolution: int, channel_mult: Sequence[int]) -> None:
+def _check_resolution(img_resolution: Resolution, channel_mult: Sequence[int]) -> None:
     if not channel_mult:
         raise ValueError('channel_mult is empty; it takes one factor per resolution, such as [1, '
                          '2, 2, 2]')
-    halvings = len(channel_mult) - 1
-    if img_resolution % 2**halvings:
-        levels = (img_resolution & -img_resolution).bit_length()
-        raise ValueError(f'a resolution of {img_resolution} cannot be halved {halvings} times, as '
+    sides, halvings = height_and_width(img_resolution), len(channel_mult) - 1
+    if any(side % 2**halvings for side in sides):
+        levels = min((side & -side).bit_length() for side in sides)
+        nearest = named([_nearest_multiple(side, 2**halvings) for side in sides])
+        raise ValueError(f'a resolution of {named(sides)} cannot be halved {halvings} times, as '
                          f'the {halvings + 1} levels of channel_mult={list(channel_mult)} need: '
-                         f'use a multiple of {2**halvings}, or at most {levels} levels')
+                         f'use {nearest}, the nearest multiple of {2**halvings}, or at most '
+                         f'{levels} levels')
+
+
+def _nearest_multiple(side: int, factor: int) -> int:
+    return max((side + factor // 2) // factor, 1) * factor
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -629,7 +639,7 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 class VPPrecond(Denoiser):
     """The VP column of Table 1, for noise levels from σ(ε_t) to σ(1)."""
 
-    def __init__(self, img_resolution: int, img_channels: int, label_dim: int = 0,
+    def __init__(self, img_resolution: Resolution, img_channels: int, label_dim: int = 0,
                  use_fp16: bool = False, beta_d: float = 19.9, beta_min: float = 0.1, M: int = 1000,
                  epsilon_t: float = 1e-5, model_type: str = 'SongUNet',
                  **model_kwargs: object) -> None:
@@ -644,7 +654,7 @@ class VPPrecond(Denoiser):
 class VEPrecond(Denoiser):
     """The VE column of Table 1."""
 
-    def __init__(self, img_resolution: int, img_channels: int, label_dim: int = 0,
+    def __init__(self, img_resolution: Resolution, img_channels: int, label_dim: int = 0,
                  use_fp16: bool = False, sigma_min: float = 0.02, sigma_max: float = 100,
                  model_type: str = 'SongUNet', **model_kwargs: object) -> None:
         model = make_backbone(model_type, img_resolution, img_channels, img_channels, label_dim,
@@ -659,7 +669,7 @@ class iDDPMPrecond(Denoiser):  # noqa: N801 (the published name)
     The backbone has 2 img_channels outputs; the second half is the learned variance.
     """
 
-    def __init__(self, img_resolution: int, img_channels: int, label_dim: int = 0,
+    def __init__(self, img_resolution: Resolution, img_channels: int, label_dim: int = 0,
                  use_fp16: bool = False, C_1: float = 0.001, C_2: float = 0.008, M: int = 1000,
                  model_type: str = 'DhariwalUNet', **model_kwargs: object) -> None:
         precond = IDDPM(IDDPMLevels(M, C_1, C_2))
@@ -679,7 +689,7 @@ class iDDPMPrecond(Denoiser):  # noqa: N801 (the published name)
 class EDMPrecond(Denoiser):
     """The EDM column of Table 1."""
 
-    def __init__(self, img_resolution: int, img_channels: int, label_dim: int = 0,
+    def __init__(self, img_resolution: Resolution, img_channels: int, label_dim: int = 0,
                  use_fp16: bool = False, sigma_min: float = 0, sigma_max: float = float('inf'),
                  sigma_data: float = 0.5, model_type: str = 'DhariwalUNet',
                  **model_kwargs: object) -> None:
@@ -695,6 +705,8 @@ class NetworkConfig:
     """A network without its weights: all that `build_network` needs.
 
     model_type  key of MODELS
+    img_resolution
+                the side of square images, else (H, W)
     precision   key of PRECISIONS, in which the backbone works
     model       the backbone's arguments (complete_arguments fills in defaults)
     """
@@ -702,11 +714,16 @@ class NetworkConfig:
     precond: Preconditioner
     sigma_min: float
     sigma_max: float
-    img_resolution: int
+    img_resolution: Resolution
     img_channels: int
     label_dim: int = 0
     precision: str = 'fp32'
     model: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.img_resolution, list | tuple):   # a square has one name
+            object.__setattr__(self, 'img_resolution',
+                               resolution_of(*height_and_width(self.img_resolution)))
 
 
 def complete_arguments(model_type: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -730,7 +747,7 @@ def complete_arguments(model_type: str, given: Mapping[str, Any]) -> dict[str, A
             for name, value in complete.items()}
 
 
-def make_backbone(model_type: str, img_resolution: int, in_channels: int, out_channels: int,
+def make_backbone(model_type: str, img_resolution: Resolution, in_channels: int, out_channels: int,
                   label_dim: int, arguments: Mapping[str, Any]) -> nn.Module:
     """Return a new backbone F by the name of its class; raises ValueError for unknown names."""
     arguments = complete_arguments(model_type, arguments)
@@ -775,7 +792,8 @@ def build_network(config: NetworkConfig) -> Denoiser:
         raise ValueError(f'precision={config.precision!r} is '
                          f'unknown{did_you_mean(config.precision, PRECISIONS)}')
     c, limits = config.precond, (config.sigma_min, config.sigma_max)
-    size = config.img_resolution, config.img_channels, config.label_dim
+    size: tuple[Resolution, int, int] = (config.img_resolution, config.img_channels,
+                                         config.label_dim)
     published = PUBLISHED.get(type(c))
     if published is not None and published.fits(c, limits):
         net = published.cls(*size, False, *published.arguments(c, limits),
@@ -784,7 +802,8 @@ def build_network(config: NetworkConfig) -> Denoiser:
         out_channels = config.img_channels * (2 if isinstance(c, IDDPM) else 1)
         backbone = make_backbone(config.model_type, config.img_resolution, config.img_channels,
                                  out_channels, config.label_dim, config.model)
-        net = Denoiser(backbone, c, *limits, *size)
+        net = Denoiser(backbone, c, *limits, config.img_resolution, config.img_channels,
+                       config.label_dim)
     net.dtype = PRECISIONS[config.precision]
     return net
 

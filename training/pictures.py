@@ -6,6 +6,7 @@ from torch import Tensor
 
 from limpid.denoiser import Denoiser
 from limpid.pixels import to_uint8
+from limpid.resolution import height_and_width
 from limpid.sampling import plan
 from limpid.seeds import StackedGenerator
 from torch_utils import distributed
@@ -20,7 +21,7 @@ def grid_labels(dataset: ImageFolderDataset) -> tuple[Tensor, int]:
     If there are classes, each row has one class. If labels are vectors, they are those of the first
     images. N is at most 100, and smaller for large images.
     """
-    columns = max(2, min(GRID, 1280 // dataset.resolution))
+    columns = max(2, min(GRID, 1280 // max(dataset.image_shape[1:])))
     if dataset.label_dim == 0:
         return torch.zeros([columns**2, 0]), columns
     if dataset.has_onehot_labels:
@@ -63,7 +64,7 @@ def generate_grid(net: Denoiser, labels: Tensor, device: torch.device,
     They are drawn by the default deterministic sampler. Each rank draws its share; collective.
     """
     drawing = plan(net)
-    shape = [net.img_channels, net.img_resolution, net.img_resolution]
+    shape = [net.img_channels, *height_and_width(net.img_resolution)]
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     mine = torch.arange(len(labels))[rank::world_size]
     parts = []

@@ -18,6 +18,7 @@ import torch
 
 from limpid.denoiser import Denoiser
 from limpid.labels import labels_from
+from limpid.resolution import height_and_width
 from torch_utils import checkpoint
 from torch_utils.stats import Collector
 from training import config as configs
@@ -339,9 +340,10 @@ def transfer_weights(state: TrainState, source: Denoiser,
 def _by_level(net: Denoiser) -> dict[str, tuple[str, torch.Tensor]]:
     """Return {place: (name, tensor)}; the place has level1 for 16x16 in a network of 32 pixels."""
     def place(match: re.Match[str]) -> str:
-        return f'.level{(net.img_resolution // int(match[1])).bit_length() - 1}_'
+        return f'.level{(height // int(match[1])).bit_length() - 1}_'
 
-    return {re.sub(r'\.(\d+)x\1_', place, name): (name, tensor)
+    height, _ = height_and_width(net.img_resolution)
+    return {re.sub(r'\.(\d+)x\d+_', place, name): (name, tensor)
             for name, tensor in net.state_dict().items()}
 
 

@@ -611,8 +611,10 @@ def test_schedulers_that_do_not_fit(tmp_path, changes, message):
 @pytest.mark.parametrize(('changes', 'message'), [
     ({'in_channels': 9}, ': it takes 9 channels and returns 3; a network that takes more than the '
                          'noisy image (inpainting, upscaling) is not supported'),
-    ({'sample_size': None}, ': sample_size is None, not the width of a square image'),
-    ({'sample_size': [8, 16]}, ': sample_size is [8, 16], not the width of a square image'),
+    ({'sample_size': None}, ': sample_size is None, not the width of a square image, or a '
+     'height and a width'),
+    ({'sample_size': [8, 0]}, ': sample_size is [8, 0], not the width of a square image, or a '
+     'height and a width'),
     ({'time_embedding_type': 'fourier'}, ': time_embedding_type is fourier, of VE networks, which '
                                          'are not supported'),
     ({'class_embed_type': 'identity'}, ": class_embed_type is 'identity'; only classes that are "

@@ -763,12 +763,21 @@ def test_constructor_arguments(name):
         (
             lambda: SongUNet(28, 1, 1),
             'a resolution of 28 cannot be halved 3 times, as the 4 levels of channel_mult=[1, 2, '
-            '2, 2] need: use a multiple of 8, or at most 3 levels',
+            '2, 2] need: use 32, the nearest multiple of 8, or at most 3 levels',
         ),
         (
             lambda: DhariwalUNet(9, 1, 1, channel_mult=[1, 2]),
             'a resolution of 9 cannot be halved 1 times, as the 2 levels of channel_mult=[1, 2] '
-            'need: use a multiple of 2, or at most 1 levels',
+            'need: use 10, the nearest multiple of 2, or at most 1 levels',
+        ),
+        (
+            lambda: SongUNet((30, 44), 1, 1),
+            'a resolution of 30x44 cannot be halved 3 times, as the 4 levels of channel_mult=[1, '
+            '2, 2, 2] need: use 32x48, the nearest multiple of 8, or at most 2 levels',
+        ),
+        (
+            lambda: SongUNet((8, 0), 1, 1),
+            'img_resolution=(8, 0) is neither the side of a square nor a height and a width',
         ),
         (
             lambda: SongUNet(8, 1, 1, channel_mult=[]),
@@ -837,3 +846,37 @@ def test_errors_say_what_would_be_right(build, message):
     with pytest.raises(ValueError) as error:
         build()
     assert str(error.value) == message
+
+
+OBLONG = [('SongUNet', {**TINY, 'attn_resolutions': [8]}), ('DhariwalUNet', {
+    **TINY, 'attn_resolutions': [8], 'model_channels': 64})]
+
+
+@pytest.mark.parametrize('model_type, arguments', OBLONG)
+def test_oblong_networks_have_the_names_of_both_sides_and_attend_by_height(model_type, arguments):
+    """A network of 8x12 differs from that of 8x8 in names and in nothing else."""
+    square, oblong = (build_network(NetworkConfig(model_type, EDM(), 0.01, 80.0, resolution, 5,
+                                                  model=arguments)).eval()
+                      for resolution in (8, (8, 12)))
+    renamed = {name.replace('8x8', '8x12').replace('4x4', '4x6'): tensor
+               for name, tensor in square.state_dict().items()}
+    assert 'model.enc.8x12_block0.qkv.weight' in renamed
+    assert list(renamed) == list(oblong.state_dict())
+    oblong.load_state_dict(renamed)
+    assert (oblong.img_resolution, oblong.traits.image_shape) == ((8, 12), (5, 8, 12))
+    x = torch.randn(2, 5, 8, 12, generator=torch.Generator().manual_seed(1))
+    assert oblong(x, torch.tensor(1.0)).shape == x.shape
+    # A convolution knows no shape: an oblong network run on a square is the square network.
+    assert torch.equal(oblong(x[..., :8], torch.tensor(1.0)), square(x[..., :8], torch.tensor(1.0)))
+
+
+def test_a_resolution_has_one_name_and_survives_a_file():
+    config = NetworkConfig('SongUNet', EDM(), 0.01, 80.0, (16, 24), 3, model=TINY)
+    plain = configs.encode(config)
+    assert plain['img_resolution'] == [16, 24]
+    assert configs.decode(plain, NetworkConfig) == config
+    assert NetworkConfig('SongUNet', EDM(), 0.01, 80.0, (16, 16), 3).img_resolution == 16
+    with pytest.raises(ValueError, match=r'img_resolution=\(1, 2, 3\) is neither the side of a '):
+        configs.decode({**plain, 'img_resolution': [1, 2, 3]}, NetworkConfig)
+    with pytest.raises(ValueError, match="config.img_resolution is '16', not of type int"):
+        configs.decode({**plain, 'img_resolution': '16'}, NetworkConfig)
