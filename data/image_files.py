@@ -161,20 +161,10 @@ class ImageFiles:
 
     def decode(self, name: str, data: bytes) -> PIL.Image.Image:
         """Return the image that `data`, the bytes of the file `name`, encode."""
-        try:
-            image = PIL.Image.open(io.BytesIO(data), formats=sorted(set(IMAGE_FORMATS.values())))
-            if image.width * image.height <= IMAGE_PIXELS:
-                image.load()
-        except PIL.UnidentifiedImageError as error:
-            raise ValueError(f'{self.path}: {name} is not an image, or a damaged one') from error
-        except Exception as error:   # so do Pillow's decoders
-            raise ValueError(f'{self.path}: {name} is damaged: {error}') from error
-        if image.width * image.height > IMAGE_PIXELS:
-            raise ValueError(f'{self.path}: {name} is {image.width}x{image.height}, more than '
-                             f'{IMAGE_PIXELS:,} pixels: make it smaller')
-        if _has_several(image, data):
+        image, several = decode(self.path, name, data)
+        if several:
             self.several.add(name)
-        return upright(image)
+        return image
 
     def labels(self) -> dict[str, Any] | None:
         """Return {name: label} for all images, from the dataset.json of the set.
@@ -238,6 +228,26 @@ class ImageFiles:
         return str(os.path.getsize(Path(self.path, name)))
 
 
+def decode(path: str, name: str, data: bytes) -> tuple[PIL.Image.Image, bool]:
+    """Return the upright image that the bytes of a file encode, and whether it is one of several.
+
+    Raises ValueError, naming `path` and the file in it, for a damaged one and one that is too
+    large.
+    """
+    try:
+        image = PIL.Image.open(io.BytesIO(data), formats=sorted(set(IMAGE_FORMATS.values())))
+        if image.width * image.height <= IMAGE_PIXELS:
+            image.load()
+    except PIL.UnidentifiedImageError as error:
+        raise ValueError(f'{path}: {name} is not an image, or a damaged one') from error
+    except Exception as error:   # Pillow's decoders raise a dozen unrelated kinds
+        raise ValueError(f'{path}: {name} is damaged: {error}') from error
+    if image.width * image.height > IMAGE_PIXELS:
+        raise ValueError(f'{path}: {name} is {image.width}x{image.height}, more than '
+                         f'{IMAGE_PIXELS:,} pixels: make it smaller')
+    return upright(image), _has_several(image, data)
+
+
 def _reason(name: str) -> str:
     """Return the reason for skipping a file, JSON for a dataset.json, or '' for an image."""
     *folders, file = name.replace('\\', '/').split('/')
@@ -283,4 +293,5 @@ def upright(image: PIL.Image.Image) -> PIL.Image.Image:
         return image
     turned = image.transpose(UPRIGHT[orientation])
     turned.format = image.format
+    turned.info['turned'] = True   # dataset_tool.py tells of it
     return turned

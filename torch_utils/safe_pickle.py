@@ -334,6 +334,9 @@ ACTIONS: dict[bytes, Callable[[_Machine], Any]] = {
     pickle.SHORT_BINBYTES: lambda m: m.push(m.take(m.number(1))),
     pickle.BINBYTES: lambda m: m.push(m.take(m.number(4))),
     pickle.BINBYTES8: lambda m: m.push(m.take(m.number(8))),
+    # the strings of Python 2, whose coding nobody knows
+    pickle.SHORT_BINSTRING: lambda m: m.push(m.take(m.number(1))),
+    pickle.BINSTRING: lambda m: m.push(m.take(m.number(4))),
     # numpy's arrays in protocol 5; never changed here
     pickle.BYTEARRAY8: lambda m: m.push(m.take(m.number(8))),
     # Containers

@@ -13,6 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 import dataset_tool
+from data.sources.files import folder_labels
+from data.transforms import to_grey_or_rgb
 from training.dataset import ImageFolderDataset
 
 
@@ -254,7 +256,9 @@ def test_the_first_of_several_images_is_taken(tmp_path: Path) -> None:
                        **({'lossless': True} if ending == 'webp' else {}))
     result = run(f'--source={tmp_path}/in', f'--dest={tmp_path}/out', '--color=grey')
     assert result.output.startswith(
-        f'{tmp_path}/in: took the first of several images in 4 files (1.gif, ...)\n')
+        'palette: became greyscale: 1 (0.gif)\n'
+        'palette, several images: became greyscale, took the first: 1 (1.gif)\n'
+        'several images: took the first: 3 (1.png, 1.tif, 1.webp)\n')
     for i in range(5):
         np.testing.assert_array_equal(load(tmp_path / 'out', f'00000/img{i:08d}.png'),
                                       random_image(0, 4, 4))
@@ -270,21 +274,21 @@ def test_a_set_of_this_tool_without_labels_stays_without(tmp_path: Path) -> None
 
 def test_folders_that_are_numbers_are_sorted_as_numbers() -> None:
     names = [f'{i}/a.png' for i in (10, 9, 2, 1)]
-    assert dataset_tool.folder_labels(names) == (
+    assert folder_labels(names) == (
         {'1/a.png': 0, '2/a.png': 1, '9/a.png': 2, '10/a.png': 3}, ('1', '2', '9', '10'))
-    assert dataset_tool.folder_labels([*names, 'x/a.png'])[1] == ('1', '10', '2', '9', 'x')
+    assert folder_labels([*names, 'x/a.png'])[1] == ('1', '10', '2', '9', 'x')
 
 
 def test_one_folder_above_the_classes() -> None:
     names = ['photos/dog/1.png', 'photos\\cat\\2.png']
-    assert dataset_tool.folder_labels(names) == (dict(zip(names, (1, 0), strict=True)),
+    assert folder_labels(names) == (dict(zip(names, (1, 0), strict=True)),
                                                  ('cat', 'dog'))
 
 
 def test_folder_labels() -> None:
-    assert dataset_tool.folder_labels(['x/1.png', 'x/y/2.png']) == ({}, ())
-    assert dataset_tool.folder_labels(['1.png', '2.png']) == ({}, ())
-    assert dataset_tool.folder_labels(['b/1.png', '2.png', 'a/c/3.png']) == (
+    assert folder_labels(['x/1.png', 'x/y/2.png']) == ({}, ())
+    assert folder_labels(['1.png', '2.png']) == ({}, ())
+    assert folder_labels(['b/1.png', '2.png', 'a/c/3.png']) == (
         {'b/1.png': 2, '2.png': 0, 'a/c/3.png': 1}, ('', 'a', 'b'))
 
 
@@ -308,7 +312,7 @@ def test_modes(tmp_path: Path) -> None:
         (deep, 'L', np.uint8([[0, 0, 1, 255]] * 4)), (bilevel, 'L', np.uint8(grey > 127) * 255),
     ]:
         image.save(tmp_path / 'a.png')
-        result = dataset_tool.to_grey_or_rgb(PIL.Image.open(tmp_path / 'a.png'))
+        result = to_grey_or_rgb(PIL.Image.open(tmp_path / 'a.png'))
         assert result.mode == mode
         np.testing.assert_array_equal(np.asarray(result), expected)
 
@@ -328,10 +332,9 @@ def test_mixed_colors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('dest', ['out', 'out.zip', 'new/deep/out', 'new/deep/out.zip'])
 @pytest.mark.parametrize('bad, message', [
-    (random_image(1, 6, 6, 3), 'b.png is 6x6, but a.png is 4x4: resize all images with '
-                               '--resolution=4x4'),
-    (random_image(1, 4, 6, 3),
-     'b.png is 6x4, not square: crop it with --transform=center-crop --resolution=4x4'),
+    (random_image(1, 3, 6, 3), 'b.png is 6x3, but a.png is 4x4: give all images one size, for '
+                               'example with --transform=center-crop --resolution=4x3, or leave '
+                               'out those that differ from most with --on-mismatch=skip'),
     (b'hello', 'IN: b.png is not an image, or a damaged one'),
 ])
 def test_bad_images_leave_nothing_behind(
@@ -348,17 +351,19 @@ def test_bad_images_leave_nothing_behind(
 
 def test_a_failure_keeps_the_old_zip(tmp_path: Path) -> None:
     save(tmp_path / 'in' / 'a.png', random_image(0, 4, 5, 3))
+    save(tmp_path / 'in' / 'b.png', random_image(0, 4, 4, 3))
     (tmp_path / 'out.zip').write_bytes(b'precious')
     assert fails(tmp_path / 'in', tmp_path / 'out.zip') == (
         f'--dest={tmp_path}/out.zip exists: give a new name, or --overwrite to replace it')
-    assert 'not square' in fails(tmp_path / 'in', tmp_path / 'out.zip', '--overwrite')
+    assert 'give all images one size' in fails(tmp_path / 'in', tmp_path / 'out.zip', '--overwrite')
     assert (tmp_path / 'out.zip').read_bytes() == b'precious'
 
 
 def test_floating_point_pixels(tmp_path: Path) -> None:
     save(tmp_path / 'in' / 'a.tiff', np.zeros([4, 4], dtype=np.float32))
     assert fails(tmp_path / 'in', tmp_path / 'out') == (
-        'a.tiff (F) cannot be converted: its pixels have 32 bits: save it with 8 or 16')
+        'a.tiff (F) cannot be converted: its pixels have 32 bits: save it with 8 or 16, or '
+        'give --color=keep')
 
 
 @pytest.mark.parametrize(
@@ -373,14 +378,9 @@ def test_floating_point_pixels(tmp_path: Path) -> None:
             '--transform=center-crop-wide needs --resolution, for example --resolution=64x64',
         ),
         (
-            ['--resolution=8x4'],
-            '--resolution=8x4 is not square: use --resolution=8x8, or --transform=center-crop-wide '
-            'for black bars',
-        ),
-        (
-            ['--transform=center-crop', '--resolution=8x4'],
-            '--resolution=8x4 is not square: use --resolution=8x8, or --transform=center-crop-wide '
-            'for black bars',
+            ['--transform=center-crop-dhariwal', '--resolution=8x4'],
+            '--resolution=8x4 is not square, as center-crop-dhariwal needs it: use '
+            '--resolution=8x8, or --transform=center-crop',
         ),
         (
             ['--transform=center-crop-wide', '--resolution=4x8'],
@@ -414,7 +414,8 @@ def test_combinations_that_cannot_work(
 
 def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
     dest = tmp_path / 'out.zip'
-    hint = 'give a folder of images, a zip of images, or the word digits'
+    hint = ('give a folder, a zip or a tar of images, an .npy, .npz, IDX, .parquet or CIFAR '
+            'archive, a folder *_lmdb, or the word digits')
     assert fails(tmp_path / 'none', dest) == f'--source={tmp_path}/none does not exist: {hint}'
     (tmp_path / 'a.rar').write_bytes(b'Rar!')
     assert fails(tmp_path / 'a.rar', dest) == f'--source={tmp_path}/a.rar cannot be used: {hint}'
@@ -427,10 +428,16 @@ def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
     )
     for name in ('cat_lmdb', 'cifar-10-python.tar.gz', 'train-images-idx3-ubyte.gz'):
         assert 'does not exist' in fails(tmp_path / name, dest)
-        (tmp_path / name).touch()
-        assert fails(tmp_path / name, dest) == (
-            f'--source={tmp_path / name}: LSUN (lmdb), CIFAR-10 and MNIST files are not supported '
-            f'yet: unpack the images into a folder, with one subfolder per class')
+    (tmp_path / 'cat_lmdb').mkdir()
+    assert fails(tmp_path / 'cat_lmdb', dest) == (
+        f'--source={tmp_path}/cat_lmdb holds no data.mdb: give the folder that does')
+    (tmp_path / 'cifar-10-python.tar.gz').touch()
+    assert fails(tmp_path / 'cifar-10-python.tar.gz', dest).startswith(
+        f'{tmp_path}/cifar-10-python.tar.gz cannot be read: ')
+    (tmp_path / 'train-images-idx3-ubyte.gz').touch()
+    assert fails(tmp_path / 'train-images-idx3-ubyte.gz', dest) == (
+        f'{tmp_path}/train-images-idx3-ubyte.gz is no IDX file of 3 dimensions, or a damaged one: '
+        'it begins with nothing')
 
 
 def test_labels_that_training_would_refuse(photos: Path, tmp_path: Path) -> None:
@@ -497,6 +504,8 @@ def test_permissions_are_the_usual_ones(photos: Path, tmp_path: Path) -> None:
 def test_the_help_explains_every_option() -> None:
     text = run('--help').output
     for option in ('--source PATH', '--dest PATH', '--overwrite', '--max-images INT', '--transform',
-                   'center-crop-wide', '--resolution WxH', '--color [grey|rgb]', 'Examples:'):
+                   'center-crop-wide', '--resolution WxH', '--color [grey|rgb|keep]',
+                   '--on-mismatch [convert|skip|error]', '--labels FILE', '--report CSV',
+                   '--workers INT', 'Examples:'):
         assert option in text
     assert all(option.help for option in dataset_tool.main.params)

@@ -67,6 +67,7 @@ def test_reading_a_file_twice_is_fine():
 
 COMMANDS = {'train': train.main, 'generate': generate.main, 'dataset_tool': dataset_tool.main,
             'demo': demo.main,
+            **{f'dataset_tool {name}': command for name, command in dataset_tool.COMMANDS.items()},
             **{f'flow {name}': command for name, command in flow.main.commands.items()},
             **{f'fid {name}': command for name, command in fid.main.commands.items()},
             **{f'checkpoint {name}': command for name, command in checkpoint.main.commands.items()}}

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import train
-from dataset_tool import convert, open_source
+from data.convert import convert
+from data.sources import open_source
 from docs import brightness as experiment
 from docs.brightness import CORRECTED, FLAWED, SETTINGS, Kept, Numbers
 from options.sampler import resolve_sampler, sampler_options

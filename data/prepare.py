@@ -1,0 +1,159 @@
+"""One image on its way into a data set."""
+
+import io
+import zlib
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from data.source import Image, Size, Source
+from data.transforms import TRANSFORMS, kept, kind_of, oddities, resize, size_of, to_grey_or_rgb
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is done with the images of a source; see dataset_tool.py --help for the fields.
+
+    `canvas` is laid below each image. `wanted` is the size and the kind that --on-mismatch=convert
+    and =skip hold an image against. Without `encode`, an outcome has no data and no checksum.
+    """
+    source: Source
+    transform: str | None = None
+    resolution: Size | None = None
+    color: str | None = None
+    on_mismatch: str | None = None
+    canvas: Size | None = None
+    wanted: tuple[Size, str] | None = None
+    encode: bool = True
+    send: bool = True   # the data, and not only their checksum
+
+    def __call__(self, index: int, name: str) -> 'Outcome':
+        """Load, prepare and encode one image."""
+        return outcome(self, index, name)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of image number `index`: its file, or the reason why there is none."""
+    index: int
+    name: str
+    ending: str = ''                   # png or npy; '' for one that is left out
+    size: Size = (0, 0)
+    kind: str = ''
+    found: tuple[str, ...] = ()        # what was odd about it
+    done: tuple[str, ...] = ()         # what was done about that
+    problem: str = ''                  # the error of one that cannot be used
+    enlarged: bool = False
+    crc: int = 0
+    length: int = 0
+    data: bytes = field(default=b'', repr=False)
+
+    @property
+    def file(self) -> str:
+        """The name in the data set, by the number in the source."""
+        return f'{self.index // 1000:05d}/img{self.index:08d}.{self.ending}'
+
+    def record(self) -> dict[str, Any]:
+        """Return everything but the data, for JSON."""
+        return {key: value for key, value in asdict(self).items() if key != 'data'}
+
+    @staticmethod
+    def of(record: dict[str, Any]) -> 'Outcome':
+        """Return the outcome that `record` came from, without its data."""
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
+                                  for key, value in record.items()}
+        return Outcome(**fields)
+
+
+def outcome(job: Job, index: int, name: str) -> Outcome:
+    """Return what becomes of one image."""
+    try:
+        image = job.source.load(name)
+    except ValueError as error:
+        return Outcome(index, name, found=('unreadable',), done=('left out',), problem=str(error))
+    found = [*oddities(image), *(['several images'] if job.source.several(name) else [])]
+    try:
+        result = prepared(job, image)
+    except ValueError as error:
+        mode = image.mode if isinstance(image, PIL.Image.Image) else kind_of(image)
+        return Outcome(index, name, found=tuple(found), done=('left out',),
+                       problem=f'{name} ({mode}) cannot be converted: {error}')
+    if result is None:
+        return Outcome(index, name, found=('too small',), done=('left out',))
+    done = [{'several images': 'took the first', 'rotated': 'turned upright'}.get(
+        what, f'became {kind_of(result)}') for what in found]
+    if job.wanted is not None:
+        result = _matched(job, result, found, done)
+    if result is None or (found and job.on_mismatch == 'skip'):
+        return Outcome(index, name, found=tuple(found), done=('left out',))
+    W, H = size_of(result)
+    w, h = size_of(image)
+    told = Outcome(index, name, 'npy' if isinstance(result, np.ndarray) else 'png', (W, H),
+                   kind_of(result), tuple(found), tuple(dict.fromkeys(done)),
+                   enlarged=(w < W or h < H) and (w, h) != (W, H) and not job.canvas)
+    if not job.encode:
+        return told
+    data = encoded(result)
+    return replace(told, data=data if job.send else b'', crc=zlib.crc32(data), length=len(data))
+
+
+def prepared(job: Job, image: Image | np.ndarray) -> Image | np.ndarray | None:
+    """Return the image as it goes into the data set, or None if the transform skips it."""
+    if job.color == 'keep' and not isinstance(image, np.ndarray):
+        image = kept(image)
+    if isinstance(image, np.ndarray):
+        if job.transform or job.color in ('grey', 'rgb') or job.resolution not in (
+                None, size_of(image)):
+            raise ValueError(f'only greyscale and RGB can be changed, and it is {kind_of(image)}: '
+                             'leave out --transform, --color and --resolution')
+        return image
+    image = image if job.color == 'keep' else to_grey_or_rgb(image, job.color)
+    if job.canvas is not None:
+        image = on_canvas(image, job.canvas)
+    if job.resolution is None:
+        return image
+    result = (TRANSFORMS[job.transform] if job.transform else resize)(image, job.resolution)
+    return result.convert('L') if result is not None and job.color == 'grey' else result
+
+
+def on_canvas(image: Image, size: Size) -> Image:
+    """Return the image in the middle of a black one."""
+    canvas = PIL.Image.new(image.mode, size)
+    canvas.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+    return canvas
+
+
+def _matched(job: Job, result: Image | np.ndarray, found: list[str],
+             done: list[str]) -> Image | np.ndarray | None:
+    """Return the image in the size and kind that are wanted, or None for one to be left out."""
+    assert job.wanted is not None
+    size, kind = job.wanted
+    differs = [what for what, has in ((f'{result_size(result)}', size_of(result) != size),
+                                      (kind_of(result), kind_of(result) != kind)) if has]
+    if not differs:
+        return result
+    found += differs
+    if job.on_mismatch == 'skip' or isinstance(result, np.ndarray) or kind not in MODES:
+        return None
+    done += [f'became {size[0]}x{size[1]} {kind}']
+    return resize(result.convert(MODES[kind]), size)
+
+
+MODES = {'greyscale': 'L', 'RGB': 'RGB'}
+
+
+def result_size(image: Image | np.ndarray) -> str:
+    """Return the size in words: 64x48."""
+    return '{}x{}'.format(*size_of(image))
+
+
+def encoded(image: Image | np.ndarray) -> bytes:
+    """Return the pixels as an uncompressed PNG, which is quick to read, or as a .npy file."""
+    data = io.BytesIO()
+    if isinstance(image, np.ndarray):
+        np.save(data, image, allow_pickle=False)
+    else:
+        PIL.Image.fromarray(np.asarray(image)).save(data, format='PNG', compress_level=0)
+    return data.getvalue()
