@@ -45,6 +45,7 @@ from options.continuing import (
     with_contents,
     with_stored_augment_dim,
 )
+from options.presets import remarks
 from options.training import LAST_OPTIONS, OPTIONS, check_batch, data_config, resolve, run_name
 from torch_utils import distributed
 from training import config as configs
@@ -156,6 +157,9 @@ def main(**given: Any) -> None:  # noqa: ANN401 (click's own)
         config = resolve(given, data, dataset)
         evaluated = eval_config(config.tick_nimg, given)
         if given['dry_run']:
+            if distributed.get_rank() == 0:   # apart from what a program may read
+                for line in remarks(config.network):
+                    click.echo(f'Note: {line}', err=True)
             distributed.print0(json.dumps(configs.encode(config), indent=2))
             exit_code = 0
         else:
@@ -484,7 +488,7 @@ def announce(config: TrainConfig, state: TrainState, run_dir: Path, device: str,
                                  f'{evaluated.ref}, every {evaluated.interval_nimg / 1000:g} kimg')
     for change in state.changes:
         distributed.print0(f'Note: changed at {state.nimg / 1000:.1f} kimg: {change}')
-    for note in notes_on(config):
+    for note in [*remarks(network), *notes_on(config)]:
         distributed.print0(f'Note: {note}')
     for name, value in summary.items():
         distributed.print0(f'{name + ":":13s}{value}')

@@ -27,6 +27,7 @@ from limpid.loss import (
     DenoisingLoss,
     HybridLoss,
     InverseVariance,
+    LogUniform,
     Loss,
     NoiseDistribution,
     UniformLevel,
@@ -39,6 +40,8 @@ from limpid.resolution import resolution_of
 from limpid.table1 import Column
 from limpid.table1 import column as column_of
 from options.common import DEVICE, count, not_negative, positive, share, speed, workers
+from options.optimizer import OPTIMIZER_OPTIONS, optimizer_config
+from options.presets import PresetName, apply_preset
 from torch_utils import distributed
 from training.augment import AugmentConfig
 from training.config import NanConfig, OptimizerConfig, TrainConfig
@@ -83,6 +86,10 @@ class Names(click.ParamType):  # type: ignore[type-arg]
 
 
 OPTIONS = [   # those that `--help` lists first, in its order
+    files('--preset', type=PresetName(), metavar='NAME|list', is_eager=True, callback=apply_preset,
+          help='A run of the EDM paper\'s Table 2, such as cifar10-cond-vp-F, as defaults of the '
+               'options below; options that are given override it, and --dry-run says where. list '
+               'prints all presets'),
     files('--outdir', metavar='DIR',
           help='Folder in which to make the folder of the run  [required, unless --run is given]'),
     files('--data', metavar='ZIP|DIR', required=True,
@@ -138,6 +145,10 @@ OPTIONS = [   # those that `--help` lists first, in its order
     column('--sigma_data', type=positive, metavar='FLOAT',
            help='Standard deviation of the data in [-1, 1], with --precond=edm or v  [default: edm '
                 '0.5; v 1]'),
+    column('--sigma_min', type=positive, metavar='FLOAT',
+           help='Lowest noise level, with --noise=ve  [default: 0.02]'),
+    column('--sigma_max', type=positive, metavar='FLOAT',
+           help='Highest noise level, with --noise=ve  [default: 100]'),
     column('--schedule', type=KeyOf(DISCRETE_SCHEDULES, 'linear'),
            help='Discrete schedule of T = 1000 timesteps, with --noise=timestep; linear is short '
                 'for ddpm-linear  [default: scaled-linear]'),
@@ -195,6 +206,8 @@ OPTIONS = [   # those that `--help` lists first, in its order
           help='Augmentation probability; 0 means no augmentation'),
     hyper('--xflip', **boolean, default=False,
           help='Double the data set by adding mirrored images'),
+
+    *OPTIMIZER_OPTIONS,
 
     speed('--fp16', **boolean, default=False,
           help='Mixed precision: float16 in the backbone, on a GPU'),
@@ -288,8 +301,7 @@ def resolve(given: dict[str, Any], data: DataConfig, dataset: ImageFolderDataset
         data=data,
         network=network_config(given, precond, loss.noise_distribution, dataset),
         loss=loss,
-        optimizer=OptimizerConfig(lr=given['lr'], lr_rampup_nimg=given['lr_rampup'] * 1e6,
-                                  clip=given['clip']),
+        optimizer=optimizer_config(given),
         augment=AugmentConfig(p=augment) if augment else None,
         averages=averages_of(given['ema'], given['ema_rampup'], given['ema_power'] or []),
         label_dropout=given['label_dropout'],
@@ -326,6 +338,7 @@ def rows_of_table_1(given: dict[str, Any]) -> tuple[Preconditioner, Loss]:
         noise = UniformTimestep(discrete)
     numbers = {name: given[name] for name in ('P_mean', 'P_std', 'sigma_data')}
     reject_unused(numbers, cells.precond, noise)
+    noise = with_range(noise, given['sigma_min'], given['sigma_max'])
     precond = with_noise_label(given, with_options(cells.precond, numbers), discrete)
     noise = with_options(noise, numbers)
     cells = cells.around(precond)
@@ -333,6 +346,20 @@ def rows_of_table_1(given: dict[str, Any]) -> tuple[Preconditioner, Loss]:
     if given['weighting'] is not None:
         weighting = WEIGHTINGS[given['weighting']](precond)
     return precond, choose_loss(given, cells, noise, weighting)
+
+
+def with_range(noise: NoiseDistribution, sigma_min: float | None,
+               sigma_max: float | None) -> NoiseDistribution:
+    """Return the noise distribution with these bounds; ValueError where it has no such bounds."""
+    bounds = {'sigma_min': sigma_min, 'sigma_max': sigma_max}
+    if not isinstance(noise, LogUniform):
+        reject_unused(bounds, noise)
+        return noise
+    schedule = with_options(noise.schedule, bounds)
+    if schedule.sigma_min >= schedule.sigma_max:
+        raise ValueError(f'--sigma_min={schedule.sigma_min:g} is not below '
+                         f'--sigma_max={schedule.sigma_max:g}')
+    return LogUniform(schedule)
 
 
 def discrete_schedule(given: dict[str, Any], cells: Column,

@@ -4,6 +4,7 @@ Each part is configured by a class beside the thing it configures; this module c
 knows the tags under which choices are stored. Classes may be renamed, tags may not.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -52,6 +53,10 @@ class OptimizerConfig:
     eps: float = 1e-8
     # the largest norm of the gradient of the mean over the batch; None: any
     clip: float | None = None
+    # that of AdamW, which takes lr · weight_decay of each weight at a step; 0: Adam itself
+    weight_decay: float = 0.0
+    # images after which the learning rate falls with the root of their number; None: never
+    lr_decay_nimg: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,9 +84,13 @@ def due(nimg: int, batch_size: int, interval: int) -> bool:
 def learning_rate(nimg: int, config: OptimizerConfig) -> float:
     """Return lr · min(nimg / ramp-up, 1), where nimg counts the images before the step.
 
-    The first step therefore has the learning rate 0.
+    The first step therefore has the learning rate 0. Beyond lr_decay_nimg images, if there is such
+    a number, it is also divided by √(nimg / lr_decay_nimg) (EDM2).
     """
-    return config.lr * min(nimg / max(config.lr_rampup_nimg, 1e-8), 1)
+    rate = config.lr * min(nimg / max(config.lr_rampup_nimg, 1e-8), 1)
+    if config.lr_decay_nimg is not None and nimg > config.lr_decay_nimg:
+        rate /= math.sqrt(nimg / config.lr_decay_nimg)
+    return rate
 
 
 @dataclass(frozen=True)
@@ -126,11 +135,17 @@ def decode(data: object, cls: type[T], where: str = 'config') -> T:
 
 
 def upgraded(config: Any) -> Any:  # noqa: ANN401 (plain values, as they were stored)
-    """Return a stored configuration without a value that earlier versions stored twice.
+    """Return a stored configuration as it would be stored today.
 
-    The loss in v had its own sigma_data, in addition to that of the network and the weighting.
+    Earlier versions had no decay of weights or of the learning rate. Their loss in v had its own
+    sigma_data, in addition to that of the network and the weighting.
     """
-    stored = config.get('loss') if isinstance(config, dict) else None
+    if not isinstance(config, dict):
+        return config
+    if isinstance(config.get('optimizer'), dict):
+        config = {**config, 'optimizer': {'weight_decay': 0.0, 'lr_decay_nimg': None,
+                                          **config['optimizer']}}
+    stored = config.get('loss')
     if not isinstance(stored, dict) or stored.get('type') != 'loss/velocity':
         return config
     kept = {name: value for name, value in stored.items() if name != 'sigma_data'}

@@ -262,13 +262,15 @@ def differences(stored: dict[str, Any], config: TrainConfig) -> list[str]:
 
     Settings that may change within a run (MAY_CHANGE) are not compared.
     """
-    return _changes(_flat(stored), _flat(configs.encode(config)), MAY_CHANGE)
+    return _changes(_flat(configs.upgraded(stored)), _flat(configs.encode(config)), MAY_CHANGE)
 
 
 # What may be changed within a run on purpose: the names of the options, and the settings that
 # are theirs, with all below them. The tensors of the network stay what they are.
 CHANGEABLE = {
     'lr': 'optimizer.lr', 'lr-rampup': 'optimizer.lr_rampup_nimg', 'clip': 'optimizer.clip',
+    'betas': 'optimizer.betas', 'adam-eps': 'optimizer.eps',
+    'weight-decay': 'optimizer.weight_decay', 'lr-decay': 'optimizer.lr_decay_nimg',
     'ema': 'averages', 'dropout': 'network.model.dropout', 'label-dropout': 'label_dropout',
     'augment': 'augment', 'xflip': 'data.xflip', 'batch': 'batch_size', 'seed': 'seed',
     'precision': 'network.precision', 'ls': 'loss_scaling', 'bench': 'cudnn_benchmark',

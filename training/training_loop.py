@@ -293,9 +293,10 @@ def build(config: TrainConfig, device: torch.device) -> TrainState:
     torch.manual_seed(seed_of(config.seed, WEIGHTS))
     net = build_network(config.network).train().requires_grad_(True).to(device)
     beta1, beta2 = config.optimizer.betas
-    optimizer = torch.optim.Adam(net.parameters(), lr=config.optimizer.lr,
-                                 betas=(beta1, beta2), eps=config.optimizer.eps,
-                                 fused=device.type == 'cuda')
+    decay = config.optimizer.weight_decay
+    Adam = torch.optim.AdamW if decay else torch.optim.Adam
+    optimizer = Adam(net.parameters(), lr=config.optimizer.lr, betas=(beta1, beta2),
+                     eps=config.optimizer.eps, weight_decay=decay, fused=device.type == 'cuda')
     loss_scale = LossScale(2.0**16, dynamic=True)
     if config.loss_scaling is not None:
         loss_scale = LossScale(config.loss_scaling)

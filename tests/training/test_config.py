@@ -110,3 +110,9 @@ def test_learning_rate_ramps_up_from_zero():
     assert [learning_rate(nimg, config) for nimg in (0, 250, 1000, 5000)] == [0, 5e-5, 2e-4, 2e-4]
     assert learning_rate(0, OptimizerConfig(lr=1, lr_rampup_nimg=0)) == 0
     assert learning_rate(1, OptimizerConfig(lr=1, lr_rampup_nimg=0)) == 1
+
+
+def test_learning_rate_falls_with_the_root_of_the_images():
+    config = OptimizerConfig(lr=2e-4, lr_rampup_nimg=10, lr_decay_nimg=1000)
+    assert [learning_rate(nimg, config) for nimg in (0, 10, 1000, 4000, 9000)] == pytest.approx(
+        [0, 2e-4, 2e-4, 1e-4, 2e-4 / 3], rel=1e-12)
