@@ -32,7 +32,7 @@ def params_of(*arguments):
 
 def config_of(*arguments, resolution, label_dim, channels=3):
     given = params_of(*arguments)
-    data = SimpleNamespace(resolution=resolution, num_channels=channels,
+    data = SimpleNamespace(image_shape=[channels, resolution, resolution], num_channels=channels,
                            label_dim=label_dim if given['cond'] else 0)
     return resolve(given, data_config(given), data)
 
