@@ -121,6 +121,7 @@ def convert(file: str, dest: str, weights: str | None) -> None:
         checkpoint.save({**about, 'ema': tensors, 'ema_name': info['weights'], 'averages': {}},
                         dest)
     else:
+        checkpoint.warn_of_nonfinite(tensors, dest)
         save_tensors(tensors, {METADATA: json.dumps(about),
                                DIGEST: digest_of_tensors(tensors)}, dest)
     print(f'Wrote {len(tensors)} tensors to {dest}; digest {digest_of_tensors(tensors)}')

@@ -24,7 +24,7 @@ from dnnlib.cli import (
     one_line_errors,
     with_each,
 )
-from dnnlib.files import atomic_write
+from dnnlib.files import atomic_write, remove_leftovers
 from dnnlib.progress import Progress, progressing
 from limpid.denoiser import Conditioned, Denoiser, Network, Traits, traits
 from limpid.inversion import decode, encode, interpolate
@@ -169,6 +169,7 @@ def encode_command(network_path: str, weights: str | None, images: str, dest: st
         x = from_uint8(pixels, torch.float32 if flow.device.type == 'mps' else torch.float64)
         denoise = flow.denoise(labels, positions)
         latents = flow.encode(denoise, x)
+        _check_finite(latents, f'the latents of --images={images}')
         result = {'latents': latents.to(torch.float32).cpu().numpy()}
         if check:
             back = flow.decode(denoise, latents, to_zero=False)
@@ -193,15 +194,14 @@ def decode_command(network_path: str, weights: str | None, latents: str, outdir:
     The default is 64 steps, as in encoding. Give the same options as for encoding.
     """
     check_writable('--outdir', outdir, folder=True)
+    remove_leftovers(outdir, r'\d{6,}\.png')   # of a killed command
     flow = _open_flow(network_path, weights, device, options)
     stored, labels = _load_latents(latents, flow.net)
 
     def work(positions: np.ndarray) -> dict[str, np.ndarray]:
         z = torch.from_numpy(stored[positions]).to(flow.device)
         x = flow.decode(flow.denoise(labels, positions), z)
-        if not bool(x.isfinite().all()):
-            raise FloatingPointError(f'the images of --latents={latents} came out as numbers that '
-                                     f'are not finite, and were not written')
+        _check_finite(x, f'the images of --latents={latents}')
         pixels = to_uint8(x).cpu().numpy()
         for position, image in zip(positions, pixels, strict=True):
             save_png(image.transpose(1, 2, 0), Path(outdir) / f'{position:06d}.png', durable=False)
@@ -232,6 +232,7 @@ def interpolate_command(network_path: str, weights: str | None, seeds: list[int]
 
     def work(positions: np.ndarray) -> dict[str, np.ndarray]:
         x = flow.decode(flow.denoise(labels, positions), path[torch.from_numpy(positions)])
+        _check_finite(x, f'the images of --seeds={",".join(map(str, seeds[:9]))}')
         return {'images': to_uint8(x).cpu().numpy()}
 
     parts = _shared_work(len(path), batch, work)
@@ -271,6 +272,7 @@ def likelihood_command(network_path: str, weights: str | None, images: str, dest
         denoise = _denoise(net, labels, positions, chosen)
         nats = _mean_log_likelihood(denoise, pixels, sigmas, generator, probes, draws,
                                     lambda done, of: progress.advance())
+        _check_finite(nats, f'the likelihoods of --images={images}')
         return {'nats': nats.numpy()}
 
     progress = Progress(rounds * draws * (num_steps - 1), unit='steps',
@@ -286,6 +288,12 @@ def likelihood_command(network_path: str, weights: str | None, images: str, dest
               f'{len(bits)} images at sigma_min={max(sigma_min, traits(net).sigma_min):g}')
         print(f'Wrote the number of each image to {dest}')
     distributed.shutdown()
+
+
+def _check_finite(numbers: Tensor, what: str) -> None:
+    if not bool(numbers.isfinite().all()):
+        raise FloatingPointError(f'{what} came out as numbers that are not finite, and were not '
+                                 f'written: the network or the options of the flow are to blame')
 
 
 def _ends_in(path: str, option: str, endings: tuple[str, ...]) -> None:

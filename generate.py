@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from dnnlib.cli import GroupedCommand, IntList, check_writable, one_line_errors, with_each
+from dnnlib.files import remove_leftovers
 from dnnlib.progress import progressing
 from limpid.denoiser import Counting, Network, traits
 from limpid.sampling import Plan
@@ -124,6 +125,7 @@ def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] |
     net = Counting(opened.net, keep_sigmas=stats, keep_frames=trajectory)
     distributed.print0(f'Generating {len(seeds)} images to {outdir} ...')
     start = time.monotonic()
+    distributed.on_rank_0(lambda: forget_killed(outdir, seeds, subdirs))
     in_grid: dict[int, np.ndarray] = {}   # images by position
     frames: dict[int, np.ndarray] = {}    # the way to each of them: [noise levels, C, H, W]
     for positions, images in drawn(net, opened.plan, seeds, numbers, batch, chosen, rng):
@@ -195,6 +197,13 @@ def drawn(net: Counting, plan: Plan, seeds: Sequence[int], classes: Sequence[int
         labels = None if classes is None else [classes[i % len(classes)] for i in positions]
         images = generate(net, plan, [seeds[i] for i in positions], labels, device, rng)
         yield positions, images.cpu().numpy()
+
+
+def forget_killed(outdir: str, seeds: Sequence[int], subdirs: bool) -> None:
+    """Remove the temporary files that killed commands left among the pictures of this one."""
+    folders = {f'{seed - seed % 1000:06d}' for seed in seeds} if subdirs else set()
+    for folder in ('.', *sorted(folders)):
+        remove_leftovers(Path(outdir) / folder, r'\d{6,}\.png|(grid|trajectory)\.png')
 
 
 def save_images(outdir: str, seeds: Sequence[int], images: np.ndarray, subdirs: bool) -> None:

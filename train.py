@@ -30,7 +30,7 @@ from dnnlib.cli import (
 )
 from dnnlib.download import is_url
 from dnnlib.early import TRY_AGAIN
-from dnnlib.files import atomic_write, held, read_bounded
+from dnnlib.files import append_line, atomic_write, held, read_bounded
 from dnnlib.logfile import LogFile
 from evaluation.while_training import EvalConfig, WhileTraining
 from limpid.denoiser import Denoiser
@@ -51,7 +51,7 @@ from torch_utils import distributed
 from training import config as configs
 from training.config import TrainConfig
 from training.dataset import ImageFolderDataset
-from training.run_folder import STATE, files_of, set_aside, set_aside_later
+from training.run_folder import STATE, files_of, set_aside, set_aside_later, tidy
 from training.state import TrainState, latest_state, permission_for
 from training.stopping import graceful_signals
 from training.training_loop import (
@@ -279,9 +279,10 @@ def continuation(run_dir: Path) -> str:
 def check_transfer(transfer: str | None, origin: str, run_dir: Path) -> None:
     """Raise ValueError for weights to start from where a run continues that began otherwise."""
     began = {}
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         began = json.loads(read_bounded(run_dir / 'transfer.json', 2**28))
-    if transfer is not None and began.get('from') != transfer:
+    origin_of_run = began.get('from') if isinstance(began, dict) else None
+    if transfer is not None and origin_of_run != transfer:
         raise ValueError(f'--transfer={transfer} would have no effect: the run continues from '
                          f'{origin}. Leave it out, or start anew with --resume=never')
 
@@ -408,6 +409,7 @@ def in_run_dir(run_dir: Path, aside: Callable[[], Path | None]) -> Iterator[LogF
         with distributed.errors_on_all(ValueError, OSError):
             if distributed.get_rank() == 0:
                 stack.enter_context(held(run_dir / '.lock'))
+                tidy(run_dir)
                 where, path = aside(), run_dir / 'log.txt'
         log = stack.enter_context(LogFile(path))
         if where is not None:
@@ -437,8 +439,7 @@ def write_options(config: TrainConfig, state: TrainState, run_dir: Path) -> None
         return
     if state.changes:
         line = {'kimg': state.nimg / 1000, 'changed': state.changes, 'timestamp': time.time()}
-        with open(run_dir / 'changes.jsonl', 'a') as changes:
-            changes.write(json.dumps(line) + '\n')
+        append_line(run_dir / 'changes.jsonl', json.dumps(line))
     listed = {'training_options.json': configs.encode(config), 'transfer.json': state.transferred}
     for name, contents in listed.items():
         if contents is not None:

@@ -4,6 +4,7 @@ See Karras et al. 2024 (EDM2), Section 3.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from torch_utils import checkpoint
 from torch_utils.torch_files import CHECKPOINTS, read_file
 from training.ema import reconstruction_error, reconstruction_weights
 from training.run_folder import SNAPSHOT, files_of
+from training.schema import check_contents
 
 
 class Stored(NamedTuple):
@@ -53,14 +55,18 @@ def stored_averages(run_dir: str | os.PathLike[str]) -> list[Stored]:
     """List the power-function averages in the snapshots of a run, without their tensors."""
     stored = []
     for path in files_of(Path(run_dir), SNAPSHOT):
-        told = read_file(path, CHECKPOINTS, SNAPSHOT, data=False)
-        known = isinstance(told, dict) and told.get('kind') == SNAPSHOT
-        if not known or not {'ema_name', 'averages', 'nimg'} <= told.keys():
-            raise ValueError(f'{path} is not a {SNAPSHOT} of ours')
+        try:
+            told = read_file(path, CHECKPOINTS, SNAPSHOT, data=False)
+            if not isinstance(told, dict) or told.get('kind') != SNAPSHOT:
+                raise ValueError(f'{path} is not a {SNAPSHOT} of ours')
+            check_contents(told, path)
+        except (ValueError, OSError) as error:
+            print(f'Warning: {error}; it is passed over', flush=True)
+            continue
         for name in [told['ema_name'], *told['averages']]:
-            if name.startswith('power-') and told['nimg'] > 0:
-                width = float(name.removeprefix('power-'))
-                stored.append(Stored(told['nimg'], width, path, name))
+            number = re.fullmatch(r'power-(\d+(\.\d+)?(e-\d+)?)', name or '')
+            if number and told['nimg']:
+                stored.append(Stored(told['nimg'], float(number[1]), path, name))
     return stored
 
 
@@ -73,6 +79,7 @@ def _combined(used: list[Stored],
     for weight, average in zip(weights, used, strict=True):
         if average.path != opened:   # several averages may come from one file
             opened, contents = average.path, checkpoint.load(average.path, SNAPSHOT)
+            check_contents(contents, average.path)
         is_first = average.name == contents['ema_name']
         tensors = contents['ema'] if is_first else contents['averages'][average.name]
         for key, tensor in tensors.items():

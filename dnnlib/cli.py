@@ -1,6 +1,7 @@
 """Commands whose options become objects. An option without an effect is an error."""
 
 import dataclasses
+import errno
 import functools
 import inspect
 import math
@@ -27,8 +28,11 @@ T = TypeVar('T')
 
 # metavars of options that name a file or a folder
 PLACES = re.compile(r'\b(DIR|PATH|FILE|PATHS|ZIP|NPZ|PKL|PT|PNG|CSV)\b')
-SMALLER = ' (a smaller --batch or --batch-gpu needs less)'
-NO_MEMORY = ('out of memory', "can't allocate memory", 'not enough memory')   # in torch's words
+# The options of which a smaller value needs less memory.
+SMALLER = ('--batch', '--batch-gpu', '--workers', '--max-images', '--grid')
+# In the words of torch, of CUDA's libraries and of C++.
+NO_MEMORY = ('out of memory', "can't allocate memory", 'not enough memory', 'bad_alloc',
+             'ALLOC_FAILED', 'insufficient shared memory')
 LONGEST_ERROR = 2000   # characters
 MOST = 2**63 - 1   # the largest whole number that arrays can hold
 
@@ -390,13 +394,14 @@ def one_line_errors(function: Callable[P, R]) -> Callable[P, R]:
         except (OSError, MemoryError, FloatingPointError) as error:
             if os.environ.get('LIMPID_TRACEBACK'):
                 raise
-            smaller = SMALLER if isinstance(error, MemoryError) else ''
-            raise _fail(f'{_line(error)}{smaller}', code=1) from error
+            if isinstance(error, MemoryError) or error.args[:1] == (errno.ENOMEM,):
+                raise _fail(_of_memory(error), code=1) from error
+            raise _fail(_line(error), code=1) from error
         except RuntimeError as error:
             told = any(words in str(error) for words in NO_MEMORY)
             if not told or os.environ.get('LIMPID_TRACEBACK'):
                 raise
-            raise _fail(f'{_line(error)}{SMALLER}', code=1) from error
+            raise _fail(_of_memory(error), code=1) from error
 
     return wrapper
 
@@ -443,6 +448,17 @@ def _line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f'{error.filename}: {error.strerror}'
     return ' '.join(str(error).split()) or type(error).__name__
+
+
+def _of_memory(error: BaseException) -> str:
+    """Return a line on a lack of memory, with the options of the command that have a say in it."""
+    said = ' '.join(str(error).split())
+    line = said if 'memory' in said.lower() else f'out of memory: {said}'.removesuffix(': ')
+    context = click.get_current_context(silent=True)
+    known = {option for parameter in (context.command.params if context else [])
+             for option in parameter.opts}
+    options = [option for option in SMALLER if option in known]
+    return line + (f' (a smaller {" or ".join(options)} needs less)' if options else '')
 
 
 def _fail(message: str, code: int) -> click.ClickException:

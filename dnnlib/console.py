@@ -4,7 +4,9 @@ import contextlib
 import io
 import os
 import sys
+import traceback
 from collections.abc import Iterator
+from types import TracebackType
 from typing import TextIO
 
 LONGEST = 10_000   # characters of a line that is printed
@@ -58,6 +60,8 @@ def tolerant_streams() -> Iterator[None]:
     A stream that was closed swallows what is printed.
     """
     with contextlib.ExitStack() as stack:
+        if sys.excepthook is sys.__excepthook__:   # it acts when this block has ended
+            sys.excepthook = _print_escaped
         for name in ('stdout', 'stderr'):
             stream = getattr(sys, name)
             if isinstance(stream, io.TextIOWrapper):
@@ -72,6 +76,14 @@ def tolerant_streams() -> Iterator[None]:
                 setattr(sys, name, nowhere)
                 stack.callback(setattr, sys, name, None)
         yield
+
+
+def _print_escaped(kind: type[BaseException], error: BaseException,
+                   trace: TracebackType | None) -> None:
+    """Print the stack trace of an error that nobody caught, whose message a file may have given."""
+    text = ''.join(traceback.format_exception(kind, error, trace))
+    if sys.stderr is not None:
+        sys.stderr.write(escaped(text))
 
 
 def _restore(stream: io.TextIOWrapper, errors: str) -> None:

@@ -73,7 +73,11 @@ def as_fetched(source: str, path: Path) -> Iterator[None]:
                          f'fetched again)') from error
 
 
-def fetch(url: str, sha256: str | None = None, pause: float = 1.0, most: int = 2**33) -> Path:
+# The most bytes of a file, by its kind: far more than any that is published.
+NETWORK, STATISTICS, SAMPLES, DETECTOR = 2**33, 2**31, 2**37, 2**32
+
+
+def fetch(url: str, sha256: str | None = None, pause: float = 1.0, most: int = NETWORK) -> Path:
     """Return the path of the file at an http(s) address, from the cache or the web.
 
     The file must have the SHA-256 `sha256`, in hexadecimal digits, even if it is in the cache
@@ -188,6 +192,8 @@ def _receive(url: str, part: Path, validator: Path, most: int) -> bool:
             if response.status == 206:
                 return False   # a different part came: the next attempt requests everything
         total = response.headers.get('Content-Length')
+        if total is not None and not re.fullmatch('[0-9]{1,18}', total):
+            raise ValueError(f'{url} gives the file a length of {shown(total)} bytes')
         end = None if total is None else have + int(total)
         # The end of a chunked answer is told, too; a broken one raises IncompleteRead.
         if end is None and response.headers.get('Transfer-Encoding', '').lower() != 'chunked':

@@ -38,7 +38,7 @@ def atomic_write(path: str | os.PathLike[str], durable: bool = True) -> Iterator
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     if durable:
-        remove_leftovers(path.parent, path.name)
+        remove_leftovers(path.parent, re.escape(path.name))
     handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
     file = _Noting(io.FileIO(handle, 'w+'))
     try:
@@ -55,11 +55,38 @@ def atomic_write(path: str | os.PathLike[str], durable: bool = True) -> Iterator
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
         failure = file.failure or error
-        if (isinstance(failure, OSError) and failure.filename is None
-                and failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
+        if isinstance(failure, OSError) and _is_about_space(failure):
             failure.filename = str(path)
             raise failure from None
         raise
+
+
+def append_line(path: str | os.PathLike[str], line: str) -> None:
+    """Add a line to the end of a file, on a new line even where the last one is unfinished.
+
+    Raises OSError, which names the file, where the disk is full.
+    """
+    with naming(path), open(path, 'ab+') as file:
+        if file.seekable() and file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b'\n':
+                file.write(b'\n')
+        file.write(f'{line}\n'.encode(errors='surrogateescape'))
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let an error of a full disk in a block name the file that is written."""
+    try:
+        yield
+    except OSError as error:
+        if _is_about_space(error):
+            error.filename = os.fspath(path)
+        raise
+
+
+def _is_about_space(error: OSError) -> bool:
+    return error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Noting(io.BufferedRandom):
@@ -94,10 +121,11 @@ LEFTOVER = re.compile(r'\.(.+)\.[a-z0-9_]{8}\.tmp')
 SETTLED = 2.0   # seconds after which a temporary file is old enough to be judged by its lock
 
 
-def remove_leftovers(folder: str | os.PathLike[str], name: str | None = None) -> None:
-    """Remove the temporary files that killed processes left of the file `name`, or of any file.
+def remove_leftovers(folder: str | os.PathLike[str], names: str) -> None:
+    """Remove the temporary files that killed processes left of files with certain names.
 
-    A living process holds a lock on its own; on a system without such locks nothing is removed.
+    `names` is a regular expression; temporary files of other names belong to somebody else. A
+    living process holds a lock on its own; on a system without such locks nothing is removed.
     """
     try:
         found = [entry for entry in os.scandir(folder) if entry.name.startswith('.')]
@@ -105,7 +133,7 @@ def remove_leftovers(folder: str | os.PathLike[str], name: str | None = None) ->
         return
     for entry in found:
         match = LEFTOVER.fullmatch(entry.name)
-        if match is None or (name is not None and match[1] != name):
+        if match is None or re.fullmatch(names, match[1]) is None:
             continue
         with contextlib.suppress(OSError):
             if (entry.is_file(follow_symlinks=False)
@@ -190,8 +218,11 @@ def held(path: str | os.PathLike[str]) -> Iterator[None]:
     """Hold the file `path` while the block runs. Raises ValueError if another process holds it.
 
     The lock ends with the process, however that ends. On a system without such locks every process
-    is let in.
+    is let in. What has the name of the lock already and is no file, such as a link, is not opened.
     """
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise ValueError(f'{os.fspath(path)} is no file, and cannot be the lock of its folder: '
+                         f'delete it')
     with open(path, 'ab') as file:
         try:
             import fcntl

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TextIO
 
 from dnnlib.console import escaped
+from dnnlib.files import naming
 
 
 class LogFile:
@@ -41,16 +42,18 @@ class LogFile:
     def write(self, text: str) -> None:
         """Write to stdout and to the file, escaped for a terminal."""
         text = escaped(text)
-        if self.file is not None:
-            self.file.write(text)
+        if self.file is not None and self.path is not None:
+            with naming(self.path):
+                self.file.write(text)
         if self.stdout is not None:
             with self._breaking():
                 self.stdout.write(text)
 
     def flush(self) -> None:
         """Flush stdout and the file."""
-        if self.file is not None:
-            self.file.flush()
+        if self.file is not None and self.path is not None:
+            with naming(self.path):
+                self.file.flush()
         if self.stdout is not None:
             with self._breaking():
                 self.stdout.flush()

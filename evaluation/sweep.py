@@ -181,7 +181,9 @@ class Sweep:
 
         def judged() -> dict[str, float]:
             assert isinstance(measured, Measured) and reference is not None
-            return judge.judged(measured, reference, []).scores
+            result = judge.judged(measured, reference, [])
+            self._say(result.notes)
+            return result.scores
 
         return distributed.on_rank_0(judged)
 

@@ -152,6 +152,13 @@ def scores(metrics: Sequence[str], generated: Measured, reference: Reference, ma
     return found
 
 
+def below_zero(numbers: Mapping[str, float]) -> list[str]:
+    """Return a note on each distance that came out below 0, as an estimate of one near 0 may."""
+    return [f'{name} came out at {value:.3g}: it estimates a distance without bias, and falls '
+            f'below 0 by chance where the distance is about 0' for name, value in numbers.items()
+            if value < 0 and not higher_is_better(name) and not name.endswith('_std')]
+
+
 def check_metrics(metrics: Sequence[str]) -> list[str]:
     """Strip the names of metrics; raise ValueError for one that is unknown or given twice."""
     metrics = [name.strip() for name in metrics]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dnnlib.download import fetch
+from dnnlib.download import DETECTOR, fetch
 from dnnlib.files import atomic_write, expanded, sha256_of_file
 from metrics import dinov2
 from metrics import weights as inception
@@ -108,7 +108,7 @@ def fetch_published(kind: str) -> Path:
         raise ValueError(f'there are no published weights of {kind}, but of '
                          f'{" and ".join(PUBLISHED)}')
     file = PUBLISHED[kind][0]
-    return fetch(file.url, file.sha256)
+    return fetch(file.url, file.sha256, most=DETECTOR)
 
 
 def search_report() -> list[Place]:

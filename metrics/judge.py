@@ -18,6 +18,7 @@ from dnnlib.cli import with_flags
 from metrics.definitions import (
     DC_IMAGES,
     Reference,
+    below_zero,
     check,
     check_content,
     needs,
@@ -187,6 +188,8 @@ class Judge:
         with distributed.errors_on_all():
             if measured is not None and reference is not None:
                 found = self.judged(measured, reference, notes)
+        for note in [] if found is None else found.notes[len(notes):]:
+            distributed.print0(f'Note: {note}')
         return found
 
     def notes(self, images: Images, reference: Reference) -> list[str]:
@@ -212,9 +215,10 @@ class Judge:
 
     def judged(self, measured: Measured, reference: Reference, notes: list[str]) -> Result:
         """Compute the numbers from the moments and features that were measured."""
+        numbers = scores(self.metrics, measured, reference, self.main, self.extractors, self.device)
+        notes = [*notes, *below_zero(numbers)]
         used = [stats for tap, stats in reference.moments.items() if tap in self.extractors]
         counts = [stats.count for stats in used if stats.count is not None]
-        numbers = scores(self.metrics, measured, reference, self.main, self.extractors, self.device)
         about = {
             'images': measured.about['source'], 'num_images': measured.count,
             'data_fingerprint': measured.about['data_fingerprint'],

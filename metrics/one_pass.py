@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dnnlib.cli import with_flags
-from dnnlib.files import atomic_write, held
+from dnnlib.files import atomic_write, held, remove_leftovers
 from dnnlib.progress import Progress
 from metrics.features import TAPS, FeatureExtractor
 from metrics.images import Images
@@ -243,6 +243,7 @@ class _State:
                              ) from None
         self._lock = contextlib.ExitStack()
         self._lock.enter_context(held(self.folder / '.lock'))
+        remove_leftovers(self.folder, r'progress\.npz|.+-\d{6}\.npy')
         return self
 
     def __exit__(self, *error: object) -> None:

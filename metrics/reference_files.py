@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from dnnlib.console import shown
-from dnnlib.download import as_fetched, fetch, is_url
+from dnnlib.download import STATISTICS, as_fetched, fetch, is_url
 from dnnlib.files import atomic_write
 from metrics.features import TAPS
 from metrics.statistics import Moments, Statistics, chunks
@@ -98,7 +98,7 @@ def read_reference(source: str | os.PathLike[str]) -> ReferenceFile:
     or do not fit together.
     """
     name = os.fspath(source)
-    path = fetch(name) if is_url(name) else Path(name)
+    path = fetch(name, most=STATISTICS) if is_url(name) else Path(name)
     if path.is_dir():
         raise ValueError(f'{path} is a folder, not a {WHAT}: make one with fid.py ref')
     if not path.exists():

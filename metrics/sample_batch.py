@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from dnnlib.console import shown
-from dnnlib.download import as_fetched, fetch, is_url
+from dnnlib.download import SAMPLES, as_fetched, fetch, is_url
 from dnnlib.files import atomic_write, open_regular
 from torch_utils import torch_files
 from torch_utils.arrays import NPY_START, check_ratio, read_npz
@@ -58,7 +58,8 @@ class SampleBatch:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = fetch(os.fspath(path)) if is_url(os.fspath(path)) else Path(path)
+        name = os.fspath(path)
+        self.path = fetch(name, most=SAMPLES) if is_url(name) else Path(path)
         self._stream: IO[bytes] | None = None
         self._process = 0
         if self.path.is_dir():

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from dnnlib.console import shown
-from dnnlib.download import cached_path, dnnlib_copies, fetch
+from dnnlib.download import DETECTOR, cached_path, dnnlib_copies, fetch
 from dnnlib.files import expanded, home, open_regular, read_bounded, sha256_of_file
 from metrics.inception import STEM, Conv, weight_shapes
 from torch_utils import torch_files
@@ -459,7 +459,7 @@ def source_of(number: str, network: str, file: Published,
         print(f'Downloading the weights of {network} ({file.size // 1_000_000} MB) from {file.url}',
               file=sys.stderr)
         try:
-            return fetch(file.url, file.sha256)
+            return fetch(file.url, file.sha256, most=DETECTOR)
         except ValueError as error:
             # 'cannot be fetched' and the reason; what to do follows below
             why = ' and' + str(error).removeprefix(file.url).partition(': download it')[0]

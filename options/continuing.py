@@ -56,7 +56,10 @@ def unfinished_run(outdir: str, name: str, config: TrainConfig) -> tuple[Path, i
     folders = [path for path in Path(outdir).glob('*')
                if re.fullmatch(rf'\d+-{re.escape(name)}', path.name)]
     for folder in sorted(folders, reverse=True):
-        reached = max(map(nimg_of, read_statistics(folder / 'stats.jsonl')), default=0)
+        try:
+            reached = max(map(nimg_of, read_statistics(folder / 'stats.jsonl')), default=0)
+        except (OSError, ValueError):   # no run that could be continued
+            continue
         if (files_of(folder, STATE) and reached < config.total_nimg and not _is_busy(folder)
                 and _has_settings(folder, config)):
             return folder, reached
@@ -67,7 +70,7 @@ def _has_settings(folder: Path, config: TrainConfig) -> bool:
     try:
         stored = json.loads(read_bounded(folder / 'training_options.json', 2**24))
         return isinstance(stored, dict) and not differences(stored, config)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,31 @@ class DamagedError(ValueError):
 def save(contents: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """Write `contents`, all of it or nothing, so that torch.load(path, weights_only=True) reads it.
 
-    A checksum is stored with it, since neither zip nor torch would notice every altered byte.
+    A checksum is stored with it, since neither zip nor torch would notice every altered byte. A
+    warning is printed where tensors are not finite.
     """
+    warn_of_nonfinite(contents, path)
     with atomic_write(path) as file:
         torch.save({**contents, 'checksum': checksum(contents)}, file)
+
+
+def warn_of_nonfinite(contents: object, path: str | os.PathLike[str]) -> None:
+    """Print a line where tensors that are about to be written, nested, are not all finite."""
+    found = list(_nonfinite(contents, ''))
+    if found:
+        more = f' and {len(found) - 1} more' if len(found) > 1 else ''
+        print(f'Warning: {os.fspath(path)} is written with tensors that are not finite: {found[0]}'
+              f'{more}', flush=True)
+
+
+def _nonfinite(value: object, name: str) -> Iterator[str]:
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        if not bool(value.isfinite().all()):
+            yield name
+    elif isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from _nonfinite(item, f'{name}.{key}' if name else str(key))
 
 
 def load(path: str | os.PathLike[str], *kinds: str) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from limpid.denoiser import Denoiser
 from torch_utils import distributed
 from training.clock import Clock
@@ -17,6 +19,8 @@ from training.reporter import Reporter, duration
 from training.run_folder import SNAPSHOT, choose_best, file_of
 from training.state import TrainState
 from training.stats_file import add_numbers
+
+LINALG_ERROR: type[Exception] = torch.linalg.LinAlgError   # type: ignore[attr-defined]
 
 
 class Evaluation(Protocol):
@@ -66,13 +70,13 @@ def judge(evaluation: Evaluation, state: TrainState, run_dir: Path, reporter: Re
     with clock.pausing_training():
         try:
             found = evaluation.numbers(state.ema.net, run_dir, asked)
-        except ValueError as error:
-            found, trouble = {}, f'no numbers: {error}'
+        except (ValueError, ArithmeticError, LINALG_ERROR) as error:
+            found, trouble = {}, f'no numbers: {" ".join(str(error).split())}'
         if found is None:
             return False
         if distributed.get_rank() == 0:
             numbers = {name: found.get(name, math.nan) for name in evaluation.names}
-            add_numbers(run_dir / 'stats.jsonl', state.nimg, numbers, evaluation.protocol)
+            add_numbers(run_dir / 'stats.jsonl', state.nimg, numbers, evaluation.protocol, trouble)
             best = choose_best(run_dir, evaluation.names[0], evaluation.protocol)
             is_best = best == file_of(run_dir, SNAPSHOT, state.nimg)
             shown = '  '.join(f'{name} {value:<7.5g}' for name, value in numbers.items())

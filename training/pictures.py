@@ -58,20 +58,25 @@ def real_images(dataset: ImageFolderDataset, labels: Tensor) -> np.ndarray:
 
 
 def generate_grid(net: Denoiser, labels: Tensor, device: torch.device,
-                  batch: int = 64) -> np.ndarray:
+                  batch: int = 64) -> np.ndarray | None:
     """Return images of seeds 0, 1, … with these labels, uint8 [N, C, H, W].
 
-    They are drawn by the default deterministic sampler. Each rank draws its share; collective.
+    None stands for images that are not finite. They are drawn by the default deterministic sampler.
+    Each rank draws its share; collective.
     """
     drawing = plan(net)
     shape = [net.img_channels, *height_and_width(net.img_resolution)]
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     mine = torch.arange(len(labels))[rank::world_size]
-    parts = []
+    parts, finite = [], True
     for seeds in torch.split(mine, batch):
         noise = StackedGenerator(seeds.tolist(), device).randn([len(seeds), *shape])
         chosen = labels[seeds].to(device) if net.label_dim else None
-        parts.append(to_uint8(drawing(net, noise, chosen)).cpu().numpy())
+        drawn = drawing(net, noise, chosen)
+        finite = finite and bool(drawn.isfinite().all())
+        parts.append(to_uint8(drawn).cpu().numpy())
+    if not all(distributed.gather_objects(finite)):
+        return None
     gathered = distributed.gather_objects(np.concatenate(parts) if parts else None)
     images = np.zeros([len(labels), *shape], dtype=np.uint8)
     for other, theirs in enumerate(gathered):

@@ -12,6 +12,7 @@ import torch
 import tqdm
 
 from dnnlib.cli import is_terminal
+from dnnlib.files import append_line
 from torch_utils import distributed
 from training.clock import Clock
 from training.config import TrainConfig
@@ -89,8 +90,8 @@ class Reporter:
         if self.is_first:
             line: dict[str, Any] = {**losses, **{name: {'num': 1, 'mean': value, 'std': 0}
                                                  for name, value in numbers.items()}}
-            with open(self.run_dir / 'stats.jsonl', 'a') as file:
-                file.write(json.dumps(strict({**line, 'timestamp': time.time()})) + '\n')
+            append_line(self.run_dir / 'stats.jsonl',
+                        json.dumps(strict({**line, 'timestamp': time.time()})))
         self.tick_start, self.tick_nimg, self.clock.maintenance = now, self.state.nimg, 0.0
 
     def _numbers(self, now: float) -> dict[str, float]:

@@ -16,7 +16,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from dnnlib.files import atomic_write, read_bounded
+from dnnlib.files import atomic_write, read_bounded, remove_leftovers
 from training.stats_file import forget_statistics, nimg_of, number_in, read_statistics
 
 SNAPSHOT, STATE = 'network snapshot', 'training state'
@@ -24,6 +24,9 @@ BEST = 'network-best.pkl'
 OF_A_RUN = (r'network-(snapshot-\d+|best)\.pkl|training-state-\d+\.pt|fakes\d+\.png|reals\.png|'
             r'stats(\.old)?\.jsonl|best\.json|(training_options|transfer)\.json|changes\.jsonl|'
             r'\.evaluation-[0-9a-f]+')
+
+ADDED_TO = {'log.txt', 'stats.jsonl', 'stats.old.jsonl', 'changes.jsonl', 'best.json',
+            'training_options.json', 'transfer.json'}
 
 
 def file_of(run_dir: Path, kind: str, nimg: int) -> Path:
@@ -47,6 +50,19 @@ def files_of(run_dir: Path, kind: str) -> list[Path]:
 def is_of_a_run(name: str) -> bool:
     """Return whether a run writes files of this name, but for its lock and its log."""
     return re.fullmatch(OF_A_RUN, name) is not None
+
+
+def tidy(run_dir: Path) -> None:
+    """Remove the temporary files that killed processes left in the folder of a run.
+
+    A run writes into its own folder alone: raises ValueError for a link in place of a file that it
+    adds to or writes anew.
+    """
+    remove_leftovers(run_dir, OF_A_RUN)
+    for path in run_dir.iterdir():
+        if path.is_symlink() and path.name in ADDED_TO:
+            raise ValueError(f'{path} is a link, and a run writes into its own folder alone: '
+                             f'delete it')
 
 
 def set_aside(run_dir: Path) -> Path | None:
@@ -81,6 +97,13 @@ def _moved(run_dir: Path, names: list[str]) -> Path:
     for name in names:
         (run_dir / name).rename(folder / name)
     return folder
+
+
+def fresh(path: Path) -> Path:
+    """Return the path of a file to write; a link of this name is removed, not followed."""
+    if path.is_symlink():
+        path.unlink()
+    return path
 
 
 def prune_states(run_dir: Path, keep: int | None, written: Path | None = None) -> None:

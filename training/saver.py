@@ -1,20 +1,17 @@
 """Saving: the snapshots, states and pictures of a run."""
 
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
-from limpid.denoiser import Denoiser
 from torch_utils import distributed
 from torch_utils.grids import save_grid
 from training.clock import Clock
 from training.config import TrainConfig
 from training.dataset import ImageFolderDataset
-from training.ema import EMA
 from training.pictures import generate_grid, grid_labels, names_in, real_images
-from training.run_folder import prune_states, thin_snapshots
+from training.run_folder import fresh, prune_states, thin_snapshots
 from training.state import TrainState, save_snapshot, save_state
 
 
@@ -40,21 +37,24 @@ class Saver:
         with distributed.errors_on_all():
             if self.is_first and not path.exists():
                 labels, columns = grid_labels(self.dataset)
-                save_grid(real_images(self.dataset, labels), path, columns,
+                save_grid(real_images(self.dataset, labels), fresh(path), columns,
                           names_in(self.dataset, labels))
 
     def snapshot(self) -> None:
         """Write the averaged network and a picture of images from it; collective."""
         with self.clock.pausing_training(is_save=True):
             if self.is_first:
-                self._warn(self.state.averages.values(), 'network snapshot')
                 written = save_snapshot(self.state, self.config, self.run_dir)
                 thin_snapshots(self.run_dir, self.config.keep_snapshots, written)
             labels, columns = grid_labels(self.dataset)
             images = generate_grid(self.state.ema.net, labels, self.device)
-            if self.is_first:
+            if self.is_first and images is not None:
                 name = f'fakes{self.state.nimg // 1000:06d}.png'
-                save_grid(images, self.run_dir / name, columns, names_in(self.dataset, labels))
+                save_grid(images, fresh(self.run_dir / name), columns,
+                          names_in(self.dataset, labels))
+            elif self.is_first:
+                distributed.print0('Warning: no picture of images, since they came out as numbers '
+                                   'that are not finite')
 
     def training_state(self, alone: bool = False) -> None:
         """Write all that is needed to continue; collective, unless `alone`.
@@ -68,18 +68,10 @@ class Saver:
         self.state.seconds = self.clock.seconds()
         with self.clock.pausing_training(is_save=True):
             if self.is_first or alone:
-                self._warn([self.state, *self.state.averages.values()], 'training state')
                 written = save_state(self.state, self.config, self.run_dir, self.fingerprint,
                                      stats)
                 prune_states(self.run_dir, self.config.keep_states, written)
         self.saved, self.clock.last_state = self.state.nimg, time.monotonic()
-
-    def _warn(self, holders: Iterable[TrainState | EMA[Denoiser]], kind: str) -> None:
-        """Say so, where a file will hold weights that are not finite."""
-        if not all(bool(tensor.isfinite().all()) for holder in holders
-                   for tensor in holder.net.state_dict().values()):
-            distributed.print0(f'Warning: the weights of the {kind} of '
-                               f'{self.state.nimg / 1000:.1f} kimg are not all finite')
 
     def is_late(self) -> bool:
         """Return whether the last state is older than it is to be, by the clock of this rank."""

@@ -19,7 +19,8 @@ def _is_number(value: object) -> bool:
 
 
 def _is_config(value: object) -> bool:
-    return isinstance(value, dict) and isinstance(value.get('network'), dict)
+    network = value.get('network') if isinstance(value, dict) else None
+    return isinstance(network, dict) and isinstance(network.get('model'), dict)
 
 
 def _is_weights(value: object) -> bool:

@@ -25,7 +25,7 @@ from training import config as configs
 from training.config import TrainConfig
 from training.ema import EMA
 from training.networks import NetworkConfig, build_network
-from training.run_folder import SNAPSHOT, STATE, file_of, files_of
+from training.run_folder import SNAPSHOT, STATE, file_of, files_of, fresh
 from training.schema import check_contents
 
 MOMENTS = 'exp_avg', 'exp_avg_sq'   # of Adam
@@ -80,7 +80,7 @@ class TrainState:
 
 def save_snapshot(state: TrainState, config: TrainConfig, run_dir: Path) -> Path:
     """Write network-snapshot-<kimg>.pkl: the averaged weights and what is needed to use them."""
-    path = file_of(run_dir, SNAPSHOT, state.nimg)
+    path = fresh(file_of(run_dir, SNAPSHOT, state.nimg))
     main, *others = [(name, checkpoint.state_dict_of(average.net))
                      for name, average in state.averages.items()]
     checkpoint.save({
@@ -138,7 +138,7 @@ def save_state(state: TrainState, config: TrainConfig, run_dir: Path, fingerprin
 
     `fingerprint` is that of the data set; `stats` are those of all ranks, by default of this one.
     """
-    path = file_of(run_dir, STATE, state.nimg)
+    path = fresh(file_of(run_dir, STATE, state.nimg))
     checkpoint.save({
         'kind': STATE,
         'format': configs.FORMAT,

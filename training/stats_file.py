@@ -66,13 +66,15 @@ def _write_statistics(path: Path, lines: Sequence[dict[str, Any]]) -> None:
         file.write(''.join(json.dumps(strict(line)) + '\n' for line in lines).encode())
 
 
-def add_numbers(path: Path, nimg: int, numbers: dict[str, float], protocol: dict[str, Any]) -> None:
+def add_numbers(path: Path, nimg: int, numbers: dict[str, float], protocol: dict[str, Any],
+                trouble: str = '') -> None:
     """Put the numbers of an evaluation into the line of `nimg` in stats.jsonl.
 
-    A number that is not finite is stored without a value.
+    A number that is not finite is stored without a value; `trouble`, the reason why there are none,
+    stands beside them.
     """
     entries = {f'Metrics/{name}': {'num': 1, 'mean': value, 'std': 0} if math.isfinite(value) else
                {'num': 0, 'mean': None, 'std': None} for name, value in numbers.items()}
-    _write_statistics(path, [{**line, **entries, 'evaluation': protocol} if nimg_of(line) == nimg
-                             else line
+    added = {**entries, 'evaluation': protocol, **({'trouble': trouble} if trouble else {})}
+    _write_statistics(path, [{**line, **added} if nimg_of(line) == nimg else line
                              for line in read_statistics(path)])

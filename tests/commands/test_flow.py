@@ -1,6 +1,7 @@
 """flow.py as its users see it, on one process and on two."""
 
 import csv
+import os
 
 import numpy as np
 import PIL.Image
@@ -155,3 +156,27 @@ def test_the_network_may_be_a_folder_of_diffusers(tmp_path):
     with np.load(tmp_path / 'z.npz') as stored:
         assert stored['latents'].shape == (2, 3, 8, 8) and stored['labels'].shape == (2, 0)
         assert np.isfinite(stored['latents']).all() and stored['latents'].std() > 0.01
+
+
+def test_numbers_that_are_not_finite_are_never_written(digits, tmp_path, monkeypatch):  # noqa: F811
+    """Whatever the network makes of them."""
+    for name in ('decode', 'encode'):
+        def spoilt(denoise, x, *rest):
+            return x * torch.nan
+        monkeypatch.setattr(flow, name, spoilt)
+    monkeypatch.setattr(flow, 'log_likelihood',
+                        lambda denoise, x, *rest, **more: x.flatten(1).sum(dim=1) * torch.nan)
+    np.savez(tmp_path / 'z.npz', latents=np.zeros([1, 1, 8, 8], np.float32),
+             labels=np.zeros([1, 10], np.float32))
+    common = [f'--network=ideal:{digits}', '--device=cpu']
+    images = [f'--images={digits}', '--max-images=2']
+    before = os.listdir(tmp_path)
+    for command, *given in (
+            ['encode', *images, f'--dest={tmp_path}/new.npz'],
+            ['decode', f'--latents={tmp_path}/z.npz', f'--outdir={tmp_path}/new'],
+            ['interpolate', '--seeds=1,2', f'--dest={tmp_path}/new.png'],
+            ['likelihood', *images, f'--dest={tmp_path}/new.csv']):
+        result = run(flow.main, command, *common, *given)
+        assert result.exit_code == 1, result.output
+        assert 'came out as numbers that are not finite, and were not written' in result.output
+        assert os.listdir(tmp_path) == before

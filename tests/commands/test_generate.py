@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -430,3 +431,14 @@ def test_help_is_grouped_and_ends_with_examples(command):
     for parameter in command.params:
         assert parameter.opts[0] in result.output
         assert getattr(parameter, 'help', None), parameter.name
+
+
+def test_leftovers_of_killed_commands_are_removed_among_the_own_pictures(tmp_path):
+    mine = ['.000001.png.abcdefgh.tmp', '002000/.002001.png.abcdefgh.tmp', '.grid.png.abcdefgh.tmp']
+    others = ['.photo.png.abcdefgh.tmp', '001000/.001001.png.abcdefgh.tmp']
+    for name in mine + others:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    generate.forget_killed(str(tmp_path), [2001], subdirs=True)
+    assert [name for name in mine + others if (tmp_path / name).exists()] == others

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dnnlib.console import escaped, shown
+from dnnlib.console import escaped, shown, tolerant_streams
 from dnnlib.logfile import LogFile
 
 ROOT = Path(__file__).parents[2]
@@ -69,3 +69,14 @@ def test_what_a_terminal_would_obey_is_printed_as_an_escape(tmp_path):
     with LogFile(tmp_path / 'log.txt'):
         print(hostile)
     assert '\x1b' not in (tmp_path / 'log.txt').read_text()
+
+
+def test_the_message_of_an_error_that_nobody_caught_is_escaped(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'excepthook', sys.__excepthook__)
+    with tolerant_streams():
+        pass
+    try:
+        raise RuntimeError('a\x1b[2Jb')
+    except RuntimeError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    assert capsys.readouterr().err.splitlines()[-1] == 'RuntimeError: a\\x1b[2Jb'

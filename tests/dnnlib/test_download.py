@@ -15,6 +15,8 @@ import pytest
 
 from checkpoints.open import open_network
 from dnnlib.download import _Redirects, cache_dir, cached_path, fetch
+from metrics.reference_files import read_reference
+from metrics.sample_batch import SampleBatch
 
 CONTENT = bytes(range(256)) * 8000   # 2 MB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -259,8 +261,11 @@ def test_a_network_by_its_address(server):
      'is a file of 100,000,000 MB, where 8,590 MB are the most'),
     (b'HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 5\r\n\r\nlogin',
      'answers with a web page, not with a file'),
+    (b'HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nabc', 'gives the file a length of -5 bytes'),
+    (b'HTTP/1.1 200 OK\r\nContent-Length: 1e9\r\n\r\nabc', 'gives the file a length of 1e9 bytes'),
     (b'HTTP/1.1 404 \x1b[2Jgone\r\n\r\n', r'cannot be fetched \(HTTP Error 404: \?\[2Jgone\)'),
-], ids=['ftp', 'file', '204', '206', 'endless', 'huge', 'login', 'escape'])
+], ids=['ftp', 'file', '204', '206', 'endless', 'huge', 'login', 'negative', 'no number',
+        'escape'])
 def test_what_is_no_file_is_never_kept(server, answer, message):
     server.answer = answer
     with pytest.raises(ValueError, match=message) as refusal:
@@ -295,3 +300,12 @@ def test_a_damaged_file_of_the_cache_tells_how_it_is_fetched_anew(server):
         open_network(server.url())
     assert str(refusal.value).endswith(f'(it is from {server.url()}: delete '
                                        f'{cached_path(server.url())}, and it is fetched again)')
+
+
+def test_each_kind_of_file_has_its_own_limit(server):
+    server.answer = b'HTTP/1.1 200 OK\r\nContent-Length: 2147483649\r\n\r\nabc'
+    with pytest.raises(ValueError, match='a file of 2,147 MB, where 2,147 MB are the most'):
+        read_reference(server.url('statistics.npz'))
+    server.answer = server.answer.replace(b'2147483649', b'137438953473')
+    with pytest.raises(ValueError, match='where 137,439 MB are the most'):
+        SampleBatch(server.url('samples.npz'))

@@ -1,6 +1,7 @@
 """One pass over images, with the same bits on any number of ranks and after kills."""
 
 import json
+import os
 import threading
 
 import numpy as np
@@ -13,6 +14,7 @@ from metrics import scores as formulas
 from metrics.definitions import (
     METRICS,
     Reference,
+    below_zero,
     check,
     names_of,
     needs,
@@ -22,7 +24,7 @@ from metrics.definitions import (
 )
 from metrics.distances import frechet_distance
 from metrics.features import DemoDetector
-from metrics.one_pass import Measured, Stopped, Wanted, measure
+from metrics.one_pass import Measured, Stopped, Wanted, _State, measure
 from metrics.statistics import CHUNK, Moments, Statistics, chunks
 from torch_utils import distributed
 
@@ -410,3 +412,20 @@ def test_progress_goes_on_within_a_chunk_of_images(monkeypatch):
         self, 'done', done))
     look(Noise(CHUNK + 30), batch=512)
     assert shown == [512, 1024, 1024, 1054, 1054]
+
+
+def test_a_distance_below_zero_is_explained():
+    assert below_zero({'fid': 0.0, 'kid': 0.1, 'demo_is': -1.0, 'kid_std': 0.2}) == []
+    assert below_zero({'demo_kid': -0.00012, 'fid_inf': -0.5}) == [
+        f'{name} came out at {value}: it estimates a distance without bias, and falls below 0 by '
+        f'chance where the distance is about 0'
+        for name, value in (('demo_kid', '-0.00012'), ('fid_inf', '-0.5'))]
+
+
+def test_leftovers_of_a_killed_pass_are_removed(tmp_path):
+    names = ['.progress.npz.abcdefgh.tmp', '.demo-000001.npy.abcdefgh.tmp', '.other.abcdefgh.tmp']
+    for name in names:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    with _State(tmp_path, {}, [1], None):
+        assert sorted(path.name for path in tmp_path.iterdir()) == ['.lock', names[2]]
