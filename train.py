@@ -43,6 +43,7 @@ from options.continuing import (
     command_to_continue,
     unfinished_run,
     with_contents,
+    with_option,
     with_stored_augment_dim,
 )
 from options.presets import remarks
@@ -58,6 +59,7 @@ from training.training_loop import (
     Interrupted,
     NonFiniteError,
     OtherSettingsError,
+    check_same_run,
     prepare,
     training_loop,
 )
@@ -157,6 +159,7 @@ def main(**given: Any) -> None:  # noqa: ANN401 (click's own)
         config = resolve(given, data, dataset)
         evaluated = eval_config(config.tick_nimg, given)
         if given['dry_run']:
+            check_resume(given, config, dataset)
             if distributed.get_rank() == 0:   # apart from what a program may read
                 for line in remarks(config.network):
                     click.echo(f'Note: {line}', err=True)
@@ -291,16 +294,10 @@ def prepared(config: TrainConfig, device: torch.device,
              stored: tuple[str, dict[str, Any]] | None, given: dict[str, Any],
              fingerprint: str) -> tuple[TrainState, str]:
     """Return the result of `prepare` from files, with its errors in terms of the options."""
-    transfer, allow = given['transfer'], list(given['allow_change'])
-    if given['allow_data_change']:
-        allow.append('data')
+    transfer, allow = given['transfer'], allowed(given)
     if stored is not None:
-        try:
+        with saying_ways_on(allow):
             return prepare(config, device, resume=stored, fingerprint=fingerprint, allow=allow)
-        except OtherSettingsError as error:
-            raise ValueError(f'{error.origin} belongs to a run with other settings, so it cannot '
-                             f'be continued with these ({ways_on(error.changed, allow)}): '
-                             f'{"; ".join(error.changed)}') from error
     if transfer is None:
         return prepare(config, device, fingerprint=fingerprint)
     source = open_network(transfer)
@@ -308,6 +305,33 @@ def prepared(config: TrainConfig, device: torch.device,
         raise ValueError(f'--transfer={transfer} is the ideal denoiser of a data set, which has no '
                          'weights; name a snapshot or a published checkpoint')
     return prepare(config, device, transfer=(transfer, source), fingerprint=fingerprint)
+
+
+def allowed(given: dict[str, Any]) -> list[str]:
+    """Return what may have changed since the training state that is continued."""
+    return [*given['allow_change'], *(['data'] if given['allow_data_change'] else [])]
+
+
+@contextlib.contextmanager
+def saying_ways_on(allow: list[str]) -> Iterator[None]:
+    """Let the refusal of a training state name the options that differ, and ways to go on."""
+    try:
+        yield
+    except OtherSettingsError as error:
+        raise ValueError(f'{error.origin} belongs to a run with other settings, so it cannot '
+                         f'be continued with these ({ways_on(error.changed, allow)}): '
+                         f'{"; ".join(map(with_option, error.changed))}') from error
+
+
+def check_resume(given: dict[str, Any], config: TrainConfig, dataset: ImageFolderDataset) -> None:
+    """Raise ValueError where the run that would be continued cannot be with these options."""
+    stored = state_to_resume(given['resume'], known_folder(given))
+    if stored is not None:
+        contents = distributed.on_rank_0(dataset.contents)
+        state, allow = with_contents(stored[1], dataset, contents), allowed(given)
+        with saying_ways_on(allow):
+            check_same_run(stored[0], state, with_stored_augment_dim(config, state), contents,
+                           allow)
 
 
 def ways_on(changed: list[str], allow: list[str]) -> str:
@@ -328,7 +352,11 @@ def state_to_resume(resume: str | None, run_dir: Path | None) -> tuple[str, dict
     if resume == 'never' or (resume is None and run_dir is None):
         return None
     if resume not in (None, 'auto'):
-        return resume, read_state(resume)
+        try:
+            return resume, read_state(resume)
+        except ValueError as error:
+            raise ValueError(f'--resume={resume}: {str(error).removeprefix(resume).lstrip(": ")}'
+                             ) from error
     assert run_dir is not None
     found = latest_state(run_dir, lambda line: distributed.print0(f'Warning: {line}'))
     if found is None and files_of(run_dir, STATE):
@@ -461,6 +489,21 @@ def notes_on(config: TrainConfig) -> list[str]:
     return notes
 
 
+def cost_of_pictures(config: TrainConfig, state: TrainState) -> str:
+    """Return how many images each snapshot draws, and what that costs.
+
+    A step of training is taken to cost three evaluations of the network, one forward and two
+    backward.
+    """
+    if not config.pictures:
+        return 'none'
+    is_discrete = state.ema.net.traits.native_steps is not None   # drawn by DDIM, else by Heun
+    evaluations = config.picture_steps if is_discrete else 2 * config.picture_steps - 1
+    cost = config.pictures * evaluations / (3 * config.batch_size)
+    return (f'up to {config.pictures} images in {config.picture_steps} steps at each snapshot, '
+            f'which take about as long as {max(round(cost), 1)} steps of training')
+
+
 def announce(config: TrainConfig, state: TrainState, run_dir: Path, device: str, origin: str,
              evaluated: EvalConfig | None, known: Labels | None) -> None:
     """Print what is about to be trained, after the notes on its options."""
@@ -483,6 +526,7 @@ def announce(config: TrainConfig, state: TrainState, run_dir: Path, device: str,
         'Batch': f'{config.batch_size} on {distributed.get_world_size()} x {device}',
         'Weights': origin,
         'Duration': f'{config.total_nimg / 1000:g} kimg, {steps} steps',
+        'Pictures': cost_of_pictures(config, state),
     }
     if evaluated is not None:
         summary['Evaluation'] = (f'{", ".join(evaluated.names)} of {evaluated.num} images against '

@@ -184,21 +184,29 @@ class VelocityLoss:
     The network receives the unit variable z = a y/d + b ε (limpid/unit.py) with its own d, so that
     σ = ∞ can be trained too. As everywhere, `weighting` is the weight λ(σ) of (D − y)², and the
     loss is computed in that form: D − y = −d b (v̂ − v), hence λ_t = λ(σ) d² b². InverseCOut of V
-    gives λ_t = 1, the loss of the paper (that of EDM is the same, but nan at σ = ∞);
+    gives λ_t = 1, the loss of the paper (that of EDM is the same, but not for σ = ∞);
     InverseVariance gives λ_t = a², the loss in ε. Raises ValueError for a network that does not
-    take the unit variable, or whose d is not that of the weighting.
+    take the unit variable, or whose d is not that of the weighting, and at σ = ∞ for a weighting
+    that is not a number there.
     """
     noise_distribution: NoiseDistribution
     weighting: Weighting = InverseCOut(V())
 
     def __call__(self, net: Network, y: Tensor, u: Tensor, noise: Tensor,
                  class_labels: Tensor | None = None, **conditions: Tensor) -> Tensor:
-        d = self._scale_of(net)
-        sigma = _beside(y, self.noise_distribution.quantile(u))
+        d, quantiles = self._scale_of(net), self.noise_distribution.quantile(u)
+        self._check_weighting(quantiles)
+        sigma = _beside(y, quantiles)
         level = Level.of_sigma(sigma, d)
         z = level.a / d * y + level.b * noise
         denoised = net(z, sigma, class_labels, unit=True, **conditions)
         return _weighted_error(self.weighting, sigma, denoised, y)
+
+    def _check_weighting(self, sigma: Tensor) -> None:
+        infinite = sigma[sigma.isinf()][:1]   # on the CPU, as sigma [B] is
+        if len(infinite) and not bool(self.weighting(infinite).isfinite()):
+            raise ValueError(f'the weighting {self.weighting} is not a number at sigma = inf: use '
+                             f'InverseCOut(V()), or noise levels that are finite')
 
     def _scale_of(self, net: Network) -> float:
         """Return d of the unit variable that `net` takes."""

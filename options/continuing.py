@@ -14,7 +14,7 @@ from dnnlib.files import held, read_bounded
 from training.config import TrainConfig
 from training.dataset import ImageFolderDataset
 from training.run_folder import STATE, files_of
-from training.state import differences
+from training.state import CHANGEABLE, differences
 from training.stats_file import nimg_of, read_statistics
 
 # What a command that continues a run must not repeat: where the run was to be made, what it was
@@ -64,6 +64,29 @@ def unfinished_run(outdir: str, name: str, config: TrainConfig) -> tuple[Path, i
                 and _has_settings(folder, config)):
             return folder, reached
     return None
+
+
+# The options whose names differ from those of the settings that they make, by these settings.
+SETTINGS = {
+    'batch_size': '--batch', 'data.use_labels': '--cond', 'loss.noise_distribution': '--noise',
+    'loss.weighting': '--weighting', 'loss': '--loss', 'network.precond': '--precond',
+    'network.model_type': '--arch', 'network.label_dim': '--cond, or the classes of --data',
+    'network.img_resolution': 'the resolution of --data',
+    'network.img_channels': 'the channels of --data', 'network.model.model_channels': '--cbase',
+    'network.model.channel_mult': '--cres', 'network.model.num_blocks': '--blocks',
+    'network.model.attn_resolutions': '--attn', 'network.model.augment_dim': '--augment',
+    'network.model': '--arch', 'averages': '--ema or --ema-power',
+    **{place: f'--{name}' for name, place in CHANGEABLE.items() if name not in ('ema', 'batch')},
+}
+
+
+def with_option(change: str) -> str:
+    """Return one of the `differences` of two runs, with the option that makes the setting."""
+    name, found, values = change.partition(':')
+    place = name
+    while place and place not in SETTINGS:
+        place = place.rpartition('.')[0]
+    return f'{SETTINGS[place]} ({name}){found}{values}' if found and place else change
 
 
 def _has_settings(folder: Path, config: TrainConfig) -> bool:

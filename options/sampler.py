@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
+import torch
 
 from dnnlib.cli import (
     F,
@@ -32,7 +33,7 @@ from limpid.samplers import ANGLE, RULES, Churn, FlowSampler, Sampler
 from limpid.sampling import Plan, check_start, from_infinity, plan
 from limpid.schedules import SCALINGS, SCHEDULES, VPSchedule
 from limpid.sde import SDES
-from limpid.solvers import SOLVERS
+from limpid.solvers import SOLVERS, SecondOrder
 from limpid.steps import STEPS, DiscreteSteps, ExplicitSteps, Steps, VESteps, noise_range
 from limpid.table1 import TABLE_1, Column
 from options.common import PHRASES, exponent_rho, not_negative, positive, share, steps_of_sampling
@@ -227,6 +228,7 @@ def resolve_sampler(options: Mapping[str, Any], told: Traits = Traits(),
         name, sampler = choose_sampler(given, steps, start, told)
         check_start(sampler, start)
     notes += note_unused(options, given, steps, name, sampler)
+    notes += _notes_on_rounding(sampler, told)
     return Sampling(steps, num_steps, sampler, tuple(notes))
 
 
@@ -373,6 +375,18 @@ def _notes_on_churn(given: Mapping[str, Any], sampler: Sampler) -> list[str]:
     if given['S_churn'] > 0 and lowest > highest:
         return [f'no fresh noise is added, as --S_min={lowest:g} is above --S_max={highest:g}']
     return []
+
+
+def _notes_on_rounding(sampler: Sampler, told: Traits) -> list[str]:
+    """Return a note where a solver asks a network between the levels that it knows."""
+    solver = sampler.solver if isinstance(sampler, FlowSampler) else None
+    if not isinstance(solver, SecondOrder) or solver.alpha == 1 or told.round_sigma is None:
+        return []
+    between = torch.tensor([0.1234567, 1.2345678], dtype=torch.float64)
+    if torch.equal(told.round_sigma(between).to(between), between):
+        return []
+    return [f'alpha = {solver.alpha:g} asks for noise levels between those that this network '
+            f'knows, and it answers for the nearest: alpha = 1 does not']
 
 
 def _used(steps: Steps, name: str, sampler: Sampler) -> set[str]:

@@ -234,6 +234,13 @@ OPTIONS = [   # those that `--help` lists first, in its order
            help='Interval of the status line and statistics, in thousands of images'),
     output('--snap', type=count, metavar='TICKS', default=50, show_default=True,
            help='Interval of snapshots and pictures, in ticks'),
+    output('--pictures', type=Whole(0, 100), metavar='INT', default=TrainConfig.pictures,
+           show_default=True,
+           help='Largest number of images in the picture of each snapshot, a square grid; 0 for no '
+                'pictures'),
+    output('--picture-steps', type=Whole(1, 1000), metavar='INT',
+           default=TrainConfig.picture_steps, show_default=True,
+           help='Steps of the deterministic sampler that draws them; fewer cost less'),
     output('--dump', type=count, metavar='TICKS', default=500, show_default=True,
            help='Interval of training states, in ticks'),
     output('--dump-minutes', type=NumberOr('never'), metavar='FLOAT|never', default=15,
@@ -318,6 +325,8 @@ def resolve(given: dict[str, Any], data: DataConfig, dataset: ImageFolderDataset
                        else 60 * float(given['dump_minutes'])),
         keep_states=_number_or_all(given['keep']),
         keep_snapshots=_number_or_all(given['keep_snapshots']),
+        pictures=given['pictures'],
+        picture_steps=given['picture_steps'],
         cudnn_benchmark=given['bench'],
         compile=given['compile'],
     )

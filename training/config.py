@@ -116,6 +116,8 @@ class TrainConfig:
     state_seconds: float | None = 900   # a state is also written this long after the last one
     keep_states: int | None = None      # None: all
     keep_snapshots: int | None = None
+    pictures: int = 100        # images in that of a snapshot; none before the first step
+    picture_steps: int = 18    # of the sampler that draws them
     cudnn_benchmark: bool = True
     compile: bool = False   # the residual blocks, by torch.compile
 

@@ -100,7 +100,8 @@ class ImageFolderDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]
         data = self.files.read(name)
         image = self.files.decode(name, data)
         if image.mode not in ('L', 'RGB') or _is_16_bit(data):
-            mode = '16-bit' if _is_16_bit(data) else image.mode
+            mode = 'of more than 8 bits' if image.mode[0] in 'IF' else image.mode
+            mode = '16-bit' if _is_16_bit(data) else mode
             raise ValueError(f'{self.path}: {name} is {mode}, not 8-bit greyscale (L) or RGB: '
                              'convert the set with dataset_tool.py')
         pixels = np.asarray(image)
@@ -231,7 +232,9 @@ class ImageFolderDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]
         """Height and width of square images; raises ValueError for others."""
         if self.image_shape[1] != self.image_shape[2]:
             raise ValueError(f'{self.path}: {self.files.names[0]} is {_size(self.image_shape)}, '
-                             'which is not square')
+                             'which is not square: convert the set with dataset_tool.py '
+                             f'--source={self.path} --dest=NEW.zip --transform=center-crop '
+                             '--resolution=64x64')
         return self.image_shape[1]
 
     @property

@@ -1,5 +1,7 @@
 """The pictures of a run: grids of training images and of images of the averaged network."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,13 +17,14 @@ from training.dataset import ImageFolderDataset
 GRID = 10   # columns of the pictures, and at most as many rows
 
 
-def grid_labels(dataset: ImageFolderDataset) -> tuple[Tensor, int]:
+def grid_labels(dataset: ImageFolderDataset, most: int = GRID**2) -> tuple[Tensor, int]:
     """Return the labels [N, label_dim] of a grid, and its number of columns.
 
     If there are classes, each row has one class. If labels are vectors, they are those of the first
-    images. N is at most 100, and smaller for large images.
+    images. N is at most `most`, which is positive, and smaller for large images.
     """
     columns = max(2, min(GRID, 1280 // max(dataset.image_shape[1:])))
+    columns = min(columns, math.isqrt(most))
     if dataset.label_dim == 0:
         return torch.zeros([columns**2, 0]), columns
     if dataset.has_onehot_labels:
@@ -57,14 +60,14 @@ def real_images(dataset: ImageFolderDataset, labels: Tensor) -> np.ndarray:
     return images
 
 
-def generate_grid(net: Denoiser, labels: Tensor, device: torch.device,
+def generate_grid(net: Denoiser, labels: Tensor, device: torch.device, num_steps: int = 18,
                   batch: int = 64) -> np.ndarray | None:
     """Return images of seeds 0, 1, … with these labels, uint8 [N, C, H, W].
 
-    None stands for images that are not finite. They are drawn by the default deterministic sampler.
-    Each rank draws its share; collective.
+    None stands for images that are not finite. They are drawn by the default deterministic sampler
+    in `num_steps` steps. Each rank draws its share; collective.
     """
-    drawing = plan(net)
+    drawing = plan(net, num_steps=num_steps)
     shape = [net.img_channels, *height_and_width(net.img_resolution)]
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     mine = torch.arange(len(labels))[rank::world_size]

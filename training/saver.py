@@ -41,20 +41,23 @@ class Saver:
                           names_in(self.dataset, labels))
 
     def snapshot(self) -> None:
-        """Write the averaged network and a picture of images from it; collective."""
+        """Write the averaged network and, once it was trained, a picture from it; collective."""
         with self.clock.pausing_training(is_save=True):
             if self.is_first:
                 written = save_snapshot(self.state, self.config, self.run_dir)
                 thin_snapshots(self.run_dir, self.config.keep_snapshots, written)
-            labels, columns = grid_labels(self.dataset)
-            images = generate_grid(self.state.ema.net, labels, self.device)
-            if self.is_first and images is not None:
-                name = f'fakes{self.state.nimg // 1000:06d}.png'
-                save_grid(images, fresh(self.run_dir / name), columns,
-                          names_in(self.dataset, labels))
-            elif self.is_first:
-                distributed.print0('Warning: no picture of images, since they came out as numbers '
-                                   'that are not finite')
+            if self.config.pictures and self.state.nimg > 0:
+                self._picture()
+
+    def _picture(self) -> None:
+        labels, columns = grid_labels(self.dataset, self.config.pictures)
+        images = generate_grid(self.state.ema.net, labels, self.device, self.config.picture_steps)
+        if self.is_first and images is not None:
+            name = f'fakes{self.state.nimg // 1000:06d}.png'
+            save_grid(images, fresh(self.run_dir / name), columns, names_in(self.dataset, labels))
+        elif self.is_first:
+            distributed.print0('Warning: no picture of images, since they came out as numbers '
+                               'that are not finite')
 
     def training_state(self, alone: bool = False) -> None:
         """Write all that is needed to continue; collective, unless `alone`.

@@ -252,7 +252,8 @@ def latest_state(run_dir: Path, say: Callable[[str], None]) -> tuple[Path, dict[
 # Settings that may differ between a run and its continuation: durations, intervals, resources.
 MAY_CHANGE = {'total_nimg', 'tick_nimg', 'snapshot_nimg', 'state_nimg',
               'state_seconds', 'batch_gpu', 'data.workers', 'data.cache', 'data.path',
-              'data.on_bad_image', 'keep_states', 'keep_snapshots', 'compile'}
+              'data.on_bad_image', 'keep_states', 'keep_snapshots', 'pictures', 'picture_steps',
+              'compile'}
 NETWORK_MAY_CHANGE = {'network.model.dropout', 'network.model.label_dropout', 'network.sigma_min',
                       'network.sigma_max'}
 

@@ -153,6 +153,8 @@ def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device:
                 saver.snapshot()
             if now.state:
                 saver.training_state()
+            elif judging and config.state_seconds is not None and state.bad_steps == 0:
+                saver.last_state()   # judging takes long, and the clock saves between steps only
             stopped = (evaluation is not None and judging
                        and not judge(evaluation, state, run_dir, reporter, clock, stopping))
             if now.end and not stopped:

@@ -903,3 +903,15 @@ def test_a_network_that_was_trained_to_infinity_is_told_where_else_it_starts():
         )
     assert resolve_sampler({'sigma_max': 10.0},
                            told(native)).notes == resolve_sampler({}, told(native)).notes == ()
+
+
+def test_a_weighting_that_is_nan_at_infinity_is_refused():
+    class Net:
+        traits = Traits(unit_scale=0.5)
+
+    loss = VelocityLoss(UniformTimestep(ScaledLinearBetas(zero_terminal_snr=True)),
+                        InverseCOut(EDM(0.5)))
+    y = torch.zeros(1, 1, 2, 2)
+    with pytest.raises(ValueError, match=r'^the weighting InverseCOut\(.*\) is not a number at '
+                                         'sigma = inf: use InverseCOut'):
+        loss(Net(), y, torch.tensor([0.9999], dtype=f64), y)

@@ -17,6 +17,7 @@ from limpid.adaptive import ADAPTIVE, RK45, AdaptiveSDE
 from limpid.denoiser import Conditioned, Counting, Traits, traits
 from limpid.earlier import DDIM, Ancestral, EulerMaruyama, PredictorCorrector
 from limpid.ideal import IdealDenoiser
+from limpid.preconditioning import EDM, IDDPM
 from limpid.samplers import Churn, FlowSampler
 from limpid.sampling import run
 from limpid.schedules import (
@@ -142,6 +143,17 @@ def test_an_added_option_without_effect_is_an_error(given, message):
      'no fresh noise is added, as --S_min=50 is above --S_max=1')])
 def test_an_old_option_without_effect_is_a_note(given, note):
     assert resolve(**given).notes == (note,)
+
+
+def test_other_alphas_are_noted_where_levels_are_discrete():
+    def notes(alpha, round_sigma):
+        given = {**dict.fromkeys(NAMES), 'alpha': alpha}
+        return resolve_sampler(given, Traits(round_sigma=round_sigma)).notes
+
+    assert notes(0.5, IDDPM().nearest) == (
+        'alpha = 0.5 asks for noise levels between those that this network knows, and it answers '
+        'for the nearest: alpha = 1 does not',)
+    assert notes(0.5, EDM().nearest) == notes(0.5, None) == notes(1.0, IDDPM().nearest) == ()
 
 
 def test_s_options_without_churn_are_silent():

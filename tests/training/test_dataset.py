@@ -393,7 +393,9 @@ def test_resolution_of_oblong_images(tmp_path: Path) -> None:
     data = ImageFolderDataset(path)
     assert data[0][0].shape == (3, 3, 4)
     with pytest.raises(ValueError,
-                       match='a.png is 4x3 pixels with 3 channels, which is not square$'):
+                       match='a.png is 4x3 pixels with 3 channels, which is not square: '
+                             'convert the set with dataset_tool.py --source=.* '
+                             '--transform=center-crop --resolution=64x64$'):
         _ = data.resolution
 
 

@@ -305,7 +305,12 @@ def test_settings_change_on_purpose_only(digits, tmp_path):  # noqa: F811
     assert result.exit_code == 2 and (
         '(--resume=never starts anew; --allow-change=augment,dropout,ema,lr continues all the '
         'same): ' in result.output), result.output
-    assert 'optimizer.lr: 0.001, now 0.002' in result.output
+    assert '--lr (optimizer.lr): 0.001, now 0.002' in result.output
+    dry = run(train.main, *changed, '-n')
+    assert dry.exit_code == 2 and dry.output == result.output
+    file = run(train.main, *args, '-n', '--resume=README.md')
+    assert file.exit_code == 2 and file.output.startswith(
+        'Error: --resume=README.md: is damaged or not a training state'), file.output
     result = run(train.main, *changed, '--allow-change=lr')
     assert result.exit_code == 2 and 'optimizer.lr' not in result.output
     allowed = run(train.main, *changed, '--allow-change=lr,dropout,ema,augment')

@@ -35,7 +35,7 @@ from training.config import OptimizerConfig, TrainConfig, due
 from training.dataset import DataConfig
 from training.ema import HalfLife
 from training.networks import NetworkConfig, build_network, complete_arguments
-from training.pictures import generate_grid
+from training.pictures import generate_grid, grid_labels
 from training.reporter import duration
 from training.state import (
     TrainState,
@@ -367,3 +367,18 @@ def test_two_processes_train_like_one(digits, tmp_path):
         assert a['num'] == b['num']
         np.testing.assert_allclose(a['mean'], b['mean'], rtol=1e-4)
         np.testing.assert_allclose(a['std'], b['std'], rtol=1e-4)
+
+
+def test_pictures_are_as_many_and_as_fine_as_wanted(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr('training.pictures.GRID', 10)
+    config = small_config(digits, total_nimg=16)
+    net = build(config, CPU).net
+    with DataConfig(digits, use_labels=True).open() as dataset:
+        assert [(len(labels), columns) for labels, columns in (
+            grid_labels(dataset, most) for most in (1, 10, 100))] == [(1, 1), (9, 3), (100, 10)]
+    calls = []
+    net.register_forward_hook(lambda *_: calls.append(1))
+    generate_grid(net, torch.eye(10)[:2], CPU, num_steps=3)
+    assert len(calls) == 5
+    training_loop(replace(config, pictures=0), build(config, CPU), tmp_path, CPU)
+    assert not list(tmp_path.glob('fakes*.png')) and (tmp_path / 'reals.png').exists()
