@@ -1,4 +1,5 @@
 # make demo    train a small model on real images, generate, judge
+# make fashion the same on the 60,000 images of Fashion-MNIST, where they are installed
 # make test    the tests
 # make lint    ruff and mypy
 # make gpu     the tests of fast networks and the benchmark of speed, on a machine with a GPU
@@ -12,7 +13,7 @@ DEMO ?= short
 TORCH_INDEX = https://download.pytorch.org/whl/cpu
 BIN = .venv/bin
 
-.PHONY: help demo test lint gpu clean
+.PHONY: help demo fashion test lint gpu clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile
@@ -29,6 +30,9 @@ help:
 
 demo: .venv/.installed
 	$(BIN)/python demo.py --length=$(DEMO)
+
+fashion: .venv/.installed
+	$(BIN)/python demo.py --data=fashion --length=$(DEMO)
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile

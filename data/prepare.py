@@ -2,7 +2,7 @@
 
 import io
 import zlib
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ class Outcome:
 
     def record(self) -> dict[str, Any]:
         """Return everything but the data, for JSON."""
-        return {key: value for key, value in asdict(self).items() if key != 'data'}
+        return {key: value for key, value in vars(self).items() if key != 'data'}
 
     @staticmethod
     def of(record: dict[str, Any]) -> 'Outcome':
