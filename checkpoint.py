@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from torch import Tensor
 
 from checkpoints.read import METADATA, WHAT, read_network
 from checkpoints.reconstruct import reconstructed
+from checkpoints.to_edm import call, published_arguments
 from dnnlib.cli import (
     CommandGroup,
     GroupedCommand,
@@ -23,13 +25,16 @@ from dnnlib.cli import (
 )
 from dnnlib.console import shown
 from dnnlib.download import fetch, is_url
+from dnnlib.files import atomic_write
 from limpid.denoiser import Denoiser
 from limpid.labels import describe_labels
+from metrics.reference_files import read_reference
 from torch_utils import checkpoint
 from torch_utils.digest import digest_of_tensors
 from torch_utils.safetensors_file import is_safetensors, load_tensors, save_tensors
 from torch_utils.torch_files import CHECKPOINTS, read_file, tensors_in
 from training import config as configs
+from training.networks import NetworkConfig
 from training.run_folder import SNAPSHOT
 
 files = heading('Network and files')
@@ -47,8 +52,9 @@ FILE = click.argument('file', cls=_File)
 WEIGHTS = files('--weights', metavar='NAME',
                 help='Weights to take: ema, ema:NAME or raw, where the file has several  '
                      '[default: the average]')
-DEST_HELP = ('File to write: a snapshot if its name ends in .pkl, or .safetensors with the '
-             'configuration in its metadata')
+DEST_HELP = ('File to write: a snapshot if its name ends in .pkl; .safetensors with the '
+             'configuration in its metadata; or .pt, a plain state dict for the classes of '
+             'NVlabs/edm, with a .json beside it that has the arguments to build them')
 
 
 @click.group(cls=CommandGroup, context_settings=SETTINGS)
@@ -83,32 +89,49 @@ def inspect(file: str, weights: str | None) -> None:
     python checkpoint.py inspect out/demo/run/network-snapshot-000064.pkl
     """
     path = _local(file)
-    net, info = read_network(path, weights)
+    try:
+        net, info = read_network(path, weights)
+    except ValueError as error:
+        refuse_statistics(path)
+        raise error
     for title, text in describe(path, net, info):
         print(f'{title + ":":<17}{text}')
 
 
+def refuse_statistics(path: Path) -> None:
+    """Raise ValueError, which says what is in it, for a file of statistics of images."""
+    try:
+        found = read_reference(path)
+    except (ValueError, OSError):
+        return
+    held = ', '.join(sorted({*found.moments, *found.features}))
+    raise ValueError(f'{path} is no network but a file of statistics of images ({held}; '
+                     f'{found.origin}): fid.py takes it as --ref')
+
+
 @main.command(cls=GroupedCommand, context_settings=SETTINGS)
 @FILE
-@files('--dest', help=DEST_HELP, metavar='PKL|SAFETENSORS', required=True)
+@files('--dest', help=DEST_HELP, metavar='PKL|SAFETENSORS|PT', required=True)
 @WEIGHTS
 @one_line_errors
 @naming_flags(['weights'])
 def convert(file: str, dest: str, weights: str | None) -> None:
     """Write a network in another format.
 
-    The network of any FILE becomes a snapshot of this project, or safetensors. Every tensor keeps
+    The network of any FILE becomes a snapshot of this project, safetensors, or a plain state dict
+    that torch.load(weights_only=True) reads and NVlabs/edm's own classes load. Every tensor keeps
     its name and its float32 values. There is no conversion to a UNet2DModel of diffusers: it scales
     its skips and resamples in other ways, so the mapping would not be exact.
 
     Examples:
     python checkpoint.py convert edm-cifar10-32x32-cond-vp.pkl --dest=cifar10.pkl
     python checkpoint.py convert out/demo/run/network-snapshot-000064.pkl --dest=digits.safetensors
+    python checkpoint.py convert out/demo/run/network-snapshot-000064.pkl --dest=digits.pt
     """
     kind = Path(dest).suffix
-    if kind not in ('.pkl', '.safetensors') or Path(dest).is_dir():
-        raise ValueError(f'--dest={dest} should be the name of a file that ends in .pkl or '
-                         f'.safetensors')
+    if kind not in ('.pkl', '.safetensors', '.pt') or Path(dest).is_dir():
+        raise ValueError(f'--dest={dest} should be the name of a file that ends in .pkl, '
+                         f'.safetensors or .pt')
     check_apart({'--dest': dest}, {'FILE': file})
     check_writable('--dest', dest)
     path = _local(file)
@@ -120,11 +143,28 @@ def convert(file: str, dest: str, weights: str | None) -> None:
     if kind == '.pkl':
         checkpoint.save({**about, 'ema': tensors, 'ema_name': info['weights'], 'averages': {}},
                         dest)
+    elif kind == '.pt':
+        checkpoint.warn_of_nonfinite(tensors, dest)
+        write_plain(tensors, info['config'], Path(dest))
     else:
         checkpoint.warn_of_nonfinite(tensors, dest)
         save_tensors(tensors, {METADATA: json.dumps(about),
                                DIGEST: digest_of_tensors(tensors)}, dest)
     print(f'Wrote {len(tensors)} tensors to {dest}; digest {digest_of_tensors(tensors)}')
+
+
+def write_plain(tensors: dict[str, Tensor], config: NetworkConfig, dest: Path) -> None:
+    """Write a plain state dict, and beside it how NVlabs/edm builds its network."""
+    made = published_arguments(config)
+    if made is None:
+        raise ValueError(f'--dest={dest}: the published classes make no network like this one, '
+                         f'preconditioned as {config.precond}: use .safetensors')
+    with atomic_write(dest) as file:
+        torch.save(tensors, file)
+    with atomic_write(dest.with_suffix('.json')) as file:
+        file.write((json.dumps({'class': made[0], 'arguments': made[1]}, indent=2) + '\n').encode())
+    print(f'Wrote {dest.with_suffix(".json")}, which says how to build the network: '
+          f'training.networks.{call(*made)}')
 
 
 @main.command(cls=GroupedCommand, context_settings=SETTINGS)
@@ -241,6 +281,7 @@ def describe(path: Path, net: Denoiser, info: dict[str, Any]) -> list[tuple[str,
         ('Network', f'{config.model_type}, preconditioned as {type(config.precond).__name__}: '
                     f'{config.precond}'),
         ('Arguments', ', '.join(f'{name}={value}' for name, value in config.model.items())),
+        *(('In EDM', call(*made)) for made in [published_arguments(config)] if made),
         ('Parameters', f'{parameters:,} ({parameters / 1e6:.1f} M)'),
         ('Images', ' x '.join(map(str, net.traits.image_shape or ()))),
         ('Classes', describe_labels(net.label_dim, net.known_labels)),

@@ -150,7 +150,7 @@ MAKE_REF = [
            help=f'The metrics that the file is to serve, separated by commas: '
                 f'{", ".join(METRICS)}'),
     number('--features', 'For kid, pr and dc: the number of images, chosen at random, whose '
-                         'features are kept', MAX_FEATURES, 2),
+                         f'features are kept  [default: {MAX_FEATURES}]', None, 2),
     DETECTOR, PRECISION, STATE, SPEED]
 NEAREST = [
     files('--images', 'path', help='The generated images: a folder, a zip or an npz file',
@@ -416,7 +416,7 @@ def say_blocks(judge: Judge, results: Sequence[Result]) -> dict[str, object]:
 
 
 @command(MAKE_REF)
-def ref(path: str, dest: str, metrics: str, features: int, detector: str, precision: str,
+def ref(path: str, dest: str, metrics: str, features: int | None, detector: str, precision: str,
         state: str | None, batch: int, workers: int, device: str) -> None:
     """Compute the statistics of all images of a data set, for fid.py calc and gen.
 
@@ -431,11 +431,16 @@ def ref(path: str, dest: str, metrics: str, features: int, detector: str, precis
     if not wanted.taps:
         raise ValueError(f'--metrics={metrics} compares with no real images: there is nothing to '
                          f'write')
+    if features is not None and not wanted.features:
+        raise ValueError(f'--features={features} would have no effect with --metrics={metrics}: '
+                         f'only kid, pr and dc keep features')
+    for note in notes_on_writing('--dest', dest):
+        distributed.print0(f'Note: {note}')
     images = open_images(path, workers=workers)
     if len(images) < 2:
         raise ValueError(f'--data={path} has 1 image, which has no covariance: 2 are the least')
     extractors = load_extractors(wanted.taps, detector, chosen, precision)
-    keep = random_subset(len(images), features) if wanted.features else None
+    keep = random_subset(len(images), features or MAX_FEATURES) if wanted.features else None
     # Statistics are written for every tap, since they say where its features come from.
     wanted = Wanted(wanted.moments | wanted.features, wanted.features, keep)
     measured = measure(images, distinct(extractors.values()), wanted, device=chosen, batch=batch,
@@ -455,7 +460,11 @@ def ref(path: str, dest: str, metrics: str, features: int, detector: str, precis
           method('--allow-mismatch', is_flag=True,
                  help='Compare even if the two were made differently')])
 def dist(first: str, second: str, allow_mismatch: bool) -> None:
-    """Print the Fréchet distance of two files of statistics, without images or detectors."""
+    """Print the Fréchet distance of two files of statistics, without images or detectors.
+
+    A and B are files from fid.py ref, or of another project that fid.py takes as --ref, or their
+    addresses.
+    """
     print('\n'.join(compare_files(first, second, allow_mismatch)))
 
 
@@ -516,7 +525,8 @@ def nearest(path: str, data: str, control: str | None, num: int | None, seed: in
 def detector(paths: tuple[str, ...], fetch: str | None, dest: str | None) -> None:
     """Say what a file of detector weights is; nothing in it is executed.
 
-    Files of the same weights have the same digest, whatever their format. Without a FILE, the
+    A FILE is one of weights of a detector, in any published format. Files of the same weights have
+    the same digest, whatever their format. Without a FILE, the
     command lists the places on this machine where it looks for weights, and whether they are there.
     """
     if dest is not None and len(paths) != 1:
@@ -689,6 +699,16 @@ def check_statistics_path(option: str, path: str, held: Wanted) -> None:
     if path.endswith('.pkl') and not fits_edm2:
         raise ValueError(f'{option}={path}: the format of EDM2 has room for the statistics of fid '
                          f'and fd_dinov2 only; use .npz for the others')
+
+
+def notes_on_writing(option: str, path: str) -> list[str]:
+    """Return notes on what writing a file will replace, and on more than one folder it makes."""
+    if os.path.exists(path):
+        return [f'{option}={path} is there already, and will be replaced']
+    folder = Path(path).absolute().parent
+    if not folder.parent.exists():
+        return [f'{option}={path}: the folder {folder} is not there, and will be made']
+    return []
 
 
 def notes_on(images: Images, main_of: str) -> list[str]:

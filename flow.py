@@ -21,6 +21,7 @@ from dnnlib.cli import (
     Whole,
     check_writable,
     heading,
+    naming_flags,
     one_line_errors,
     with_each,
 )
@@ -144,7 +145,7 @@ def main() -> None:
 def command(name: str, options: Sequence[Callable[..., Any]]) -> Callable[..., click.Command]:
     """Make a function a command of flow.py."""
     def decorate(function: Callable[..., None]) -> click.Command:
-        parsed = with_each(options, one_line_errors(function))
+        parsed = with_each(options, one_line_errors(naming_flags(['weights'])(function)))
         return main.command(name, cls=GroupedCommand, context_settings=SETTINGS,
                             examples=EXAMPLES[name])(parsed)
     return decorate
@@ -398,8 +399,7 @@ def _labelled(path: str, num: int | None, seed: int, label: int | str | None,
     Raises ValueError where they do not fit the network.
     """
     told = traits(net)
-    dataset = ImageFolderDataset(path, max_size=num, random_seed=seed,
-                                 use_labels=bool(told.label_dim) and label is None)
+    dataset = ImageFolderDataset(path, max_size=num, random_seed=seed)
     expected = list(told.image_shape or ())
     if dataset.image_shape != expected:
         raise ValueError(f'--images={path} has images of {dataset.image_shape} (channels, height, '
@@ -410,6 +410,7 @@ def _labelled(path: str, num: int | None, seed: int, label: int | str | None,
     if not told.label_dim or label is not None:
         one = torch.zeros([0]) if label is None else _one_hot(label, net)
         return dataset, one.expand(len(dataset), -1)
+    dataset = ImageFolderDataset(path, max_size=num, random_seed=seed, use_labels=True)
     if dataset.label_dim != told.label_dim:
         raise ValueError(f'--images={path} has labels of {dataset.label_dim} numbers, but the '
                          f'network takes {told.label_dim}; --class gives one class to all')

@@ -12,7 +12,14 @@ import click
 import numpy as np
 import torch
 
-from dnnlib.cli import GroupedCommand, IntList, check_writable, one_line_errors, with_each
+from dnnlib.cli import (
+    GroupedCommand,
+    IntList,
+    check_writable,
+    naming_flags,
+    one_line_errors,
+    with_each,
+)
 from dnnlib.files import remove_leftovers
 from dnnlib.progress import progressing
 from limpid.denoiser import Counting, Network, traits
@@ -101,6 +108,7 @@ EXAMPLES = """
 @guidance_options
 @functools.partial(with_each, [BATCH, DEVICE, RNG, PRECISION, COMPILE])
 @one_line_errors
+@naming_flags(['weights'])
 def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] | None,
          subdirs: bool, classes: list[int | str] | None, grid: tuple[int, int] | None,
          trajectory: bool, stats: bool, batch: int, device: str, rng: str | None,

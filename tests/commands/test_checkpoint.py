@@ -5,17 +5,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
 from checkpoint import main
 from checkpoints.read import read_network
+from checkpoints.to_edm import published_arguments
 from tests.checkpoints.test_read import assert_same, lively
 from torch_utils import checkpoint
 from torch_utils.digest import digest_of_tensors
 from torch_utils.safetensors_file import load_tensors, save_tensors
 from training import config as configs
+from training import networks
 from training.networks import NetworkConfig, build_network
 
 ROOT = Path(__file__).parents[2]
@@ -180,7 +183,7 @@ MISTAKES = {
     ('inspect', 'README.md'): "README.md is damaged or not a network snapshot or training state: "
                               "it starts with b'# limpid'",
     ('convert', PUBLISHED, '--dest=net.pth'): '--dest=net.pth should be the name of a file that '
-                                              'ends in .pkl or .safetensors',
+                                              'ends in .pkl, .safetensors or .pt',
     ('inspect', PUBLISHED, '--weights=raw'): f'--weights=raw: {PUBLISHED} has ema',
 }
 
@@ -223,3 +226,27 @@ def test_it_runs_as_a_script():
     result = subprocess.run([sys.executable, 'checkpoint.py', '--help'], capture_output=True,
                             text=True, check=True)
     assert 'inspect' in result.stdout and 'without running' in result.stdout
+
+
+def test_the_published_classes_load_a_plain_state_dict(tmp_path):
+    result = run('convert', PUBLISHED, f'--dest={tmp_path}/net.pt')
+    assert result.exit_code == 0, result.output
+    made = json.loads((tmp_path / 'net.json').read_text())
+    assert made['class'] == 'EDMPrecond' and {
+        name: made['arguments'][name] for name in list(made['arguments'])[:4]} == {
+            'img_resolution': 16, 'img_channels': 3, 'label_dim': 4, 'model_type': 'SongUNet'}
+    net = getattr(networks, made['class'])(**made['arguments'])
+    net.load_state_dict(torch.load(tmp_path / 'net.pt', weights_only=True))
+    assert_same(net, read_network(PUBLISHED)[0])
+    told = lines(run('inspect', PUBLISHED))['In EDM'].strip()
+    assert told.startswith("EDMPrecond(img_resolution=16, img_channels=3, label_dim=4, model_type")
+    assert eval(told, vars(networks)).img_resolution == 16
+    v = NetworkConfig('SongUNet', configs.preconditioning.V(), 0.0, 80.0, 8, 1)
+    assert published_arguments(v) is None
+
+
+def test_statistics_are_no_network(tmp_path):
+    np.savez(tmp_path / 'ref.npz', mu=np.zeros(224), sigma=np.eye(224))
+    result = run('inspect', tmp_path / 'ref.npz')
+    assert result.exit_code == 2 and result.output.startswith(
+        f'Error: {tmp_path}/ref.npz is no network but a file of statistics of images (demo; ')

@@ -624,3 +624,14 @@ def test_mistakes_are_told_before_a_detector_is_loaded(real, tmp_path, monkeypat
 
     name, *options = filled(command).split()
     assert error(CliRunner().invoke(fid.main, [name, *options, '--device=cpu'])) == filled(message)
+
+
+def test_ref_says_what_it_replaces_and_what_has_no_effect(real, tmp_path):
+    dest = tmp_path / 'a' / 'b' / 'x.npz'
+    arguments = 'ref', f'--data={real[1]}', f'--dest={dest}'
+    assert lines(run(*arguments))[0] == (
+        f'Note: --dest={dest}: the folder {dest.parent} is not there, and will be made')
+    assert lines(run(*arguments))[0] == (
+        f'Note: --dest={dest} is there already, and will be replaced')
+    assert error(run(*arguments, '--features=5')) == (
+        '--features=5 would have no effect with --metrics=fid: only kid, pr and dc keep features')
