@@ -1,25 +1,36 @@
-"""Kill training again and again, and see whether anything is lost.
+"""Kill a command again and again, and see whether anything is lost.
 
     python -m benchmarks.kill --kills=200
+    python -m benchmarks.kill --what=generate --kills=20
 
-A small run is made once undisturbed. Then the same command is started, killed with SIGKILL at a
-random moment or amid a save, and started again, until it has been killed --kills times; the last
-start is left to finish. The report gives the number of kills that hit a save, the most images that
-a kill cost, and whether the final weights, averages, optimizer and statistics are bitwise those of
-the undisturbed run. The exit code is 1 if they are not.
+The command is run once undisturbed. Then it is started, killed with SIGKILL at a random moment, and
+started again, until it has been killed --kills times; the last start is left to finish. The exit
+code is 1 if anything differs at the end, or if temporary files are left.
+
+    train      every second kill comes amid a save; the report gives the most images that a kill
+               cost, and whether the final weights, averages, optimizer and statistics are bitwise
+               those of the undisturbed run
+    dataset    dataset_tool.py: after each kill the zip is absent, or bitwise the undisturbed one
+    generate   generate.py: each image that is there is bitwise that of the undisturbed command
+    fid        fid.py gen --state: the numbers are absent, or those of the undisturbed command
 """
 
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import tqdm
 
+from dnnlib.files import SETTLED
 from torch_utils import checkpoint
 from training.run_folder import STATE, files_of
 from training.state import latest_state, load_state
@@ -29,13 +40,19 @@ ROOT = Path(__file__).resolve().parent.parent
 BATCH, TICK = 16, 64
 
 
-def command(out: Path, run: str, images: int) -> list[str]:
+def script(name: str, *arguments: str) -> list[str]:
+    """Return the command that runs a script of this project."""
+    return [sys.executable, str(ROOT / name), *arguments]
+
+
+def training(out: Path, run: str, images: int) -> list[str]:
     """Return the command that trains the run `run` in the folder `out` on so many images."""
-    return [sys.executable, str(ROOT / 'train.py'), f'--run={out / run}',
-            f'--data={out / "digits.zip"}', '--cond=1', '--cbase=32', '--cres=1,2', '--blocks=1',
-            '--attn=4', f'--batch={BATCH}', f'--duration={images / 1e6:.6f}',
-            '--lr-rampup=0.001', '--dropout=0.1', '--augment=0.1', f'--tick={TICK / 1000}',
-            '--snap=1000000', '--dump=1', '--keep=3', '--workers=0', '--device=cpu']
+    return script(
+        'train.py', f'--run={out / run}', f'--data={out / "digits.zip"}', '--cond=1', '--cbase=32',
+        '--cres=1,2', '--blocks=1', '--attn=4', f'--batch={BATCH}',
+        f'--duration={images / 1e6:.6f}',
+        '--lr-rampup=0.001', '--dropout=0.1', '--augment=0.1', f'--tick={TICK / 1000}',
+        '--snap=1000000', '--dump=1', '--keep=3', '--workers=0', '--device=cpu')
 
 
 def images_reported(run_dir: Path) -> int:
@@ -64,15 +81,19 @@ def comparable(run_dir: Path) -> tuple[str, list[tuple[object, object]]]:
     return checkpoint.checksum(state), losses
 
 
-def kill_once(killed: list[str], run_dir: Path, moment: float,
-              amid_save: bool) -> tuple[int, bool]:
+def start(command: list[str]) -> 'subprocess.Popen[bytes]':
+    """Start a command that prints nothing."""
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def kill_once(killed: list[str], run_dir: Path, moment: float, amid_save: bool) -> tuple[int, bool]:
     """Start the command `killed`, and kill it `moment` seconds after it made some progress.
 
     With `amid_save`, the kill waits for a save, 10 seconds at most. Returns the images that the run
     had reported, and whether the kill hit a save. Exits if the run was complete before.
     """
     before = images_reported(run_dir)
-    process = subprocess.Popen(killed, stdout=subprocess.DEVNULL)
+    process = start(killed)
     while images_reported(run_dir) <= before and process.poll() is None:
         time.sleep(0.002)
     until = time.monotonic() + moment
@@ -87,40 +108,142 @@ def kill_once(killed: list[str], run_dir: Path, moment: float,
     return reached, hit
 
 
-@click.command()
-@click.option('--kills', help='Number of kills', type=click.IntRange(min=1), default=200,
-              show_default=True)
-@click.option('--seed', help='Seed of the random moments', type=int, default=0, show_default=True)
-@click.option('--out', help='Folder for the runs', default='out/benchmarks/kill', show_default=True)
-def main(kills: int, seed: int, out: str) -> None:
-    """Kill a small training run --kills times, and compare its end with an undisturbed run's."""
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    run_dir = folder / 'killed'
-    if run_dir.exists():
-        sys.exit(f'{folder}/killed exists: delete it first')
-    images = TICK * 4 * kills   # so that there is always something left to kill
-    subprocess.run([sys.executable, str(ROOT / 'dataset_tool.py'), '--source=digits',
-                    f'--dest={folder / "digits.zip"}', '--resolution=8x8'], check=True)
+def train(folder: Path, kills: int, seed: int) -> bool:
+    """Kill training; return whether its end is that of an undisturbed run."""
+    run_dir, images = folder / 'killed', TICK * 4 * kills   # there is always something left to kill
     begin = time.monotonic()
-    subprocess.run(command(folder, 'undisturbed', images), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(training(folder, 'undisturbed', images), check=True,
+                   stdout=subprocess.DEVNULL)
     undisturbed = time.monotonic() - begin
-
-    rng, killed = random.Random(seed), command(folder, 'killed', images)
+    rng, killed = random.Random(seed), training(folder, 'killed', images)
     amid, worst = 0, 0
     passed_over: list[str] = []
-    for kill in tqdm.trange(kills):
-        reached, hit = kill_once(killed, run_dir, rng.uniform(0, 0.5), amid_save=kill % 2 == 1)
+    for i in tqdm.trange(kills):
+        reached, hit = kill_once(killed, run_dir, rng.uniform(0, 0.5), amid_save=i % 2 == 1)
         amid += hit
         found = latest_state(run_dir, passed_over.append)
         worst = max(worst, reached - (found[1]['nimg'] if found else 0))
+    time.sleep(SETTLED + 1)
     subprocess.run(killed, check=True, stdout=subprocess.DEVNULL)
     same = comparable(run_dir) == comparable(folder / 'undisturbed')
+    left = leftovers(run_dir)
     print(f'{kills} kills, {amid} of them amid a save; at most {worst} images lost (save interval '
-          f'{TICK}, batch {BATCH}); {len(passed_over)} damaged files passed over')
+          f'{TICK}, batch {BATCH}); {len(passed_over)} damaged files passed over, {len(left)} '
+          f'temporary files left')
     print(f'The end is {"bitwise that" if same else "NOT that"} of the undisturbed run '
           f'({undisturbed:.0f} s).')
-    sys.exit(0 if same and worst <= TICK else 1)
+    return same and worst <= TICK and not left
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Return the temporary files in a folder and below it."""
+    return [path for path in folder.rglob('.*') if path.name != '.lock']
+
+
+@dataclass(frozen=True)
+class Work:
+    """A command that writes what it has to write to a place, such as out/killed/result.
+
+    whole   whether what is at the place of a killed command, the first argument, is part of what
+            the undisturbed one, the second, has written
+    """
+    command: Callable[[Path, Path], list[str]]   # of the folder of the data, and the place
+    result: str                                  # the last part of the place
+    whole: Callable[[Path, Path], bool]
+
+
+def same_files(place: Path, right: Path) -> bool:
+    """Return whether each file that is there is bitwise the right one, but for temporary files."""
+    if not place.is_dir():
+        return not place.exists() or place.read_bytes() == right.read_bytes()
+    return all(path.read_bytes() == (right / path.name).read_bytes() for path in place.iterdir()
+               if not path.name.startswith('.'))
+
+
+def same_numbers(place: Path, right: Path) -> bool:
+    """Return whether the numbers of fid.py, if there are any, are the right ones."""
+    read = [json.loads(path.read_text()) for path in (place, right) if path.exists()]
+    return len(read) < 2 or read[0] == read[1]
+
+
+WORKS = {
+    'dataset': Work(lambda data, place: script(
+        'dataset_tool.py', f'--source={data / "images"}', f'--dest={place}', '--resolution=64x64',
+        '--transform=center-crop', '--overwrite'), 'data.zip', same_files),
+    'generate': Work(lambda data, place: script(
+        'generate.py', f'--network=ideal:{data / "digits.zip"}', f'--outdir={place}',
+        '--seeds=0-255', '--batch=4', '--device=cpu'), 'images', same_files),
+    'fid': Work(lambda data, place: script(
+        'fid.py', 'gen', f'--network=ideal:{data / "digits.zip"}', f'--ref={data / "ref.npz"}',
+        '--detector=demo', '--num=2048', f'--json={place}', f'--state={place.parent / "state"}',
+        '--device=cpu'), 'fid.json', same_numbers),
+}
+
+
+def prepare(folder: Path, what: str) -> None:
+    """Make the data that a command reads."""
+    digits = folder / 'digits.zip'
+    subprocess.run(script('dataset_tool.py', '--source=digits', f'--dest={digits}',
+                          '--resolution=8x8'), check=True)
+    if what == 'dataset':
+        with zipfile.ZipFile(digits) as archive:
+            archive.extractall(folder / 'images')
+    if what == 'fid':
+        subprocess.run(script('fid.py', 'ref', f'--data={digits}', f'--dest={folder / "ref.npz"}',
+                              '--detector=demo', '--device=cpu'), check=True)
+
+
+def restarted(work: Work, folder: Path, kills: int, seed: int) -> bool:
+    """Kill a command that starts again; return whether nothing was ever half-written.
+
+    A kill comes at a random moment of the time that the undisturbed command took.
+    """
+    right, place = folder / 'undisturbed' / work.result, folder / 'killed' / work.result
+    begin = time.monotonic()
+    subprocess.run(work.command(folder, right), check=True, stdout=subprocess.DEVNULL)
+    undisturbed = time.monotonic() - begin
+    rng, killed = random.Random(seed), work.command(folder, place)
+    hits, broken, amid = 0, 0, 0
+    for _ in tqdm.trange(kills):
+        process = start(killed)
+        try:
+            process.wait(rng.uniform(0.2, 1) * undisturbed)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            hits += process.wait() != 0
+        amid += place.parent.exists() and bool(leftovers(place.parent))
+        broken += not work.whole(place, right)
+    time.sleep(SETTLED + 1)
+    subprocess.run(killed, check=True, stdout=subprocess.DEVNULL)
+    names = [sorted(os.listdir(path)) if path.is_dir() else [] for path in (place, right)]
+    same, left = names[0] == names[1] and work.whole(place, right), leftovers(place.parent)
+    print(f'{hits} kills of {kills} starts, after {amid} of which there was a temporary file; '
+          f'{broken} times something was half-written, {len(left)} temporary files are left')
+    print(f'The end is {"that" if same else "NOT that"} of the undisturbed command '
+          f'({undisturbed:.0f} s).')
+    return same and not broken and not left
+
+
+@click.command()
+@click.option('--what', help='What to kill', type=click.Choice(['train', *WORKS]),
+              default='train', show_default=True)
+@click.option('--kills', help='Number of kills', type=click.IntRange(min=1), default=200,
+              show_default=True)
+@click.option('--seed', help='Seed of the random moments', type=int, default=0, show_default=True)
+@click.option('--out', help='Folder for the files, which each command has below it',
+              default='out/benchmarks/kill', show_default=True)
+def main(what: str, kills: int, seed: int, out: str) -> None:
+    """Kill a small command --kills times, and compare its end with an undisturbed one's."""
+    folder = Path(out) / what
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / 'killed').exists():
+        sys.exit(f'{folder}/killed exists: delete it first')
+    prepare(folder, what)
+    if what in WORKS:
+        good = restarted(WORKS[what], folder, kills, seed)
+    else:
+        good = train(folder, kills, seed)
+    sys.exit(0 if good else 1)
 
 
 if __name__ == '__main__':
