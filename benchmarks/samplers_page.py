@@ -46,8 +46,9 @@ from benchmarks.curves import (
 from dnnlib.files import atomic_write
 from dnnlib.markdown import table
 from dnnlib.plots import pyplot
+from limpid.noise_range import Steps
 from limpid.schedules import VPSchedule
-from limpid.steps import EDMSteps, Steps, VPSteps
+from limpid.steps import EDMSteps, VPSteps
 
 if TYPE_CHECKING:   # matplotlib is an extra
     from matplotlib.artist import Artist

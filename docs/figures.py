@@ -20,6 +20,7 @@ from dnnlib.cli import one_line_errors
 from dnnlib.files import atomic_write
 from dnnlib.plots import pyplot
 from limpid.denoiser import Conditioned
+from limpid.flow import ProbabilityFlow
 from limpid.ideal import IdealDenoiser, Mixture
 from limpid.schedules import (
     LinearSchedule,
@@ -30,7 +31,6 @@ from limpid.schedules import (
     VPScaling,
     VPSchedule,
 )
-from limpid.solvers import ProbabilityFlow
 from limpid.steps import EDMSteps
 from torch_utils.random import generator_at
 

@@ -8,8 +8,12 @@
 """
 
 from limpid.adaptive import RK45, AdaptiveSDE
+from limpid.brownian import BrownianPath, SDEMultistep
 from limpid.denoiser import Conditioned, Counting, Denoiser, Network, Traits, traits
 from limpid.earlier import DDIM, Ancestral, EulerMaruyama, PredictorCorrector
+from limpid.exponential import DPMSolver2, Multistep3M, Singlestep2S, UniPC
+from limpid.flow import ProbabilityFlow, Solver
+from limpid.grids import AlignedSteps, BetaSteps, ExponentialSteps, VPPolynomialSteps, aligned
 from limpid.guidance import Guidance, Guided, guided
 from limpid.ideal import Gaussian, IdealDenoiser, Mixture
 from limpid.inversion import decode, encode, interpolate
@@ -34,6 +38,8 @@ from limpid.loss import (
     UniformTimestep,
     VelocityLoss,
 )
+from limpid.multistep import DEIS, IPNDM, LMS, IPNDMv
+from limpid.noise_range import Steps
 from limpid.pixels import from_uint8, to_uint8
 from limpid.preconditioning import EDM, IDDPM, VE, VP, Preconditioner, V
 from limpid.samplers import Angle, Churn, FlowSampler, Sampler
@@ -49,8 +55,8 @@ from limpid.schedules import (
 )
 from limpid.sde import GeneralSDE
 from limpid.seeds import StackedGenerator, generate
-from limpid.solvers import Adams, Euler, Multistep2M, ProbabilityFlow, SecondOrder, Solver
-from limpid.steps import DiscreteSteps, EDMSteps, ExplicitSteps, IDDPMSteps, Steps, VESteps, VPSteps
+from limpid.solvers import Adams, Euler, Multistep2M, SecondOrder
+from limpid.steps import DiscreteSteps, EDMSteps, ExplicitSteps, IDDPMSteps, VESteps, VPSteps
 from limpid.table1 import Column
 
 __all__ = [
@@ -60,11 +66,14 @@ __all__ = [
     # sampling
     'sample', 'plan', 'Plan', 'Sampler', 'FlowSampler', 'Churn', 'Angle', 'EulerMaruyama',
     'PredictorCorrector', 'Ancestral', 'DDIM', 'GeneralSDE', 'RK45', 'AdaptiveSDE',
-    'ProbabilityFlow', 'Solver', 'Euler', 'SecondOrder', 'Multistep2M', 'Adams',
+    'ProbabilityFlow', 'Solver', 'Euler', 'SecondOrder', 'Multistep2M', 'Adams', 'IPNDM', 'IPNDMv',
+    'DEIS', 'LMS', 'DPMSolver2', 'Singlestep2S', 'Multistep3M', 'UniPC', 'SDEMultistep',
+    'BrownianPath',
     'StackedGenerator', 'generate', 'from_uint8', 'to_uint8',
     # the rows of Table 1
     'Column', 'Steps', 'VPSteps', 'VESteps', 'IDDPMSteps', 'EDMSteps', 'ExplicitSteps',
-    'DiscreteSteps', 'Schedule', 'VPSchedule', 'VESchedule', 'LinearSchedule', 'Scaling',
+    'DiscreteSteps', 'ExponentialSteps', 'VPPolynomialSteps', 'BetaSteps', 'AlignedSteps',
+    'aligned', 'Schedule', 'VPSchedule', 'VESchedule', 'LinearSchedule', 'Scaling',
     'VPScaling', 'NoScaling', 'Preconditioner', 'VP', 'VE', 'IDDPM', 'EDM', 'V',
     # discrete noise levels
     'DiscreteSchedule', 'IDDPMLevels', 'LinearBetas', 'ScaledLinearBetas', 'CosineBetas',

@@ -14,12 +14,19 @@ from torch import Tensor
 
 from limpid.checks import one_of, positive
 from limpid.denoiser import Conditioned
-from limpid.earlier import vp_through
+from limpid.flow import ProbabilityFlow
 from limpid.per_image import sum_squares
 from limpid.samplers import RandnLike
-from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule, VPScaling, first_sample
+from limpid.schedules import (
+    LinearSchedule,
+    NoScaling,
+    Scaling,
+    Schedule,
+    VPScaling,
+    first_sample,
+    vp_through,
+)
 from limpid.sde import GeneralSDE
-from limpid.solvers import ProbabilityFlow
 
 
 class PerImage(Conditioned):

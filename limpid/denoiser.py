@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from limpid.labels import Labels
+from limpid.noise_range import Steps
 from limpid.pixels import to_uint8
 from limpid.preconditioning import (
     IDDPM,
@@ -27,7 +28,7 @@ from limpid.preconditioning import (
     unit_scale,
 )
 from limpid.resolution import Resolution, height_and_width
-from limpid.steps import DiscreteSteps, Steps
+from limpid.steps import DiscreteSteps
 
 # net(x, sigma, class_labels, **conditions) -> D, or (D, F_var) for return_variance=True
 Network = Callable[..., Any]

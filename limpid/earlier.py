@@ -18,20 +18,17 @@ from limpid.checks import one_of, positive
 from limpid.denoiser import Conditioned
 from limpid.levels import posterior_variances
 from limpid.per_image import sum_squares
-from limpid.samplers import RandnLike
-from limpid.schedules import NoScaling, Scaling, VPScaling, VPSchedule, first_sample, times_of
+from limpid.samplers import FINALS, RandnLike
+from limpid.schedules import (
+    NoScaling,
+    Scaling,
+    VPScaling,
+    VPSchedule,
+    first_sample,
+    times_of,
+    vp_through,
+)
 from limpid.unit import Level, change_of_scale
-
-
-def vp_through(sigmas: Tensor) -> VPSchedule:
-    """Return the VP schedule with σ(1) = σ_0 and σ(0.001) = σ_{N−1}, or Song's if there is none.
-
-    Every VP schedule gives the same SDE in another time variable: it only must reach the levels.
-    """
-    try:
-        return VPSchedule.through(float(sigmas[-2]), float(sigmas[0]))
-    except ValueError:
-        return VPSchedule()
 
 
 @dataclass(frozen=True)
@@ -221,12 +218,16 @@ class DDIM:
 
     eta   η in [0, 1]
     clip  whether D is clipped to [−1, 1], and e is computed from the clipped D
+    final 'denoise' ends at D of the lowest level; 'sigma-min' stops at this level, an evaluation
+          earlier
     """
     from_infinity: ClassVar[bool] = True
     eta: float = 0.0
     clip: bool = False
+    final: str = 'denoise'
 
     def __post_init__(self) -> None:
+        one_of('final', self.final, FINALS)
         if not 0 <= self.eta <= 1:
             raise ValueError(f'eta must be from 0 to 1, not {self.eta:g}')
 
@@ -238,6 +239,8 @@ class DDIM:
             if sigma == sigma_next:
                 continue
             here, there = Level.of_sigma(sigma, d), Level.of_sigma(sigma_next, d)
+            if sigma_next == 0 and self.final == 'sigma-min':
+                return d / here.a * z
             D = denoise.unit(z, sigma)
             D = D.clamp(-1, 1) if self.clip else D
             if sigma_next == 0:

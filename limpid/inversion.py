@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from limpid.denoiser import Conditioned
+from limpid.flow import ProbabilityFlow, Solver
 from limpid.per_image import row_sums
 from limpid.pixels import working_precision
 from limpid.samplers import FlowSampler
 from limpid.sampling import run
 from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule, first_sample
-from limpid.solvers import ProbabilityFlow, SecondOrder, Solver
+from limpid.solvers import SecondOrder
 
 
 @torch.no_grad()

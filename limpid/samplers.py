@@ -16,8 +16,9 @@ from torch import Tensor
 
 from limpid.checks import one_of
 from limpid.denoiser import Conditioned
+from limpid.flow import Perturb, ProbabilityFlow, Solver
 from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule, first_sample
-from limpid.solvers import EXPONENTIAL, MULTISTEP, Perturb, ProbabilityFlow, SecondOrder, Solver
+from limpid.solvers import EXPONENTIAL, MULTISTEP, SecondOrder
 from limpid.unit import Level
 
 RandnLike = Callable[[Tensor], Tensor]
@@ -79,6 +80,22 @@ class Churn:
         return denoise.nearest(sigmas * (1 + gammas))
 
 
+FINALS = ('denoise', 'sigma-min')
+
+
+class FirstIsMean:
+    """D whose first answer is the mean of the data, without an evaluation of the network."""
+
+    def __init__(self, denoise: Conditioned, mean: float) -> None:
+        self.denoise, self.mean, self.first = denoise, mean, True
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        if self.first:
+            self.first = False
+            return torch.full_like(x, self.mean)
+        return self.denoise(x, sigma)
+
+
 @dataclass(frozen=True)
 class FlowSampler:
     """The paper's sampler: a solver of the probability flow, with fresh noise before each step.
@@ -87,22 +104,39 @@ class FlowSampler:
     Algorithm 3 with another alpha of SecondOrder. The solver takes all steps except the last one,
     to t = 0. That is an Euler step, or D itself after an exponential integrator. Evaluations of the
     network: N with Euler, 2N − 1 with Heun. Raises ValueError for churn with a multistep solver.
+
+    final  'denoise' takes the last step; 'sigma-min' stops at σ_{N−1} and returns x/s with the
+           noise that is there. That is N − 1 steps and an evaluation less
+    afs    the mean of the data, which then stands for the first D, at σ_0, and saves its evaluation
+           (the analytical first step of Dockhorn et al. 2022, "GENIE"); None: the network is asked
     """
     solver: Solver = SecondOrder()
     schedule: Schedule = LinearSchedule()
     scaling: Scaling = NoScaling()
     churn: Churn = Churn()
+    final: str = 'denoise'
+    afs: float | None = None
+
+    def __post_init__(self) -> None:
+        one_of('final', self.final, FINALS)
+        if self.afs is not None and not math.isfinite(self.afs):
+            raise ValueError(f'afs is the mean of the data and must be finite, not {self.afs:g}')
 
     def __call__(self, denoise: Conditioned, noise: Tensor, sigmas: Tensor,
                  randn_like: RandnLike) -> Tensor:
+        if self.afs is not None and len(sigmas) < 3:
+            raise ValueError('afs replaces the first evaluation of two steps or more')
         if self.churn.S_churn > 0 and isinstance(self.solver, MULTISTEP):
             raise ValueError(f'S_churn={self.churn.S_churn:g}: a multistep solver cannot take '
                              f'fresh noise between its steps; use euler or heun')
-        flow = ProbabilityFlow(denoise, self.schedule, self.scaling)
+        asked = denoise if self.afs is None else FirstIsMean(denoise, self.afs)
+        flow = ProbabilityFlow(asked, self.schedule, self.scaling)
         times = self.schedule.sigma_inv(sigmas[:-1])
         sigma_hats = self.churn.raised(denoise, sigmas)
         perturb = self._perturbation(flow, times, sigmas, sigma_hats, randn_like)
         x = self.solver(flow, first_sample(noise, sigmas[0], self.scaling), times, perturb)
+        if self.final == 'sigma-min':
+            return x / self.scaling.s(sigmas[-2])
         x, t = perturb(len(times) - 1, x)
         if isinstance(self.solver, EXPONENTIAL):
             return flow.denoised(x, t)
@@ -120,8 +154,13 @@ class FlowSampler:
             sigma, sigma_hat = sigmas[i], sigma_hats[i]
             if sigma_hat <= sigma:
                 return x, times[i]
+            t_hat = self.schedule.sigma_inv(sigma_hat)
+            if not t_hat.isfinite():
+                raise ValueError(f'S_churn={self.churn.S_churn:g} raises the noise level '
+                                 f'{float(sigma):g} beyond what the schedule reaches; lower S_max '
+                                 f'or use another schedule')
             x_hat = flow.add_noise(x, sigma, sigma_hat, self.churn.S_noise * xi)
-            return x_hat, self.schedule.sigma_inv(sigma_hat)
+            return x_hat, t_hat
 
         return perturb
 

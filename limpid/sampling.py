@@ -15,11 +15,13 @@ from torch import Tensor
 
 from limpid.denoiser import Conditioned, Network
 from limpid.earlier import DDIM
+from limpid.flow import Solver
+from limpid.noise_range import Steps
 from limpid.pixels import working_precision
 from limpid.samplers import Churn, FlowSampler, RandnLike, Sampler
 from limpid.schedules import LinearSchedule, NoScaling, Scaling, Schedule
-from limpid.solvers import SOLVERS, SecondOrder, Solver
-from limpid.steps import DiscreteSteps, EDMSteps, Steps
+from limpid.solvers import SOLVERS, SecondOrder
+from limpid.steps import DiscreteSteps, EDMSteps
 
 # The advice for a sampler that cannot start at sigma = inf.
 START_ELSEWHERE = ('use steps that start at a finite noise level, or a sampler that works in the '

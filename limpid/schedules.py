@@ -41,11 +41,14 @@ class VPSchedule:
         These are two equations for the two constants. For the range of the defaults,
         [0.010486, 152.167], the constants are 19.9 and 0.1. For low sigma_min, β_min may be
         negative: then there is no σ(t) for 0 < t < −2 β_min/β_d, which is below ε_s, and t = 0
-        stands for σ = 0. Raises ValueError if β(t) would not rise with t.
+        stands for σ = 0. For high sigma_min, β_d may be negative: then σ(t) rises only
+        while β(t) > 0, which must include t = 1. Raises ValueError if it does not.
         """
         low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
-        if low >= epsilon_s * high:
-            limit = math.sqrt(math.expm1(epsilon_s * high))
+        # β(1) = β_min + β_d > 0 means that ln(1 + σ_min²) is below this share of ln(1 + σ_max²).
+        share = epsilon_s * (2 - epsilon_s)
+        if low >= share * high:
+            limit = math.sqrt(math.expm1(share * high))
             raise ValueError(f'no VP schedule goes from sigma({epsilon_s:g}) = {sigma_min:g} to '
                              f'sigma(1) = {sigma_max:g}: with this sigma_max, sigma_min must be '
                              f'below {limit:.4g}')
@@ -152,6 +155,17 @@ def times_of(schedule: Schedule, sigmas: Tensor) -> Tensor:
     The last time is 0 by definition, even if σ⁻¹(0) is not 0 (a VP schedule with β_min < 0).
     """
     return torch.nn.functional.pad(schedule.sigma_inv(sigmas[:-1]), (0, 1))
+
+
+def vp_through(sigmas: Tensor) -> VPSchedule:
+    """Return the VP schedule with σ(1) = σ_0 and σ(0.001) = σ_{N−1}, or Song's if there is none.
+
+    Every VP schedule gives the same SDE in another time variable: it only must reach the levels.
+    """
+    try:
+        return VPSchedule.through(float(sigmas[-2]), float(sigmas[0]))
+    except ValueError:
+        return VPSchedule()
 
 
 SCHEDULES = {'vp': VPSchedule, 've': VESchedule, 'linear': LinearSchedule}

@@ -1,67 +1,18 @@
-"""Solvers of the probability flow: the row "ODE solver" of Table 1, and two of higher order.
+"""Solvers of the probability flow: the row "ODE solver" of Table 1, and the list of all solvers.
 
-    x = solver(flow, x, times, perturb)
-
-A solver advances x from times[0] to times[-1]. The times may fall or rise, and are never 0: the
-last step, to t = 0, belongs to the sampler (limpid/samplers.py), since the flow is singular there.
-At the start of each step i the solver takes (x̂_i, t̂_i) from `perturb(i, x_i)`, which adds fresh
-noise; without noise they are x_i and times[i].
+Those that were made for few steps are in limpid/multistep.py and limpid/exponential.py.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from limpid.checks import positive
-from limpid.schedules import Scaling, Schedule
-
-Perturb = Callable[[int, Tensor], tuple[Tensor, Tensor]]   # (step i, x_i) -> (x̂_i, t̂_i)
-
-
-@dataclass(frozen=True)
-class ProbabilityFlow:
-    """The ODE that carries noise to images (Eq. 4), with the score written through D (Eq. 3).
-
-    denoise   D(x; σ) as a function of x [B, C, H, W] and σ []
-    schedule  σ(t)
-    scaling   s as a function of σ
-    """
-    denoise: Callable[[Tensor, Tensor], Tensor]
-    schedule: Schedule
-    scaling: Scaling
-
-    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        """dx/dt = (σ̇/σ + ṡ/s) x − (σ̇ s/σ) D(x/s; σ)        (Algorithm 1, line 4; Eq. 81)
-
-        Since ṡ/s = (ln s)′(σ) σ̇, time enters only through the factor σ̇.
-        """
-        sigma = self.schedule.sigma(t)
-        s, dlog_s = self.scaling.s(sigma), self.scaling.dlog_s(sigma)
-        denoised = self.denoise(x / s, sigma)
-        return self.schedule.sigma_dot(t) * ((x - s * denoised) / sigma + dlog_s * x)
-
-    def add_noise(self, x: Tensor, sigma: Tensor, sigma_hat: Tensor, noise: Tensor) -> Tensor:
-        """Move x up from noise level σ to the noisier σ̂        (Algorithm 2, line 6)"""
-        s, s_hat = self.scaling.s(sigma), self.scaling.s(sigma_hat)
-        return s_hat / s * x + s_hat * (sigma_hat**2 - sigma**2).clamp(min=0).sqrt() * noise
-
-    def denoised(self, x: Tensor, t: Tensor) -> Tensor:
-        """D(x/s; σ): the image that a step to σ = 0 reaches if D stays the same on the way."""
-        sigma = self.schedule.sigma(t)
-        return self.denoise(x / self.scaling.s(sigma), sigma)
-
-
-class Solver(Protocol):
-    """A solver of the probability flow: any function with this signature."""
-
-    def __call__(self, flow: ProbabilityFlow, x: Tensor, times: Tensor,
-                 perturb: Perturb) -> Tensor:
-        """Advance x [B, C, H, W] from times[0] to times[-1]."""
-        ...
+from limpid.exponential import DPMSolver2, Multistep3M, Singlestep2S, UniPC
+from limpid.flow import Perturb, ProbabilityFlow, Solver
+from limpid.multistep import DEIS, IPNDM, LMS, IPNDMv, adams_weights
 
 
 @dataclass(frozen=True)
@@ -161,24 +112,18 @@ class Adams:
             if len(history) < self.order:
                 x = x + h * (d + flow.velocity(x + h * d, t_next)) / 2
             else:
-                weights = self.weights([float((earlier - t) / h) for earlier, _ in history])
+                weights = adams_weights([float((earlier - t) / h) for earlier, _ in history])
                 x = x + h * sum(w * velocity
                                 for w, (_, velocity) in zip(weights, history, strict=True))
         return x
 
-    @staticmethod
-    def weights(nodes: list[float]) -> list[float]:
-        """Return w with Σ_j w_j p(nodes_j) = ∫_0^1 p for all polynomials p of degree below `order`.
 
-        `order` is the number of nodes.
-        """
-        powers = torch.arange(len(nodes), dtype=torch.float64)
-        vandermonde = torch.tensor(nodes, dtype=torch.float64) ** powers.reshape(-1, 1)
-        return torch.linalg.solve(vandermonde, 1 / (powers + 1)).tolist()
-
-
-MULTISTEP = (Multistep2M, Adams)   # they use earlier steps, which fresh noise would invalidate
-EXPONENTIAL = (Multistep2M,)       # they are exact while D stays the same, so they end at D
+# They use earlier steps, which fresh noise would invalidate.
+MULTISTEP = (Multistep2M, Adams, IPNDM, IPNDMv, DEIS, LMS, Multistep3M, UniPC)
+# They work in σ whatever the time is, so that their last step, to σ = 0, ends at D.
+EXPONENTIAL = (Multistep2M, Multistep3M, Singlestep2S, DPMSolver2, UniPC, DEIS, LMS)
 
 SOLVERS: dict[str, Callable[[], Solver]] = {
-    'euler': Euler, 'heun': SecondOrder, 'dpmpp-2m': Multistep2M, 'adams': Adams}
+    'euler': Euler, 'heun': SecondOrder, 'dpmpp-2m': Multistep2M, 'adams': Adams,
+    'ipndm': IPNDM, 'ipndm-v': IPNDMv, 'deis': DEIS, 'lms': LMS, 'dpm-2': DPMSolver2,
+    'dpmpp-2s': Singlestep2S, 'dpmpp-3m': Multistep3M, 'unipc': UniPC}

@@ -9,6 +9,7 @@ zero signal-to-noise ratio, of Lin et al. 2023.
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
+from limpid.flow import Solver
 from limpid.levels import DiscreteSchedule, IDDPMLevels, ScaledLinearBetas
 from limpid.loss import (
     DenoisingLoss,
@@ -25,6 +26,7 @@ from limpid.loss import (
     VelocityLoss,
     Weighting,
 )
+from limpid.noise_range import Steps
 from limpid.preconditioning import EDM, IDDPM, PRECONDITIONERS, VE, VP, Preconditioner, V
 from limpid.schedules import (
     LinearSchedule,
@@ -35,8 +37,8 @@ from limpid.schedules import (
     VPScaling,
     VPSchedule,
 )
-from limpid.solvers import Euler, SecondOrder, Solver
-from limpid.steps import DiscreteSteps, EDMSteps, IDDPMSteps, Steps, VESteps, VPSteps
+from limpid.solvers import Euler, SecondOrder
+from limpid.steps import DiscreteSteps, EDMSteps, IDDPMSteps, VESteps, VPSteps
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,19 @@ from dnnlib.cli import (
     with_options,
 )
 from limpid.adaptive import ADAPTIVE
+from limpid.brownian import MULTISTEP_SDES
 from limpid.denoiser import Network, Traits
 from limpid.earlier import CORRECTORS, EARLIER, PREDICTORS, VARIANCES
+from limpid.exponential import VARIANTS
 from limpid.levels import DISCRETE_SCHEDULES, SPACINGS
-from limpid.samplers import ANGLE, RULES, Churn, FlowSampler, Sampler
+from limpid.multistep import SPACES
+from limpid.noise_range import Steps, noise_range
+from limpid.samplers import ANGLE, FINALS, RULES, Churn, FlowSampler, Sampler
 from limpid.sampling import Plan, check_start, from_infinity, plan
 from limpid.schedules import SCALINGS, SCHEDULES, VPSchedule
 from limpid.sde import SDES
 from limpid.solvers import SOLVERS, SecondOrder
-from limpid.steps import STEPS, DiscreteSteps, ExplicitSteps, Steps, VESteps, noise_range
+from limpid.steps import STEPS, DiscreteSteps, ExplicitSteps, VESteps
 from limpid.table1 import TABLE_1, Column
 from options.common import PHRASES, exponent_rho, not_negative, positive, share, steps_of_sampling
 
@@ -42,7 +46,7 @@ T = TypeVar('T')
 
 # flow, made of the rows of Table 1, is the default; the others replace several rows at once.
 SAMPLERS: dict[str, Any] = {'flow': FlowSampler, 'table1': FlowSampler, **EARLIER, **ANGLE, **SDES,
-                            **ADAPTIVE}
+                            **MULTISTEP_SDES, **ADAPTIVE}
 # The time steps of samplers that were made for others than those of EDM.
 NATURAL_STEPS = {'em': 'vp', 'pc': 've', 'ancestral': 'iddpm', 'ddim': 'iddpm', 'adaptive': 'vp'}
 
@@ -87,23 +91,26 @@ OPTIONS = [
          help='The sampler. flow, also called table1, is the one that the rows below describe. em '
               '(Euler-Maruyama for VP), pc (predictor-corrector for VE), ancestral (DDPM and '
               'iDDPM) and ddim are those of earlier work. angle is a second-order method that can '
-              'start at σ = ∞. sde solves the SDE of Eq. 6. rk45 and adaptive solve the ODE and an '
-              'SDE, and choose their steps themselves  [default: flow; but ddim for time steps of '
-              'a discrete schedule, if the network was trained on discrete timesteps or they start '
-              'at σ = ∞]'),
+              'start at σ = ∞. sde solves the SDE of Eq. 6; sde-dpmpp is SDE-DPM-Solver++. rk45 '
+              'and adaptive solve the ODE and an SDE, and choose their steps themselves  '
+              '[default: flow; but ddim for time steps of a discrete schedule, if the network was '
+              'trained on discrete timesteps or they start at σ = ∞]'),
     rows('--family', type=click.Choice(list(TABLE_1)),
          help='The column of Table 1 that supplies the rows that are not given  [default: edm]'),
     rows('--preset', type=click.Choice(list(PRESETS)),
          help='All settings of an experiment in the paper, by name; other options override them'),
     rows('--steps', 'num_steps', type=steps_of_sampling, metavar='INT',
-         help='The number N of sampling steps. With heun, the network is evaluated 2N - 1 times  '
+         help='The number N of noise levels above 0, and so of steps to σ = 0. heun, dpm-2 and '
+              'dpmpp-2s evaluate the network 2N - 1 times, most others N times; --stats counts  '
               '[default: 18; flow.py encode and decode: 64]'),
     rows('--solver', type=click.Choice(list(SOLVERS)),
          help='The ODE solver  [default: heun]'),
     rows('--disc', type=click.Choice(list(STEPS)),
          help='The time steps t_i: those of a column of Table 1, or timesteps of a discrete '
-              'schedule (ddpm-linear, scaled-linear, cosine)  [default: those of the network, if '
-              'it was trained on discrete timesteps; else those of --sampler, or edm]'),
+              'schedule (ddpm-linear, scaled-linear, cosine); exponential, vp-poly (powers of '
+              'VP\'s time), beta (its quantiles), or Align Your Steps (ays-...)  [default: '
+              'those of the network, if it was trained on discrete timesteps; else those of '
+              '--sampler, or edm]'),
     rows('--schedule', type=click.Choice(list(SCHEDULES)),
          help='The noise schedule σ(t). The constants of vp follow from the noise range, by '
               'σ(1) = sigma_max and σ(0.001) = sigma_min  [default: linear]'),
@@ -127,12 +134,32 @@ OPTIONS = [
             help='Rescale the discrete schedule so that it starts at σ = ∞  [default: what the '
                  'network was trained with, else False]'),
     numbers('--rho', type=exponent_rho, metavar='FLOAT',
-            help='The exponent ρ of the edm time steps; inf makes them geometric  [default: 7]'),
+            help='The exponent ρ of the edm and vp-poly time steps; inf makes those of edm '
+                 'geometric  [default: 7; vp-poly: 2]'),
+    numbers('--beta_a', type=positive, metavar='FLOAT',
+            help='The first parameter of the beta time steps  [default: 0.6]'),
+    numbers('--beta_b', type=positive, metavar='FLOAT',
+            help='The second parameter of the beta time steps  [default: 0.6]'),
+    numbers('--final', type=click.Choice(FINALS),
+            help='flow, ddim, sde-dpmpp: where the steps end: denoise takes a last step to σ = 0, '
+                 'sigma-min stops at the lowest noise level, one evaluation earlier  [default: '
+                 'denoise]'),
+    numbers('--afs', type=Real(), metavar='[FLOAT]', is_flag=False, flag_value='0',
+            help='flow: the analytical first step: take the mean of the data, in [-1, 1], for the '
+                 'first denoised image, which saves an evaluation  [--afs alone: 0]'),
     numbers('--alpha', type=positive, metavar='FLOAT',
             help='The second point of the heun solver: 1 is Heun\'s method, 0.5 the midpoint '
                  'method, 0.6667 Ralston\'s  [default: 1]'),
-    numbers('--order', type=Whole(1, 3), metavar='INT',
-            help='The order of the adams solver  [default: 3]'),
+    numbers('--order', type=Whole(1, 4), metavar='INT',
+            help='The order of the solver: adams and unipc 1 to 3, ipndm, ipndm-v, deis and lms 1 '
+                 'to 4; and of sde-dpmpp, 2 or 3  [default: the highest; sde-dpmpp: 2]'),
+    numbers('--space', type=click.Choice(SPACES),
+            help='The variable of the deis solver\'s polynomials: VP\'s time t, σ (rho) or ln σ  '
+                 '[default: t]'),
+    numbers('--bh', type=click.Choice(VARIANTS),
+            help='The function B(h) of the unipc solver  [default: bh2]'),
+    numbers('--correct', type=bool, metavar='BOOL',
+            help='Whether the unipc solver corrects each step  [default: True]'),
     numbers('--S_churn', 'S_churn', type=not_negative, metavar='FLOAT',
             help='The amount of fresh noise, for flow and angle; 0 makes the sampler '
                  'deterministic  [default: 0]'),
@@ -163,8 +190,8 @@ OPTIONS = [
     others('--clip', type=bool, metavar='BOOL',
            help='ancestral, ddim: clip the denoised image to [-1, 1]  [default: False]'),
     others('--eta', type=share, metavar='FLOAT',
-           help='ddim: the share of fresh noise, from 0 (deterministic) to 1 (as much as '
-                'ancestral)  [default: 0]'),
+           help='ddim, sde-dpmpp: the share of fresh noise, from 0 (deterministic) to 1 (as much '
+                'as ancestral, or as the SDE of Song et al.)  [default: ddim 0, sde-dpmpp 1]'),
     others('--rule', type=click.Choice(RULES),
            help='angle: heun, Heun\'s method in the angle; or rotation, a rule that is exact as '
                 'long as the denoised image stays the same  [default: heun]'),

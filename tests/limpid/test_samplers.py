@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from limpid.denoiser import Conditioned
+from limpid.noise_range import noise_range
 from limpid.pixels import to_uint8
 from limpid.samplers import Churn, FlowSampler
 from limpid.sampling import run, sample
@@ -24,10 +25,12 @@ from limpid.schedules import (
     VPSchedule,
 )
 from limpid.seeds import StackedGenerator, latents_and_labels
-from limpid.solvers import SOLVERS, Adams, Euler, Multistep2M, ProbabilityFlow, SecondOrder
-from limpid.steps import STEPS, DiscreteSteps, EDMSteps, noise_range
+from limpid.solvers import SOLVERS, Adams, Euler, Multistep2M, SecondOrder
+from limpid.steps import STEPS, DiscreteSteps, EDMSteps
 from tests.golden_weights import fill
-from tests.oracles import Gaussian, TwoDiracs
+from tests.limpid.convergence import dirac_case, errors_on_range, gaussian_case
+from tests.limpid.test_few_steps import FEW_STEPS
+from tests.oracles import Gaussian
 from training import networks
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
@@ -108,32 +111,6 @@ def schedule_of(name):
     return VPSchedule.through(0.002, 80) if name == 'vp' else SCHEDULES[name]()
 
 
-def errors_on_range(solver, schedule, scaling, oracle_error, step_counts, sigma_min, sigma_max=80):
-    """The error of the flow from sigma_max to sigma_min; the step to zero has an error of its own,
-    and is left out."""
-    errors = []
-    for num_steps in step_counts:
-        sigmas = EDMSteps(sigma_min=sigma_min, sigma_max=sigma_max).sigmas(num_steps + 1)
-        net, start, expected = oracle_error(sigmas)
-        flow = ProbabilityFlow(Conditioned(net), schedule, scaling)
-        times = torch.cat([schedule.sigma_inv(sigmas), torch.zeros(1, dtype=f64)])
-        reached = []
-
-        def perturb(i, x, times=times, reached=reached):
-            reached.append(x)
-            return x, times[i]
-
-        solver(flow, start * scaling.s(sigmas[0]), times, perturb)
-        errors.append(float((reached[num_steps] / scaling.s(sigmas[-1]) - expected).abs().max()))
-    return errors
-
-
-def gaussian_case(sigmas):
-    net = Gaussian()
-    start = torch.linspace(-2, 2, 7, dtype=f64) * sigmas[0]
-    return net, start, net.flow(start, float(sigmas[0]), float(sigmas[-1]))
-
-
 # Lower bounds of the order of convergence: Gaussian data superconverge in some frames.
 ORDERS = {'euler': (Euler(), 1), 'heun': (SecondOrder(), 2), 'midpoint': (SecondOrder(0.5), 2),
           'ralston': (SecondOrder(2 / 3), 2), 'alpha-1.1': (SecondOrder(1.1), 2),
@@ -153,21 +130,6 @@ def test_order_of_convergence_on_gaussian_data(name, schedule, scaling):
         assert slopes[-1] < 1.3
 
 
-def dirac_case(sigmas):
-    """Two Diracs: the flow preserves quantiles. Start where it will end at a known place."""
-    def survival(x, sigma):
-        return 0.5 * (torch.special.ndtr((-x + 1) / sigma) + torch.special.ndtr((-x - 1) / sigma))
-
-    start = torch.tensor([0.05, 0.3, 0.8], dtype=f64) * sigmas[0]
-    target = survival(start, sigmas[0])
-    low, high = torch.zeros(3, dtype=f64), torch.full([3], 10.0, dtype=f64)
-    for _ in range(200):   # bisection: the survival function falls
-        middle = (low + high) / 2
-        above = survival(middle, sigmas[-1]) > target
-        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    return TwoDiracs(), start, (low + high) / 2
-
-
 @pytest.mark.parametrize('name', ORDERS)
 def test_order_of_convergence_on_two_diracs(name):
     solver, order = ORDERS[name]
@@ -178,7 +140,7 @@ def test_order_of_convergence_on_two_diracs(name):
 
 
 def test_every_solver_has_a_declared_order():
-    assert set(SOLVERS) <= set(ORDERS)
+    assert set(SOLVERS) <= {*ORDERS, *FEW_STEPS}
 
 
 @pytest.mark.parametrize(('schedule', 'scaling'), ROWS)

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from limpid.levels import IDDPMLevels
+from limpid.noise_range import noise_range
 from limpid.preconditioning import EDM, IDDPM, PRECONDITIONERS, VE, VP
 from limpid.schedules import SCALINGS, SCHEDULES, VPScaling, VPSchedule
-from limpid.steps import STEPS, EDMSteps, IDDPMSteps, VESteps, VPSteps, noise_range
+from limpid.steps import STEPS, EDMSteps, IDDPMSteps, VESteps, VPSteps
 
 f64 = torch.float64
 
@@ -66,7 +67,7 @@ def test_vp_constants_from_the_noise_range():
 
 def test_a_vp_schedule_that_would_have_to_turn_back_is_refused():
     message = (r'no VP schedule goes from sigma\(0.001\) = 0.2 to sigma\(1\) = 152: '
-               r'with this sigma_max, sigma_min must be below 0.1005$')
+               r'with this sigma_max, sigma_min must be below 0.1424$')
     with pytest.raises(ValueError, match=message):
         VPSchedule.through(0.2, 152)
     assert VPSchedule.through(0.1, 152).beta_d > 0

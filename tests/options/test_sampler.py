@@ -235,7 +235,7 @@ def test_evaluations_are_counted(given):
     expected = {'pc': 10, 'flow': 9, 'table1': 9, 'angle': 9}.get(given.get('sampler'), 5)
     if given.get('solver') == 'adams':
         expected = 7
-    elif given.get('solver') == 'heun' or list(given) == ['S_churn']:
+    elif given.get('solver') in ('heun', 'dpm-2', 'dpmpp-2s') or list(given) == ['S_churn']:
         expected = 9
     watched = Counting(Conditional())
     images_of(watched, resolve(num_steps=5, **given), [0, 1])
