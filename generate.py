@@ -131,6 +131,8 @@ def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] |
     hasten(opened.counted, precision, compiled)
     opened.say()
     net = Counting(opened.net, keep_sigmas=stats, keep_frames=trajectory)
+    if grid is None:
+        say_replaced(outdir, seeds, subdirs)
     distributed.print0(f'Generating {len(seeds)} images to {outdir} ...')
     start = time.monotonic()
     distributed.on_rank_0(lambda: forget_killed(outdir, seeds, subdirs))
@@ -214,11 +216,25 @@ def forget_killed(outdir: str, seeds: Sequence[int], subdirs: bool) -> None:
         remove_leftovers(Path(outdir) / folder, r'\d{6,}\.png|(grid|trajectory)\.png')
 
 
+def file_of(outdir: str, seed: int, subdirs: bool) -> Path:
+    """Return the path of the image of a seed."""
+    folder = Path(outdir) / f'{seed - seed % 1000:06d}' if subdirs else Path(outdir)
+    return folder / f'{seed:06d}.png'
+
+
+def say_replaced(outdir: str, seeds: Sequence[int], subdirs: bool) -> None:
+    """Say how many images of these seeds are there already, maybe of another network."""
+    if distributed.get_rank() == 0 and Path(outdir).is_dir():
+        there = sum(file_of(outdir, seed, subdirs).exists() for seed in seeds)
+        if there:
+            print(f'Note: {there} of these images are in {outdir} already, and are replaced',
+                  flush=True)
+
+
 def save_images(outdir: str, seeds: Sequence[int], images: np.ndarray, subdirs: bool) -> None:
     """Write each image to a file that has the name of its seed."""
     for seed, image in zip(seeds, images, strict=True):
-        folder = Path(outdir) / f'{seed - seed % 1000:06d}' if subdirs else Path(outdir)
-        save_png(image.transpose(1, 2, 0), folder / f'{seed:06d}.png', durable=False)
+        save_png(image.transpose(1, 2, 0), file_of(outdir, seed, subdirs), durable=False)
 
 
 def frames_of(net: Counting, images: np.ndarray) -> np.ndarray:

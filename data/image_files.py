@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import struct
 import zipfile
 import zlib
 from collections import Counter
@@ -14,7 +15,7 @@ import PIL.Image
 import PIL.PngImagePlugin
 
 from data import labels
-from data.limits import IMAGE_BYTES, IMAGE_PIXELS, JSON_BYTES
+from data.limits import IMAGE_BYTES, IMAGE_PIXELS, JSON_BYTES, PIXELS_PER_BYTE, SMALL
 from dnnlib.files import read_bounded
 
 # Pillow knows more formats, some of which start other programs: only these are ever opened.
@@ -126,7 +127,7 @@ class ImageFiles:
         if self._zip is None or self._process != os.getpid():
             try:
                 self._zip = zipfile.ZipFile(self.path)
-            except zipfile.BadZipFile as error:
+            except (zipfile.BadZipFile, NotImplementedError, struct.error) as error:
                 raise ValueError(f'{self.path} is not a zip, or a damaged one: {error}') from error
             self._process = os.getpid()
         return self._zip
@@ -236,16 +237,25 @@ def decode(path: str, name: str, data: bytes) -> tuple[PIL.Image.Image, bool]:
     """
     try:
         image = PIL.Image.open(io.BytesIO(data), formats=sorted(set(IMAGE_FORMATS.values())))
-        if image.width * image.height <= IMAGE_PIXELS:
+        pixels = image.width * image.height
+        if pixels <= IMAGE_PIXELS and not _unfolds(pixels, len(data)):
             image.load()
     except PIL.UnidentifiedImageError as error:
         raise ValueError(f'{path}: {name} is not an image, or a damaged one') from error
     except Exception as error:   # Pillow's decoders raise a dozen unrelated kinds
         raise ValueError(f'{path}: {name} is damaged: {error}') from error
-    if image.width * image.height > IMAGE_PIXELS:
+    if pixels > IMAGE_PIXELS:
         raise ValueError(f'{path}: {name} is {image.width}x{image.height}, more than '
                          f'{IMAGE_PIXELS:,} pixels: make it smaller')
+    if _unfolds(pixels, len(data)):
+        raise ValueError(f'{path}: {name} has {pixels:,} pixels in {len(data):,} bytes, far more '
+                         f'than any photograph: leave it out, or make it smaller')
     return upright(image), _has_several(image, data)
+
+
+def _unfolds(pixels: int, size: int) -> bool:
+    """Return whether a file of `size` bytes claims more pixels than images of such a size have."""
+    return pixels > max(SMALL, PIXELS_PER_BYTE * size)
 
 
 def _reason(name: str) -> str:

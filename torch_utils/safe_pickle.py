@@ -31,7 +31,7 @@ from dnnlib.console import shown
 
 MAX_OPCODES = 2_000_000   # the largest published networks need about 100,000
 MAX_DEPTH = 200
-MAX_NODES = 10_000_000
+MAX_NODES = 2_000_000
 MAX_NAME = 1000           # characters in the name of a module or class
 MAX_INT = 16              # bytes of an integer
 

@@ -442,3 +442,11 @@ def test_leftovers_of_killed_commands_are_removed_among_the_own_pictures(tmp_pat
         os.utime(tmp_path / name, (0, 0))
     generate.forget_killed(str(tmp_path), [2001], subdirs=True)
     assert [name for name in mine + others if (tmp_path / name).exists()] == others
+
+
+def test_images_that_are_replaced_are_counted(snapshots, tmp_path):
+    command = [f'--network={snapshots / "uncond.pkl"}', f'--outdir={tmp_path}', '--steps=2',
+               '--device=cpu']
+    assert 'are replaced' not in run(generate.main, *command, '--seeds=0-2').output
+    told = run(generate.main, *command, '--seeds=2-5').output
+    assert f'Note: 1 of these images are in {tmp_path} already, and are replaced\n' in told

@@ -409,7 +409,7 @@ MESSAGES = {
     'a web page': 'is damaged or not a checkpoint: it is a web page',
     'a list in itself': 'is damaged or not a checkpoint: its pickle refers to itself in a circle',
     'deep lists': 'its pickle is nested more than 200 deep',
-    'laughs': 'its pickle unfolds into more than 10000000 values',
+    'laughs': 'its pickle unfolds into more than 2000000 values',
     'endless opcodes': 'its pickle has more than 2000000 opcodes',
     'a call for everything': 'its pickle makes more of its values than it has',
     'huge bytes': f'its pickle claims {1 << 62} bytes at byte 11 of 13',

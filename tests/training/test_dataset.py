@@ -523,6 +523,9 @@ def test_small_files_stay_small(tmp_path: Path) -> None:
     PIL.Image.new('1', (8192, 8193)).save(folder / 'a.png')
     with pytest.raises(ValueError, match=r'a.png is 8192x8193, more than 67,108,864 pixels: make '):
         ImageFiles(folder).image('a.png')
+    PIL.Image.new('1', (4097, 4096)).save(folder / 'a.png')
+    with pytest.raises(ValueError, match=r'a.png has 16,781,312 pixels in 2,\d+ bytes, far '):
+        ImageFiles(folder).image('a.png')
     with open(folder / 'dataset.json', 'wb') as file:
         file.truncate(2**26 + 1)
     with pytest.raises(ValueError, match=r'dataset.json has more than 67,108,864 bytes'):
