@@ -19,7 +19,8 @@ from limpid.steps import EDMSteps
 from tests.training.test_training_loop import digits  # noqa: F401 (fixture)
 
 ROOT = Path(__file__).parents[2]
-CODE = ['limpid', 'training', 'checkpoints', 'options', 'torch_utils', 'dnnlib', 'generate.py']
+CODE = ['limpid', 'data', 'training', 'checkpoints', 'options', 'torch_utils', 'dnnlib',
+        'generate.py']
 
 # module: what is written at its end
 TOYS = {

@@ -160,7 +160,7 @@ def test_other_files_are_refused(tmp_path, small_dinov2, monkeypatch):
 
 def test_downloads_go_where_files_are_looked_for(monkeypatch):
     asked = []
-    monkeypatch.setattr(module, 'fetch', lambda url, sha256: asked.append((url, sha256))
+    monkeypatch.setattr(module, 'fetch', lambda url, sha256, **more: asked.append((url, sha256))
                         or cached_path(url))
     assert fetch_published('inception') == cached_path(inception.PUBLISHED[0].url) == next(
         inception.downloads())[0]

@@ -301,7 +301,8 @@ def test_features_are_read_when_they_are_asked_for(tmp_path, monkeypatch):
     # among the features, which are last
     path.write_bytes(whole[:-9000] + bytes(100) + whole[-8900:])
     found = read_reference(path)
-    with pytest.raises(ValueError, match='a.npz is damaged or not a file of statistics: Bad CRC-32 '
+    with pytest.raises(ValueError, match='a.npz is damaged or not a file of statistics: its zip is '
+                                         'damaged: Bad CRC-32 '
                                          'for file'):
         found.features['pool_3']
 
@@ -521,7 +522,8 @@ def test_damaged_and_missing_files(tmp_path):
     at = whole.index(b'sigma.npy') + 300
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
     assert refused(
-        path) == f"{path} is damaged or not a file of statistics: Bad CRC-32 for file 'sigma.npy'"
+        path) == (f"{path} is damaged or not a file of statistics: its zip is damaged: Bad CRC-32 "
+                  f"for file 'sigma.npy'")
     assert (
         refused(tmp_path / 'none.npz')
         == f'{tmp_path}/none.npz: no such file of statistics: make one with fid.py ref'
