@@ -185,12 +185,15 @@ def _build(config: dict[str, Any], path: Path) -> nn.Module:
         raise ValueError(f'{path}: _class_name is {shown(repr(name), 60)}, not '
                          f'{" or ".join(MODELS)}')
     try:
+        _check_sizes(config)   # before what takes seconds to import
+    except ValueError as error:
+        raise ValueError(f'{path}: its arguments do not make a network: {error}') from None
+    try:
         import diffusers
     except ImportError as error:
         raise ValueError(f'{path.parent} needs diffusers, of the extra diffusers: pip install '
                          f'".[diffusers]", or pip install diffusers') from error
     try:
-        _check_sizes(config)
         with torch.device('meta'):
             return getattr(diffusers, name).from_config(config)
     except (ValueError, TypeError, ArithmeticError, RuntimeError, LookupError,

@@ -83,11 +83,11 @@ def _read(file: IO[bytes]) -> tuple[dict[str, Tensor], object]:
     for name, entry in sorted(header.items(), key=lambda item: item[1]['data_offsets']):
         dtype, shape, offsets = DTYPES[entry['dtype']], entry['shape'], entry['data_offsets']
         start, end = offsets
+        if len(shape) > 8 or any(type(n) is not int or not 0 <= n < 2**48 for n in shape):
+            raise ValueError(f'the tensor {name[:80]!r} has a shape that none has')
         count = math.prod(shape)
         if start != position or end - start != count * dtype.itemsize or end > size - length:
             raise ValueError(f'the tensor {name[:80]!r} does not lie where it should')
-        if any(type(n) is not int or n < 0 for n in shape):
-            raise ValueError(f'the tensor {name[:80]!r} has the shape {shape}')
         values = torch.empty(count, dtype=dtype)
         target = values.view(torch.uint8).numpy().data
         if count and file.readinto(target) != values.nbytes:   # type: ignore[attr-defined]

@@ -103,13 +103,18 @@ class ImageFolderDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]
             mode = 'of more than 8 bits' if image.mode[0] in 'IF' else image.mode
             mode = '16-bit' if _is_16_bit(data) else mode
             raise ValueError(f'{self.path}: {name} is {mode}, not 8-bit greyscale (L) or RGB: '
-                             'convert the set with dataset_tool.py')
+                             f'{self._conversion()}')
         pixels = np.asarray(image)
         pixels = pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         if self.image_shape and list(pixels.shape) != self.image_shape:
             raise ValueError(f'{self.path}: {name} is {_size(pixels.shape)}, but {first} is '
-                             f'{_size(self.image_shape)}: convert the set with dataset_tool.py')
+                             f'{_size(self.image_shape)}: {self._conversion()}')
         return pixels
+
+    def _conversion(self) -> str:
+        """Return the command that makes a data set of images of any size and kind."""
+        return (f'convert the set with python dataset_tool.py --source={self.path} --dest=NEW.zip '
+                f'--transform=center-crop --resolution=64x64')
 
     def __len__(self) -> int:
         return len(self._kept) * (2 if self.xflip else 1)

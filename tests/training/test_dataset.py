@@ -254,31 +254,40 @@ ERRORS: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     'rgba': (
         {'a.png': A, 'b.png': png(pixels(0, channels=4))},
         {},
-        'SET: b.png is RGBA, not 8-bit greyscale (L) or RGB: convert the set with dataset_tool.py',
+        'SET: b.png is RGBA, not 8-bit greyscale (L) or RGB: convert the set with '
+        'python dataset_tool.py --source=SET --dest=NEW.zip --transform=center-crop '
+        '--resolution=64x64',
     ),
     '16-bit grey': (
         {'a.png': png_of_16_bits(0)},
         {},
         'SET: a.png is 16-bit, not 8-bit greyscale (L) or RGB: '
-        'convert the set with dataset_tool.py',
+        'convert the set with '
+        'python dataset_tool.py --source=SET --dest=NEW.zip --transform=center-crop '
+        '--resolution=64x64',
     ),
     '16-bit rgb': (
         {'a.png': png_of_16_bits(2)},
         {},
         'SET: a.png is 16-bit, not 8-bit greyscale (L) or RGB: '
-        'convert the set with dataset_tool.py',
+        'convert the set with '
+        'python dataset_tool.py --source=SET --dest=NEW.zip --transform=center-crop '
+        '--resolution=64x64',
     ),
     'size': (
         {'a.png': A, 'b.png': png(pixels(0)[:3])},
         {},
         'SET: b.png is 4x3 pixels with 3 channels, but a.png is 4x4 pixels with 3 channels: '
-        'convert the set with dataset_tool.py',
+        'convert the set with '
+        'python dataset_tool.py --source=SET --dest=NEW.zip --transform=center-crop '
+        '--resolution=64x64',
     ),
     'channels': (
         {'a.png': A, 'b.png': GREY},
         {},
         'SET: b.png is 4x4 pixels with 1 channel, but a.png is 4x4 pixels with 3 channels: convert '
-        'the set with dataset_tool.py',
+        'the set with python dataset_tool.py --source=SET --dest=NEW.zip --transform=center-crop '
+        '--resolution=64x64',
     ),
     'resolution': (
         {'a.png': A},
