@@ -321,7 +321,7 @@ def on_ranks(count, *arguments):
                 f'--nproc_per_node={count}', '--']
     process = subprocess.run(
         [*launcher, 'fid.py', *map(str, arguments), '--detector=demo', '--device=cpu'], cwd=ROOT,
-        env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=100)
+        env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=240)
     assert process.returncode == 0, process.stderr
     return process.stdout.splitlines()
 

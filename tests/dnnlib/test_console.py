@@ -32,7 +32,7 @@ def program(folder, *arguments, shell='', **environment):
     path.write_text(PROGRAM, encoding='utf-8')
     command = f'"{sys.executable}" program.py "$@" {shell}'
     return subprocess.run(['sh', '-c', command, 'sh', *arguments], cwd=folder, check=False,
-                          capture_output=True, timeout=60,
+                          capture_output=True, timeout=240,
                           env={**os.environ, 'PYTHONPATH': str(ROOT), **environment})
 
 

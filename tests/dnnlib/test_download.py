@@ -238,7 +238,7 @@ def test_processes_download_once(server):
     processes = [subprocess.Popen([sys.executable, '-c', script, server.url()], cwd=ROOT,
                                   stdout=subprocess.PIPE, text=True)
                  for _ in range(4)]
-    answers = {process.communicate(timeout=30)[0].strip() for process in processes}
+    answers = {process.communicate(timeout=240)[0].strip() for process in processes}
     assert answers == {str(cached_path(server.url()))} and server.requests == [None]
     assert os.path.getsize(answers.pop()) == len(CONTENT)
 

@@ -50,7 +50,7 @@ def test_a_pipe_and_a_device_receive_the_bytes_and_stay(tmp_path):
         file.write(b'some')
         file.seek(0)
         file.write(b'S')
-    reader.join(timeout=10)
+    reader.join(timeout=120)
     assert received == [b'Some'] and (tmp_path / 'pipe').is_fifo()
     with atomic_write('/dev/null') as file:
         file.write(b'nowhere')

@@ -463,7 +463,7 @@ def test_a_killed_command_ends_with_the_files_of_an_undisturbed_one(digits, ref,
     process.send_signal(signal.SIGKILL)
     process.communicate()
     process = start(arguments(digits, tmp_path / 'run', *args))
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=240)
     assert process.returncode == 0 and 'continuing from' in output, output
     assert files_in(tmp_path / 'run') == files_in(tmp_path / 'whole')
     assert len(numbers_of(tmp_path / 'run')) == 3

@@ -322,7 +322,7 @@ def test_any_number_of_processes(sets, tmp_path):
                 '--', 'fid.py']
     process = subprocess.run([*launcher, *options(sets, tmp_path, *arguments)], cwd=ROOT,
                              env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True,
-                             text=True, timeout=100)
+                             text=True, timeout=240)
     assert process.returncode == 0, process.stderr
     assert process.stdout == one.output
     assert expected == [(tmp_path / name).read_bytes() for name in ('x.png', 'x.csv', 'x.json')]

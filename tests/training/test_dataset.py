@@ -189,7 +189,7 @@ def test_a_forked_process_opens_the_zip_anew(tmp_path: Path) -> None:
     queue = context.Queue()
     child = context.Process(target=_in_child, args=(data, inherited, queue))
     child.start()
-    image, same = queue.get(timeout=60)
+    image, same = queue.get(timeout=240)
     child.join()
     np.testing.assert_array_equal(image, chw(7))
     assert not same

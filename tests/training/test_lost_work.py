@@ -415,7 +415,7 @@ def test_a_lost_terminal_saves(digits, tmp_path, how):  # noqa: F811
     else:
         process.stdout.close()
     error = process.stderr.read()
-    assert process.wait(timeout=60) == 75, error
+    assert process.wait(timeout=240) == 75, error
     log = (tmp_path / 'run' / 'log.txt').read_text()
     assert re.search(r'Interrupted: stopped at \d+\.\d kimg; the same command continues', log)
     assert load_state(files_of(tmp_path / 'run', STATE)[-1])['nimg'] >= 64
