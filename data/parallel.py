@@ -48,7 +48,8 @@ def _in_processes(work: Work[T], names: Sequence[str], starts: range,
                   workers: int) -> Iterator[list[T]]:
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context('fork' if 'fork' in methods else None)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(work,))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin,
+                               initargs=(work, os.getpid()))
     waiting: deque[Future[list[Any]]] = deque()
     with contextlib.ExitStack() as stack:
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
@@ -63,18 +64,19 @@ def _in_processes(work: Work[T], names: Sequence[str], starts: range,
 _work: Work[Any] | None = None   # of this worker process
 
 
-def _begin(work: Work[Any]) -> None:
+def _begin(work: Work[Any], parent: int) -> None:
     global _work
     _work = work
     signal.signal(signal.SIGINT, signal.SIG_IGN)   # the parent ends it
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
     """End this process soon after its parent, however that ended.
 
     A worker that outlives it would wait for work for ever, with the files of the parent open and
-    their locks held.
+    their locks held. `parent` is the number that the parent has of itself: it may be gone before
+    this process first asks whose child it is.
     """
     while os.getppid() == parent:
         time.sleep(0.2)
