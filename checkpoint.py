@@ -1,5 +1,7 @@
 """Look into checkpoints, convert them, and check them, without running any of their code."""
 
+import dnnlib.early  # noqa: F401  # isort: skip  (before what takes seconds to import)
+
 import json
 import math
 import os

@@ -1,5 +1,7 @@
 """Turn images into a data set for training: of one size, in a zip or a folder; and look at one."""
 
+import dnnlib.early  # noqa: F401  # isort: skip  (before what takes seconds to import)
+
 import re
 import sys
 from collections.abc import Sequence

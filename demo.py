@@ -5,6 +5,8 @@ would type it. Everything is written to out/demo; a run that is complete there i
 --data=fashion it trains on Fashion-MNIST instead, where that is installed, in out/fashion.
 """
 
+import dnnlib.early  # noqa: F401  # isort: skip  (before what takes seconds to import)
+
 import json
 import shlex
 import subprocess

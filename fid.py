@@ -1,5 +1,7 @@
 """Judge images: a folder, a file or a network + a reference -> FID and other metrics."""
 
+import dnnlib.early  # noqa: F401  # isort: skip  (before what takes seconds to import)
+
 import dataclasses
 import json
 import os

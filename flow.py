@@ -1,5 +1,7 @@
 """Run the probability flow in both directions: encode, decode, interpolate, likelihood."""
 
+import dnnlib.early  # noqa: F401  # isort: skip  (before what takes seconds to import)
+
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence

@@ -1,5 +1,7 @@
 """Generate images from a trained network: snapshot + seeds + rows of Table 1 -> PNG files."""
 
+import dnnlib.early  # noqa: F401  # isort: skip  (before what takes seconds to import)
+
 import functools
 import re
 import time

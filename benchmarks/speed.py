@@ -9,6 +9,8 @@ NCHW), `eager` (this project's layers), `graph` (eager, recorded as a CUDA graph
 reaches in the same run.
 """
 
+import dnnlib.early  # noqa: F401  # isort: skip  (before torch)
+
 import functools
 import gc
 import json

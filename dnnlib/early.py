@@ -1,13 +1,15 @@
-"""Signals that come before a program is ready for them, while its libraries are still imported.
+"""What every command does before its libraries are imported, which takes seconds.
 
-A batch system may stop a job at any time. Imported before anything else, this module lets train.py
-leave with the exit code that means "try again", as it does once it trains; there is nothing to
-save yet.
+Each imports this module before anything else. How threads wait is decided here, since torch asks
+once (dnnlib.threads). And a batch system may stop a job at any time: train.py leaves with the exit
+code that means "try again", as it does once it trains; there is nothing to save yet.
 """
 
 import os
 import signal
 import sys
+
+from dnnlib import threads
 
 TRY_AGAIN = 75   # EX_TEMPFAIL
 
@@ -16,6 +18,8 @@ def _leave(number: int, frame: object) -> None:
     os.write(2, b'Interrupted: stopped before the training began; the same command starts it\n')
     os._exit(TRY_AGAIN)
 
+
+threads.apply()
 
 if os.path.basename(sys.argv[0]) == 'train.py':   # and not where train is a module of a program
     for _name in ('SIGTERM', 'SIGINT', 'SIGUSR1', 'SIGHUP'):

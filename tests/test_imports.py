@@ -79,6 +79,13 @@ def test_no_script_imports_a_script_and_nothing_imports_what_lies_apart():
     assert wrong == []
 
 
+def test_commands_begin_with_what_has_to_come_first():
+    """How threads wait, and signals: later would be too late."""
+    first = {name_of(path): ast.unparse(next(node for node in TREES[path].body if isinstance(
+        node, ast.Import | ast.ImportFrom))) for path in files('')}
+    assert set(first.values()) == {'import dnnlib.early'}, first
+
+
 def test_no_circle_of_imports():
     graph = {name: {other for other in imports(path) if other in NAMES and other != name}
              for name, path in NAMES.items()}
