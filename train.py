@@ -52,8 +52,10 @@ from torch_utils import distributed
 from training import config as configs
 from training.config import TrainConfig
 from training.dataset import ImageFolderDataset
+from training.run_card import run_card
 from training.run_folder import STATE, files_of, set_aside, set_aside_later, tidy
 from training.state import TrainState, latest_state, permission_for
+from training.stats_file import strict
 from training.stopping import graceful_signals
 from training.training_loop import (
     Interrupted,
@@ -236,6 +238,7 @@ def train(given: dict[str, Any], config: TrainConfig, dataset: ImageFolderDatase
     aside = functools.partial(set_others_aside, given['resume'], stored, run_dir, state.nimg)
     with in_run_dir(run_dir, aside) as log, graceful_signals(log.is_broken) as asked:
         write_options(config, state, run_dir)
+        note_start(config, state, dataset, device, run_dir)
         announce(config, state, run_dir, str(device), origin, evaluated,
                  dataset.known_labels)
         if other is not None:
@@ -473,6 +476,17 @@ def write_options(config: TrainConfig, state: TrainState, run_dir: Path) -> None
         if contents is not None:
             with atomic_write(run_dir / name) as file:
                 file.write(json.dumps(contents, indent=2).encode())
+
+
+def note_start(config: TrainConfig, state: TrainState, dataset: ImageFolderDataset,
+               device: torch.device, run_dir: Path) -> None:
+    """Add to run_card.jsonl how, with what and on what the running command starts."""
+    if distributed.get_rank() == 0:
+        context = click.get_current_context()
+        options = {parameter.opts[0]: context.params[parameter.name or '']
+                   for parameter in context.command.params}
+        card = run_card(config, state, dataset, device, options, context.meta[ARGUMENTS])
+        append_line(run_dir / 'run_card.jsonl', json.dumps(strict(card)))
 
 
 def notes_on(config: TrainConfig) -> list[str]:

@@ -1,6 +1,7 @@
 """Running means of named numbers, which stay on the device until they are needed."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,6 +30,23 @@ class Collector:
         self.moments[name][0] += x.numel()
         self.moments[name][1] += x.sum()
         self.moments[name][2] += x.square().sum()
+
+    @torch.no_grad()
+    def add_by_group(self, names: Sequence[str], values: Tensor, groups: Tensor) -> None:
+        """Add values [B, ...], those of image i under names[groups[i]]; groups is int64 [B].
+
+        Names without values are there, too, since all ranks must have the same ones.
+        """
+        x = values.detach().to(self.dtype).flatten(start_dim=1)
+        count = torch.full_like(x[:, 0], x.shape[1])
+        rows = torch.stack([count, x.sum(dim=1), x.square().sum(dim=1)], dim=1)
+        # A product, and no scattered sum, whose order would be another one each time on a GPU.
+        members = groups == torch.arange(len(names), device=groups.device).unsqueeze(1)
+        totals = members.to(self.dtype) @ rows
+        for name in names:
+            if name not in self.moments:
+                self.moments[name] = torch.zeros(3, dtype=self.dtype, device=self.device)
+        torch._foreach_add_([self.moments[name] for name in names], list(totals.unbind()))
 
     def take(self) -> dict[str, dict[str, float]]:
         """Return {name: {num, mean, std}} over all ranks, and start anew."""

@@ -15,10 +15,10 @@ from dnnlib.cli import is_terminal
 from dnnlib.files import append_line
 from torch_utils import distributed
 from training.clock import Clock
-from training.config import TrainConfig
+from training.config import TrainConfig, learning_rate
 from training.run_folder import forget_after
 from training.state import TrainState
-from training.stats_file import strict
+from training.stats_file import SIGMA_RANGES, strict
 
 Statistics = dict[str, dict[str, float]]   # name -> num, mean and std
 
@@ -83,7 +83,8 @@ class Reporter:
     def tick(self, done: bool) -> None:
         """Print the status line and append to stats.jsonl; `done` at the end. Collective."""
         self.state.seconds = self.clock.seconds()
-        losses = self.state.stats.take()
+        losses = {name: entry for name, entry in self.state.stats.take().items()
+                  if entry['num'] or name not in SIGMA_RANGES}
         now = time.monotonic()
         numbers = self._numbers(now)
         self.say(self._status_line(numbers, losses, now, done))
@@ -102,9 +103,12 @@ class Reporter:
             'Progress/kimg': self.state.nimg / 1000,
             'Progress/lr_factor': self.state.lr_factor,
             'Progress/loss_scale': self.state.loss_scale.scale,
+            'Training/learning_rate': (learning_rate(self.state.nimg, self.config.optimizer)
+                                       * self.state.lr_factor),
             'Timing/total_sec': self.state.seconds,
             'Timing/sec_per_tick': seconds,
             'Timing/sec_per_kimg': seconds / kimg if kimg else 0.0,
+            'Timing/images_per_sec': 1000 * kimg / seconds if seconds > 0 else 0.0,
             'Timing/maintenance_sec': self.clock.maintenance,
             'Resources/cpu_mem_gb': psutil.Process().memory_info().rss / 2**30,
             **_gpu_memory(self.device),

@@ -4,6 +4,8 @@ network-snapshot-<kimg>.pkl   the averaged networks
 training-state-<kimg>.pt      everything, to continue with
 stats.jsonl                   a line of statistics for each tick
 network-best.pkl, best.json   a link to the best snapshot that was judged, and why it is the best
+training_options.json         the settings that make the run what it is
+run_card.jsonl                options, versions, hardware and data of each start
 old-00000                     the files of a run that another one took the place of
 """
 
@@ -22,11 +24,11 @@ from training.stats_file import forget_statistics, nimg_of, number_in, read_stat
 SNAPSHOT, STATE = 'network snapshot', 'training state'
 BEST = 'network-best.pkl'
 OF_A_RUN = (r'network-(snapshot-\d+|best)\.pkl|training-state-\d+\.pt|fakes\d+\.png|reals\.png|'
-            r'stats(\.old)?\.jsonl|best\.json|(training_options|transfer)\.json|changes\.jsonl|'
-            r'\.evaluation-[0-9a-f]+')
+            r'stats(\.old)?\.jsonl|best\.json|(training_options|transfer)\.json|'
+            r'(changes|run_card)\.jsonl|\.evaluation-[0-9a-f]+')
 
-ADDED_TO = {'log.txt', 'stats.jsonl', 'stats.old.jsonl', 'changes.jsonl', 'best.json',
-            'training_options.json', 'transfer.json'}
+ADDED_TO = {'log.txt', 'stats.jsonl', 'stats.old.jsonl', 'changes.jsonl', 'run_card.jsonl',
+            'best.json', 'training_options.json', 'transfer.json'}
 
 
 def file_of(run_dir: Path, kind: str, nimg: int) -> Path:

@@ -4,12 +4,23 @@ import contextlib
 import json
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from dnnlib.files import atomic_write, read_bounded
 
 LARGEST = 2**28   # bytes: some hundred thousand ticks
+
+# The loss is also told by noise level: in ranges of σ that are the same for every run. A range has
+# its lower end and lacks its upper one; the last one has σ = ∞.
+SIGMA_EDGES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0,
+               100.0)
+SIGMA_RANGES = {
+    f'Loss/sigma_below_{SIGMA_EDGES[0]:g}': (0.0, SIGMA_EDGES[0]),
+    **{f'Loss/sigma_{low:g}_to_{high:g}': (low, high) for low, high in pairwise(SIGMA_EDGES)},
+    f'Loss/sigma_above_{SIGMA_EDGES[-1]:g}': (SIGMA_EDGES[-1], math.inf),
+}
 
 
 def forget_statistics(path: Path, nimg: int) -> None:

@@ -17,6 +17,7 @@ from training.compiled import Recorder, hasten
 from training.config import TrainConfig, learning_rate
 from training.ema import HalfLife
 from training.state import TrainState
+from training.stats_file import SIGMA_EDGES, SIGMA_RANGES
 
 # The purposes of the random streams of a step. They are part of the seed: never renumber them.
 WEIGHTS, NOISE_LEVEL, NOISE, AUGMENT, LABEL_DROPOUT, DROPOUT = range(6)
@@ -49,6 +50,12 @@ def draw(config: TrainConfig, pipe: AugmentPipe | None, nimg: int, image_shape: 
     return Randomness(u, noise, keep.to(torch.float32), augmentation)
 
 
+def range_of(loss: Loss, u: Tensor) -> Tensor:
+    """Return the place in SIGMA_RANGES of the noise levels at quantiles u [B]; int64 [B]."""
+    sigma = loss.noise_distribution.quantile(u)
+    return torch.bucketize(sigma, torch.tensor(SIGMA_EDGES, dtype=sigma.dtype), right=True)
+
+
 @dataclass(frozen=True)
 class Given:
     """A noise distribution whose levels are drawn elsewhere: its u is σ itself."""
@@ -64,7 +71,9 @@ class StepFunction:
         self.config, self.state, self.device = config, state, device
         self.pipe = None if config.augment is None else AugmentPipe.from_config(config.augment)
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
-        self.losses: list[Tensor] = []   # of the micro-batches of this step so far
+        # of the micro-batches of this step so far: losses, and where their images' levels are in
+        # SIGMA_RANGES
+        self.losses: list[tuple[Tensor, Tensor]] = []
         self.net: Any = state.net
         self.loss: Loss = config.loss
         self.recorder: Recorder | None = None
@@ -114,8 +123,9 @@ class StepFunction:
         state.is_whole = False
         self._update()
         if state.bad_steps == 0:   # the losses of the others would spoil the mean
-            for losses in self.losses:
+            for losses, ranges in self.losses:
                 state.stats.add('Loss/loss', losses)
+                state.stats.add_by_group(tuple(SIGMA_RANGES), losses, ranges)
         state.is_whole = True
 
     def _sync_only_if(self, last: bool) -> contextlib.AbstractContextManager[None]:
@@ -151,7 +161,8 @@ class StepFunction:
             loss = self._gradient(**given)
         else:
             loss = self._replayed(self.recorder, given, seed)
-        self.losses.append(loss)
+        self.losses.append((loss, range_of(config.loss, randomness.u[rows])
+                            .to(self.device, non_blocking=True)))
 
     def _gradient(self, y: Tensor, u: Tensor, noise: Tensor, class_labels: Tensor | None,
                   factor: float | Tensor, **conditions: Tensor) -> Tensor:
@@ -190,6 +201,8 @@ class StepFunction:
         state.stats.add('Loss/nonfinite_gradients', (~norm.isfinite()).to(torch.float32))
         finite = bool(norm.isfinite())   # the one place where a step waits for the device
         scale = state.loss_scale.scale
+        if finite:
+            state.stats.add('Training/gradient_norm', norm / scale)
         state.bad_steps = 0 if finite else state.bad_steps + 1
         state.loss_scale.update(finite)
         if finite or config.nan.policy == 'zero':
