@@ -55,8 +55,8 @@ def test_leftovers_of_a_run_are_removed_and_no_others(tmp_path, entered):
     assert sorted(os.listdir(tmp_path)) == sorted([*others, '.lock', 'log.txt'])
 
 
-@pytest.mark.parametrize('name', ['log.txt', 'stats.jsonl', 'changes.jsonl', 'run_card.jsonl', 'best.json',
-                                  'training_options.json', '.lock'])
+@pytest.mark.parametrize('name', ['log.txt', 'stats.jsonl', 'changes.jsonl', 'run_card.jsonl',
+                                  'best.json', 'training_options.json', '.lock'])
 def test_a_run_does_not_write_through_links_in_its_folder(tmp_path, entered, name):
     """Text of somebody's files would otherwise get into ~/.profile."""
     outside = tmp_path.parent / f'{tmp_path.name}-profile'
