@@ -220,6 +220,10 @@ OPTIONS = [   # those that `--help` lists first, in its order
     speed('--compile', **boolean, default=False,
           help='Compile the residual blocks with torch.compile and, on a single GPU, record the '
                'forward and backward pass as a CUDA graph. This takes minutes at the start'),
+    speed('--checkpointing', **boolean, default=False,
+          help='Keep only the inputs of each residual block, and compute it once more in the '
+               'backward pass: far less memory, and about a third more work. Gradients keep their '
+               'bits. Without the recording of --compile'),
     speed('--ls', type=NumberOr('dynamic'), metavar='FLOAT|dynamic', default=1, show_default=True,
           help='Loss scaling: a number, or dynamic, which is halved after an overflow and doubled '
                'after 2000 steps without one'),
@@ -329,6 +333,7 @@ def resolve(given: dict[str, Any], data: DataConfig, dataset: ImageFolderDataset
         picture_steps=given['picture_steps'],
         cudnn_benchmark=given['bench'],
         compile=given['compile'],
+        checkpointing=given['checkpointing'],
     )
 
 

@@ -65,6 +65,17 @@ def hasten(net: Denoiser, device: torch.device) -> None:
     compile_blocks(net.model)
 
 
+def checkpoint_blocks(net: Denoiser) -> None:
+    """Let every residual block keep its inputs alone, and compute the rest anew when it is needed.
+
+    That is in the backward pass (Chen et al. 2016). Masks of dropout are drawn again from the same
+    state of the generator, so that gradients keep their bits.
+    """
+    for module in net.modules():
+        if isinstance(module, UNetBlock):
+            module.checkpointing = True
+
+
 def _set_layout(net: Denoiser, channels_last: bool) -> None:
     net.model.channels_last = channels_last  # type: ignore[assignment]  # not a module
 

@@ -120,6 +120,7 @@ class TrainConfig:
     picture_steps: int = 18    # of the sampler that draws them
     cudnn_benchmark: bool = True
     compile: bool = False   # the residual blocks, by torch.compile
+    checkpointing: bool = False   # of activations, in the residual blocks
 
 
 def encode(config: object) -> Any:  # noqa: ANN401 (dictionaries of plain values)

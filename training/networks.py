@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from dnnlib.config import did_you_mean
 from limpid.denoiser import Denoiser
@@ -224,6 +225,7 @@ class UNetBlock(nn.Module):
     2H with up and H/2 with down. The channels of `skip`, if given, are joined to x, in_channels
     together. With fewer channels than channels_per_head there is no attention.
     """
+    checkpointing = False   # compute features anew in the backward pass instead of keeping them
 
     def __init__(self, in_channels: int, out_channels: int, emb_channels: int, up: bool = False,
                  down: bool = False, attention: bool = False, num_heads: int | None = None,
@@ -258,6 +260,12 @@ class UNetBlock(nn.Module):
             self.qkv = Conv2d(out_channels, out_channels * 3, kernel=1,
                               **(init if init_attn is None else init_attn))
             self.proj = Conv2d(out_channels, out_channels, kernel=1, **init_zero)
+
+    def __call__(self, *given: Tensor) -> Any:  # noqa: ANN401 (as nn.Module has it)
+        """Evaluate the block, whether it is compiled or not."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(super().__call__, *given, use_reentrant=False)
+        return super().__call__(*given)
 
     def forward(self, x: Tensor, emb: Tensor, skip: Tensor | None = None) -> Tensor:
         if skip is not None:

@@ -13,7 +13,7 @@ from limpid.pixels import from_uint8
 from torch_utils import distributed
 from torch_utils.random import generator_at, normal_at, seed_of
 from training.augment import Augmentation, AugmentPipe
-from training.compiled import Recorder, hasten
+from training.compiled import Recorder, checkpoint_blocks, hasten
 from training.config import TrainConfig, learning_rate
 from training.ema import HalfLife
 from training.state import TrainState
@@ -77,10 +77,12 @@ class StepFunction:
         self.net: Any = state.net
         self.loss: Loss = config.loss
         self.recorder: Recorder | None = None
+        if config.checkpointing:
+            checkpoint_blocks(state.net)
         if config.compile:
             hasten(state.net, device)
             # CUDA graphs hold the forward and backward pass of the losses that stay on the GPU.
-            if (device.type == 'cuda' and self.world_size == 1
+            if (device.type == 'cuda' and self.world_size == 1 and not config.checkpointing
                     and isinstance(config.loss, DenoisingLoss | VelocityLoss)):
                 self.loss = replace(config.loss, noise_distribution=Given())
                 self.recorder = Recorder(self._gradient)
