@@ -26,7 +26,6 @@ from typing import Any, cast
 import click
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain import made_plain
 from dnnlib.cli import one_line_errors
@@ -45,6 +44,7 @@ from training.dataset import DataConfig
 from training.networks import PRECISIONS, NetworkConfig, build_network, complete_arguments
 from training.step import StepFunction
 from training.training_loop import build
+from training.work import operations
 
 NFE = 35   # evaluations of the network for an image of 18 steps
 CIFAR10 = NetworkConfig('SongUNet', EDM(), 0, float('inf'), 32, 3, 10, model=complete_arguments(
@@ -130,15 +130,6 @@ def matrix_rates(device: torch.device) -> dict[str, float]:
         rates[precision] = 2 * n**3 / median(times_of(product, device, 10))
     set_tf32(False)
     return rates
-
-
-def operations(network: NetworkConfig) -> float:
-    """Return the floating-point operations of one evaluation for one image."""
-    with torch.device('meta'), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net = build_network(network).eval()
-        net(torch.empty(1, net.img_channels, *height_and_width(net.img_resolution)),
-            torch.tensor(1.0))
-    return float(counter.get_total_flops())
 
 
 def network_of(task: Task, precision: str, device: torch.device) -> Denoiser:

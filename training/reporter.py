@@ -19,6 +19,7 @@ from training.config import TrainConfig, learning_rate
 from training.run_folder import forget_after
 from training.state import TrainState
 from training.stats_file import SIGMA_RANGES, strict
+from training.work import Work
 
 Statistics = dict[str, dict[str, float]]   # name -> num, mean and std
 
@@ -37,6 +38,7 @@ class Reporter:
         self.config, self.state, self.run_dir, self.device = config, state, run_dir, device
         self.clock = clock
         self.is_first = distributed.get_rank() == 0
+        self.work = Work.of(config.network, device) if self.is_first else None
         self.bar: tqdm.tqdm[Any] | None = None
         self._begin()
 
@@ -98,6 +100,8 @@ class Reporter:
     def _numbers(self, now: float) -> dict[str, float]:
         kimg = (self.state.nimg - self.tick_nimg) / 1000
         seconds = now - self.tick_start - self.clock.maintenance
+        images_per_second = 1000 * kimg / seconds if seconds > 0 else 0.0
+        pace = images_per_second / distributed.get_world_size()
         return {
             'Progress/tick': self.state.nimg // self.config.tick_nimg,
             'Progress/kimg': self.state.nimg / 1000,
@@ -108,7 +112,8 @@ class Reporter:
             'Timing/total_sec': self.state.seconds,
             'Timing/sec_per_tick': seconds,
             'Timing/sec_per_kimg': seconds / kimg if kimg else 0.0,
-            'Timing/images_per_sec': 1000 * kimg / seconds if seconds > 0 else 0.0,
+            'Timing/images_per_sec': images_per_second,
+            **(self.work.numbers(pace) if self.work is not None else {}),
             'Timing/maintenance_sec': self.clock.maintenance,
             'Resources/cpu_mem_gb': psutil.Process().memory_info().rss / 2**30,
             **_gpu_memory(self.device),
@@ -119,6 +124,7 @@ class Reporter:
         loss = '-       '   # before the first step, and where no step was a good one
         if 'Loss/loss' in losses:
             loss = f"{losses['Loss/loss']['mean']:<8.4f}"
+        utilisation = numbers.get('Timing/utilisation', 0.0)   # other ranks print nothing
         line = ' '.join([
             f"tick {numbers['Progress/tick']:<5d}",
             f"kimg {numbers['Progress/kimg']:<9.1f}",
@@ -126,6 +132,7 @@ class Reporter:
             f"time {duration(self.state.seconds):<12s}",
             f"sec/tick {numbers['Timing/sec_per_tick']:<7.1f}",
             f"sec/kimg {numbers['Timing/sec_per_kimg']:<7.2f}",
+            f"mfu {utilisation:<6.1%}",
             f"maintenance {numbers['Timing/maintenance_sec']:<6.1f}",
             f"cpumem {numbers['Resources/cpu_mem_gb']:<6.2f}",
             f"gpumem {numbers['Resources/peak_gpu_mem_gb']:<6.2f}",

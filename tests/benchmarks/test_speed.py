@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from benchmarks.speed import CIFAR10, DEMO, TASKS, line_of, measure, operations, write
+from benchmarks.speed import CIFAR10, DEMO, TASKS, line_of, measure, write
+from training.work import operations
 
 
 def test_the_work_of_the_networks():

@@ -19,11 +19,14 @@ from tests.training.test_training_loop import (  # noqa: F401
     small_pictures,
 )
 from torch_utils.stats import Collector
+from training import config as configs
 from training.config import OptimizerConfig
+from training.networks import NetworkConfig
 from training.run_card import revision
 from training.stats_file import SIGMA_EDGES, SIGMA_RANGES, read_statistics
 from training.step import StepFunction, draw, range_of
 from training.training_loop import build
+from training.work import operations
 
 
 def test_groups_are_the_values_of_their_members():
@@ -116,12 +119,17 @@ def a_run(digits, tmp_path_factory):  # noqa: F811
 
 def test_each_line_tells_of_the_learning_rate_and_the_pace(a_run):
     lines = read_statistics(a_run[0] / 'stats.jsonl')
+    options = json.loads((a_run[0] / 'training_options.json').read_text())
+    network = configs.decode(options['network'], NetworkConfig)
     assert [line['Training/learning_rate']['mean'] for line in lines] == [0, 0.002, 0.004, 0.004]
     first, *others = lines
     assert first['Timing/images_per_sec']['mean'] == 0
     for line in others:
         assert line['Timing/images_per_sec']['mean'] == pytest.approx(
             1000 / line['Timing/sec_per_kimg']['mean'])
+        assert line['Timing/utilisation']['mean'] > 0
+        assert line['Timing/tflops']['mean'] == pytest.approx(
+            3 * operations(network) / 1e12 * line['Timing/images_per_sec']['mean'])
         told = [name for name in line if name.startswith('Loss/sigma_')]
         assert told and all(line[name]['num'] > 0 for name in told)
         assert line['Training/gradient_norm']['num'] == 2
