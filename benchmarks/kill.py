@@ -1,6 +1,7 @@
 """Kill a command again and again, and see whether anything is lost.
 
     python -m benchmarks.kill --kills=200
+    python -m benchmarks.kill --ranks=2 --kills=20
     python -m benchmarks.kill --what=generate --kills=20
 
 The command is run once undisturbed. Then it is started, killed with SIGKILL at a random moment, and
@@ -9,12 +10,14 @@ code is 1 if anything differs at the end, or if temporary files are left.
 
     train      every second kill comes amid a save; the report gives the most images that a kill
                cost, and whether the final weights, averages, optimizer and statistics are bitwise
-               those of the undisturbed run
+               those of the undisturbed run. With --ranks=2, two processes train under torchrun,
+               and a kill takes one of them, or both and torchrun
     dataset    dataset_tool.py: after each kill the zip is absent, or bitwise the undisturbed one
     generate   generate.py: each image that is there is bitwise that of the undisturbed command
     fid        fid.py gen --state: the numbers are absent, or those of the undisturbed command
 """
 
+import contextlib
 import json
 import os
 import random
@@ -28,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import psutil
 import tqdm
 
 from dnnlib.files import SETTLED
@@ -45,14 +49,16 @@ def script(name: str, *arguments: str) -> list[str]:
     return [sys.executable, str(ROOT / name), *arguments]
 
 
-def training(out: Path, run: str, images: int) -> list[str]:
+def training(out: Path, run: str, images: int, ranks: int) -> list[str]:
     """Return the command that trains the run `run` in the folder `out` on so many images."""
-    return script(
-        'train.py', f'--run={out / run}', f'--data={out / "digits.zip"}', '--cond=1', '--cbase=32',
-        '--cres=1,2', '--blocks=1', '--attn=4', f'--batch={BATCH}',
-        f'--duration={images / 1e6:.6f}',
-        '--lr-rampup=0.001', '--dropout=0.1', '--augment=0.1', f'--tick={TICK / 1000}',
-        '--snap=1000000', '--dump=1', '--keep=3', '--workers=0', '--device=cpu')
+    launched = [sys.executable, '-m', 'torch.distributed.run', '--standalone',
+                f'--nproc_per_node={ranks}', str(ROOT / 'train.py')]
+    return [
+        *(launched if ranks > 1 else script('train.py')), f'--run-dir={out / run}',
+        f'--data={out / "digits.zip"}', '--cond=1', '--cbase=32', '--cres=1,2', '--blocks=1',
+        '--attn=4', f'--batch={BATCH}', f'--duration={images / 1e6:.6f}', '--lr-rampup=0.001',
+        '--dropout=0.1', '--augment=0.1', f'--tick={TICK / 1000}', '--snap=1000000', '--dump=1',
+        '--keep=3', '--workers=0', '--device=cpu']
 
 
 def images_reported(run_dir: Path) -> int:
@@ -86,8 +92,21 @@ def start(command: list[str]) -> 'subprocess.Popen[bytes]':
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def kill_once(killed: list[str], run_dir: Path, moment: float, amid_save: bool) -> tuple[int, bool]:
-    """Start the command `killed`, and kill it `moment` seconds after it made some progress.
+def strike(process: 'subprocess.Popen[bytes]', victim: int | None) -> None:
+    """Kill a command with all its processes, or process number `victim` of those it launched.
+
+    Raises subprocess.TimeoutExpired where the others do not end by themselves.
+    """
+    with contextlib.suppress(psutil.NoSuchProcess):   # it has come to its end
+        processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
+        for one in processes if victim is None else processes[1:][victim:victim + 1]:
+            one.kill()
+    process.wait(timeout=120)
+
+
+def kill_once(killed: list[str], run_dir: Path, moment: float, amid_save: bool,
+              victim: int | None) -> tuple[int, bool]:
+    """Start the command `killed`, and strike `moment` seconds after it made some progress.
 
     With `amid_save`, the kill waits for a save, 10 seconds at most. Returns the images that the run
     had reported, and whether the kill hit a save. Exits if the run was complete before.
@@ -102,34 +121,35 @@ def kill_once(killed: list[str], run_dir: Path, moment: float, amid_save: bool) 
             break
         time.sleep(0.0005)
     reached, hit = images_reported(run_dir), saving(run_dir)
-    process.send_signal(signal.SIGKILL)
-    if process.wait() == 0:
+    strike(process, victim)
+    if process.returncode == 0:
         sys.exit('the run came to its end before it was killed often enough')
     return reached, hit
 
 
-def train(folder: Path, kills: int, seed: int) -> bool:
+def train(folder: Path, kills: int, seed: int, ranks: int) -> bool:
     """Kill training; return whether its end is that of an undisturbed run."""
     run_dir, images = folder / 'killed', TICK * 4 * kills   # there is always something left to kill
     begin = time.monotonic()
-    subprocess.run(training(folder, 'undisturbed', images), check=True,
+    subprocess.run(training(folder, 'undisturbed', images, ranks), check=True,
                    stdout=subprocess.DEVNULL)
     undisturbed = time.monotonic() - begin
-    rng, killed = random.Random(seed), training(folder, 'killed', images)
-    amid, worst = 0, 0
+    rng, killed = random.Random(seed), training(folder, 'killed', images, ranks)
+    amid, worst, alone = 0, 0, 0
     passed_over: list[str] = []
     for i in tqdm.trange(kills):
-        reached, hit = kill_once(killed, run_dir, rng.uniform(0, 0.5), amid_save=i % 2 == 1)
-        amid += hit
+        victim = [None, *range(ranks)][i % (ranks + 1)] if ranks > 1 else None
+        reached, hit = kill_once(killed, run_dir, rng.uniform(0, 0.5), i % 2 == 1, victim)
+        amid, alone = amid + hit, alone + (victim is not None)
         found = latest_state(run_dir, passed_over.append)
         worst = max(worst, reached - (found[1]['nimg'] if found else 0))
     time.sleep(SETTLED + 1)
     subprocess.run(killed, check=True, stdout=subprocess.DEVNULL)
     same = comparable(run_dir) == comparable(folder / 'undisturbed')
-    left = leftovers(run_dir)
-    print(f'{kills} kills, {amid} of them amid a save; at most {worst} images lost (save interval '
-          f'{TICK}, batch {BATCH}); {len(passed_over)} damaged files passed over, {len(left)} '
-          f'temporary files left')
+    left, of_one = leftovers(run_dir), f', {alone} of one of {ranks} processes' if alone else ''
+    print(f'{kills} kills, {amid} of them amid a save{of_one}; at most {worst} images lost (save '
+          f'interval {TICK}, batch {BATCH}); {len(passed_over)} damaged files passed over, '
+          f'{len(left)} temporary files left')
     print(f'The end is {"bitwise that" if same else "NOT that"} of the undisturbed run '
           f'({undisturbed:.0f} s).')
     return same and worst <= TICK and not left
@@ -229,12 +249,16 @@ def restarted(work: Work, folder: Path, kills: int, seed: int) -> bool:
               default='train', show_default=True)
 @click.option('--kills', help='Number of kills', type=click.IntRange(min=1), default=200,
               show_default=True)
+@click.option('--ranks', help='Processes that train', type=click.IntRange(min=1), default=1,
+              show_default=True)
 @click.option('--seed', help='Seed of the random moments', type=int, default=0, show_default=True)
 @click.option('--out', help='Folder for the files, which each command has below it',
               default='out/benchmarks/kill', show_default=True)
-def main(what: str, kills: int, seed: int, out: str) -> None:
+def main(what: str, kills: int, ranks: int, seed: int, out: str) -> None:
     """Kill a small command --kills times, and compare its end with an undisturbed one's."""
-    folder = Path(out) / what
+    folder = Path(out) / (what if ranks == 1 else f'{what}-{ranks}')
+    if what != 'train' and ranks > 1:
+        sys.exit(f'--ranks={ranks} is for --what=train')
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / 'killed').exists():
         sys.exit(f'{folder}/killed exists: delete it first')
@@ -242,7 +266,7 @@ def main(what: str, kills: int, seed: int, out: str) -> None:
     if what in WORKS:
         good = restarted(WORKS[what], folder, kills, seed)
     else:
-        good = train(folder, kills, seed)
+        good = train(folder, kills, seed, ranks)
     sys.exit(0 if good else 1)
 
 
