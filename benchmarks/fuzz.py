@@ -11,47 +11,40 @@ the longest time and the most memory that one file took. The exit code is 1 if a
 
 import collections
 import contextlib
-import io
-import json
-import pickle
+import multiprocessing
 import re
 import resource
 import shutil
 import tempfile
 import time
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
-import PIL.Image
 import torch
 import tqdm
 
+from benchmarks.originals import originals
+from checkpoints.diffusers import read_diffusers
 from checkpoints.read import read_network, read_state
+from data.labels_file import with_labels
+from data.sources import open_source, parquet
 from evaluation.table import Table
-from limpid.loss import DenoisingLoss, InverseCOut, LogNormal
-from limpid.preconditioning import EDM
 from metrics.detector_files import identify
-from metrics.reference_files import read_reference, write_reference
+from metrics.reference_files import read_reference
 from metrics.sample_batch import SampleBatch
-from metrics.statistics import Moments, Statistics
-from torch_utils import checkpoint
 from torch_utils.arrays import read_npz
-from torch_utils.digest import digest_of_tensors
-from torch_utils.safetensors_file import save_tensors
-from training import config as configs
-from training.config import TrainConfig
-from training.dataset import DataConfig, ImageFolderDataset
-from training.networks import NetworkConfig
-from training.run_folder import STATE, read_best
-from training.state import save_snapshot, save_state
+from training.dataset import ImageFolderDataset
+from training.run_folder import read_best
 from training.stats_file import read_statistics
-from training.training_loop import build
 
+FILES = 'files'   # the folder of the originals
 MOST_SECONDS, MOST_MEGABYTES = 2.0, 500.0
 REFUSALS = (ValueError, FileNotFoundError, OSError, FloatingPointError)
 
@@ -62,85 +55,8 @@ class Outcome:
     accepted: int = 0
     refused: int = 0
     seconds: float = 0.0     # the longest
-    megabytes: float = 0.0   # the most, in which a file raised the largest memory of the process
+    megabytes: float = 0.0   # the most
     failures: list[str] = field(default_factory=list)
-
-
-def small_config(data: Path) -> TrainConfig:
-    """Return the settings of a network that takes a few hundred kB."""
-    network = NetworkConfig('SongUNet', EDM(), 0.0, float('inf'), 8, 1, 3, 'fp32', {
-        'model_channels': 16, 'channel_mult': [1], 'num_blocks': 1, 'attn_resolutions': []})
-    loss = DenoisingLoss(LogNormal(), InverseCOut(EDM()))
-    return TrainConfig(DataConfig(str(data)), network, loss, total_nimg=1000, batch_size=4)
-
-
-def write_data_set(path: Path, as_zip: bool) -> None:
-    """Write six images with labels, as a zip or a folder."""
-    files = {}
-    for i in range(6):
-        png = io.BytesIO()
-        PIL.Image.fromarray(np.full([8, 8], 40 * i, np.uint8)).save(png, format='PNG')
-        files[f'00000/img{i}.png'] = png.getvalue()
-    labels = [[name, i % 3] for i, name in enumerate(files)]
-    files['dataset.json'] = json.dumps({'labels': labels, 'classes': ['a', 'b', 'c']}).encode()
-    if as_zip:
-        with zipfile.ZipFile(path, 'w') as archive:
-            for name, data in files.items():
-                archive.writestr(name, data)
-        return
-    for name, data in files.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(data)
-
-
-class Executed:
-    """An object whose pickle writes a file, `mark`, where it is opened with pickle.load."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return open, (str(self.mark), 'w')
-
-
-def originals(folder: Path, mark: Path) -> dict[str, list[Path]]:
-    """Write files of every kind, and return them by kind; hostile pickles would write `mark`."""
-    folder.mkdir()
-    write_data_set(folder / 'set.zip', as_zip=True)
-    write_data_set(folder / 'set', as_zip=False)
-    config = small_config(folder / 'set.zip')
-    state = build(config, torch.device('cpu'))
-    state.nimg = 1000
-    snapshot = save_snapshot(state, config, folder)
-    training_state = save_state(state, config, folder)
-    tensors = checkpoint.state_dict_of(state.ema.net)
-    about = {'kind': 'network snapshot', 'format': configs.FORMAT, 'nimg': 1000,
-             'config': configs.encode(config)}
-    save_tensors(tensors, {'limpid': json.dumps(about), 'digest': digest_of_tensors(tensors)},
-                 folder / 'a.safetensors')
-    moments = Moments.zero(224)
-    moments.add(torch.rand([300, 224], generator=torch.Generator().manual_seed(0)))
-    write_reference(folder / 'ref.npz', {'demo': Statistics(moments.mean(), moments.cov(), 300)})
-    np.savez_compressed(folder / 'batch.npz', arr_0=np.zeros([4, 8, 8, 3], np.uint8),
-                        arr_1=np.arange(4))
-    np.savez(folder / 'latents.npz', latents=np.zeros([2, 1, 8, 8], np.float32),
-             labels=np.zeros([2, 3], np.float32))
-    (folder / 'sweep.csv').write_text(f'point,nfe,fid,error\n{1:016x},3,2.5,\n{2:016x},,,no\n')
-    (folder / 'stats.jsonl').write_text(
-        '{"Progress/kimg": {"num": 1, "mean": 1.0, "std": 0}, "Loss/loss": {"mean": 0.5}}\n' * 5)
-    (folder / 'best.json').write_text('{"snapshot": "network-snapshot-000001.pkl", "kimg": 1.0, '
-                                      '"metric": "fid", "scores": {}, "evaluation": {}}\n')
-    (folder / 'hostile.pkl').write_bytes(pickle.dumps({'ema': Executed(mark)}, 2))
-    torch.save({'mu': Executed(mark), 'kind': STATE}, folder / 'hostile.pt')
-    return {'snapshot': [snapshot, folder / 'hostile.pkl'],
-            'state': [training_state, folder / 'hostile.pt'],
-            'safetensors': [folder / 'a.safetensors'],
-            'statistics': [folder / 'ref.npz', folder / 'hostile.pkl'],
-            'detector': [folder / 'a.safetensors', folder / 'hostile.pt'],
-            'batch': [folder / 'batch.npz'], 'latents': [folder / 'latents.npz'],
-            'zip': [folder / 'set.zip'], 'dataset.json': [folder / 'set' / 'dataset.json'],
-            'image': [folder / 'set' / '00000' / 'img1.png'], 'sweep.csv': [folder / 'sweep.csv'],
-            'stats.jsonl': [folder / 'stats.jsonl'], 'best.json': [folder / 'best.json']}
 
 
 def read_set(path: Path) -> None:
@@ -169,13 +85,35 @@ def read_batch(path: Path) -> None:
         batch.labels()
 
 
+def convert_from(path: Path) -> None:
+    """Load all images of a source of dataset_tool.py."""
+    for opened in (parquet._opened, parquet._group):   # they keep a file, by its name
+        opened.cache_clear()
+    source = open_source(str(path))
+    for name in source.names:
+        source.load(name)
+
+
+def read_labels(path: Path) -> None:
+    """Read labels for the images of the folder in which they lie."""
+    with_labels(open_source(str(path.parent)), str(path))
+
+
+# The first file of a kind is read whole, unless it is altered; see benchmarks.originals.
 READERS: dict[str, Callable[[Path], object]] = {
     'snapshot': read_network, 'state': read_state, 'safetensors': read_network,
-    'statistics': read_statistics_file, 'detector': identify, 'batch': read_batch,
+    'diffusers': lambda path: read_diffusers(path.parent), 'detector': identify,
+    'statistics': read_statistics_file, 'batch': read_batch,
     'latents': lambda path: read_npz(path, 'latents', 'labels'), 'zip': read_set,
     'dataset.json': lambda path: read_set(path.parent),
-    'image': lambda path: read_set(path.parent.parent), 'sweep.csv': read_table,
-    'stats.jsonl': read_statistics, 'best.json': lambda path: read_best(path.parent),
+    'image': lambda path: read_set(path.parent.parent),
+    'CIFAR': convert_from,
+    'IDX': lambda path: convert_from(path.with_name(path.name.replace('labels-idx1',
+                                                                      'images-idx3'))),
+    'arrays': convert_from, 'classes': convert_from, 'tar': convert_from,
+    'LMDB': lambda path: convert_from(path.parent), 'parquet': convert_from,
+    'labels': read_labels, 'sweep.csv': read_table, 'stats.jsonl': read_statistics,
+    'best.json': lambda path: read_best(path.parent),
 }
 
 # what a number in a text may be replaced with
@@ -246,21 +184,23 @@ def attack(kind: str, files: dict[str, list[Path]], place: Path, count: int, see
     others = [paths[0].read_bytes() for paths in files.values()]
     for number in range(count):
         data = mutated(contents[number % len(contents)], others, rng)
-        with _placed(kind, files[kind][number % len(contents)], place, data) as path:
+        with placed(files[kind][number % len(contents)], place, data) as path:
             _read(kind, path, number, outcome)
         progress()
     return outcome
 
 
 @contextlib.contextmanager
-def _placed(kind: str, original: Path, place: Path, data: bytes) -> Iterator[Path]:
-    """Put an altered file where its reader looks for it, and clear the place afterwards."""
-    place.mkdir()
-    path = place / original.name
-    if kind in ('dataset.json', 'image'):
-        depth = 1 if kind == 'dataset.json' else 2
-        shutil.copytree(original.parents[depth - 1], place / 'set')
-        path = place / 'set' / original.relative_to(original.parents[depth - 1])
+def placed(original: Path, place: Path, data: bytes) -> Iterator[Path]:
+    """Put an altered file where its reader looks for it, and clear the place afterwards.
+
+    What lies beside it in a folder of its own is there, too.
+    """
+    top = next(above for above in [original, *original.parents] if above.parent.name == FILES)
+    path = place / original.relative_to(top.parent)
+    if top.is_dir():
+        shutil.copytree(top, place / top.name)
+    place.mkdir(exist_ok=True)
     path.write_bytes(data)
     try:
         yield path
@@ -269,7 +209,7 @@ def _placed(kind: str, original: Path, place: Path, data: bytes) -> Iterator[Pat
 
 
 def _read(kind: str, path: Path, number: int, outcome: Outcome) -> None:
-    before, start = _memory(), time.perf_counter()
+    before, start = memory(), time.perf_counter()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
@@ -277,23 +217,62 @@ def _read(kind: str, path: Path, number: int, outcome: Outcome) -> None:
         outcome.accepted += 1
     except REFUSALS as refusal:
         outcome.refused += 1
-        if len(str(refusal).splitlines()) > 1:
+        if '\n' in str(refusal):
             outcome.failures.append(f'{kind} {number}: several lines: {refusal}')
     except Exception as error:
         outcome.failures.append(f'{kind} {number}: {type(error).__name__}: {error}')
     outcome.seconds = max(outcome.seconds, time.perf_counter() - start)
-    outcome.megabytes = max(outcome.megabytes, _memory() - before)
+    outcome.megabytes = max(outcome.megabytes, memory(peak=True) - before)
 
 
-def _memory() -> float:
-    """Return the largest memory that this process has had, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def memory(peak: bool = False) -> float:
+    """Return the memory of this process in MB, or with `peak` the most since the last call.
+
+    Where the system does not tell the former, it is the most that the process has ever had.
+    """
+    try:
+        status = Path('/proc/self/status').read_text()
+        if not peak:
+            Path('/proc/self/clear_refs').write_text('5')   # the peak begins anew
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    found = re.search(r'VmHWM:\s*(\d+)' if peak else r'VmRSS:\s*(\d+)', status)
+    return int(found[1]) / 1024 if found else 0.0
 
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Return all files below a folder with their contents."""
     return {str(path.relative_to(folder)): path.read_bytes()
             for path in sorted(folder.rglob('*')) if path.is_file()}
+
+
+def in_a_process(kind: str, files: dict[str, list[Path]], place: Path, count: int,
+                 seed: int) -> Outcome:
+    """Attack in a process of its own, which a fault in a compiled library may end."""
+    context = multiprocessing.get_context('fork')
+    done = context.Value('i', 0)
+    with ProcessPoolExecutor(1, context, _count_in, (done,)) as pool:
+        future = pool.submit(_attack, kind, files, place, count, seed)
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            shutil.rmtree(place, ignore_errors=True)
+            return Outcome(failures=[f'{kind} {done.value}: the process was ended'])
+
+
+_done: Any = None   # the number of files so far, in the process of an attack
+
+
+def _count_in(value: object) -> None:
+    global _done
+    _done = value
+
+
+def _attack(kind: str, files: dict[str, list[Path]], place: Path, count: int,
+            seed: int) -> Outcome:
+    def progress() -> None:
+        _done.value += 1
+    return attack(kind, files, place, count, seed, progress)
 
 
 @click.command()
@@ -306,12 +285,11 @@ def main(mutants: int, seed: int) -> None:
     failures = []
     with tempfile.TemporaryDirectory() as folder:
         base, mark = Path(folder), Path(folder) / 'mark'
-        files = originals(base / 'files', mark)
+        files = originals(base / FILES, mark)
         before = tree(base)
         rows = {}
-        with tqdm.tqdm(total=mutants * len(READERS), disable=None) as bar:
-            for kind in READERS:
-                rows[kind] = attack(kind, files, base / 'place', mutants, seed, bar.update)
+        for kind in tqdm.tqdm(files, disable=None):
+            rows[kind] = in_a_process(kind, files, base / 'place', mutants, seed)
         if tree(base) != before:
             failures.append('a file beside the one that was read has changed, or was executed')
     print('| file | read | refused | longest, s | most memory, MB |\n' + '| --- ' * 5 + '|')

@@ -8,10 +8,12 @@ package diffusers (the extra of that name) builds the U-Net. The configuration o
 which noise levels there are and what the network predicts; its sampler is ignored.
 """
 
+import contextlib
 import functools
 import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -194,12 +196,24 @@ def _build(config: dict[str, Any], path: Path) -> nn.Module:
         raise ValueError(f'{path.parent} needs diffusers, of the extra diffusers: pip install '
                          f'".[diffusers]", or pip install diffusers') from error
     try:
-        with torch.device('meta'):
+        with torch.device('meta'), _silent('diffusers'):
             return getattr(diffusers, name).from_config(config)
     except (ValueError, TypeError, ArithmeticError, RuntimeError, LookupError,
             AttributeError) as error:
         raise ValueError(
             f'{path}: its arguments do not make a network: {shown(str(error), 300)}') from None
+
+
+@contextlib.contextmanager
+def _silent(package: str) -> Iterator[None]:
+    """Keep a package from printing what a file says."""
+    logger = logging.getLogger(package)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _check_sizes(value: object, name: str = '') -> None:

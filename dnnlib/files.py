@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gzip
 import hashlib
 import io
 import os
@@ -176,6 +177,34 @@ def read_bounded(path: str | os.PathLike[str], most: int) -> bytes:
         raise ValueError(f'{os.fspath(path)} has more than {most:,} bytes, the most for such a '
                          f'file')
     return data
+
+
+MOST_RATIO = 200    # of what a compressed file unfolds to, to its size; real ones have 1 to 20 ...
+SMALL_UNFOLDED = 2**24   # ... from so many bytes on: those of a constant are few
+
+
+class Unfolded(io.RawIOBase):
+    """What a gzip file unfolds to; ValueError where that is far more than any real file has.
+
+    `most` is the largest number of bytes, at any ratio.
+    """
+
+    def __init__(self, file: IO[bytes], most: int) -> None:
+        size = os.fstat(file.fileno()).st_size
+        self.stream = gzip.GzipFile(fileobj=file)
+        self.most = self.left = min(most, max(SMALL_UNFOLDED, MOST_RATIO * size))
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:   # type: ignore[override]
+        """Read the next bytes."""
+        count = self.stream.readinto(buffer)
+        self.left -= count
+        if self.left < 0:
+            raise ValueError(f'it unfolds to more than {self.most:,} bytes')
+        return count
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:

@@ -9,7 +9,6 @@ of a Python object. All hold the same numbers under different names. The last tw
 which is 1. Nothing in these files is executed.
 """
 
-import gzip
 import io
 import itertools
 import os
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from dnnlib.console import shown
 from dnnlib.download import DETECTOR, cached_path, dnnlib_copies, fetch
-from dnnlib.files import expanded, home, open_regular, read_bounded, sha256_of_file
+from dnnlib.files import Unfolded, expanded, home, open_regular, read_bounded, sha256_of_file
 from metrics.inception import STEM, Conv, weight_shapes
 from torch_utils import torch_files
 from torch_utils.digest import digest_of_tensors
@@ -324,7 +323,7 @@ def read_graphdef(path: Path) -> dict[str, Tensor]:
 def read_tgz(path: Path) -> dict[str, Tensor]:
     """Read the graph within the archive in which TensorFlow's models were published."""
     with (torch_files.damage_named(path, WHAT), open_regular(path) as file,
-          tarfile.open(fileobj=io.BufferedReader(_Limited(gzip.GzipFile(fileobj=file))),
+          tarfile.open(fileobj=io.BufferedReader(Unfolded(file, MAX_FILE)),
                        mode='r|') as archive):
         for member in archive:
             if member.isfile() and Path(
@@ -333,25 +332,6 @@ def read_tgz(path: Path) -> dict[str, Tensor]:
                 assert graph is not None, 'a regular file can be extracted'
                 return dict(_constants(graph.read()))
         raise ValueError('it has no file called classify_image_graph_def.pb')
-
-
-class _Limited(io.RawIOBase):
-    """What a compressed stream unfolds to, as long as that is no more than MAX_FILE bytes."""
-
-    def __init__(self, stream: gzip.GzipFile) -> None:
-        self.stream, self.left = stream, MAX_FILE
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:   # type: ignore[override]
-        """Read the next bytes."""
-        count = self.stream.readinto(buffer)
-        self.left -= count
-        if self.left < 0:
-            raise ValueError(f'it unfolds to more than {MAX_FILE:,} bytes')
-        return count
 
 
 def _constants(graph: bytes) -> Iterator[tuple[str, Tensor]]:

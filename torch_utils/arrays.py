@@ -8,6 +8,7 @@ import contextlib
 import math
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -16,17 +17,15 @@ from typing import IO
 import numpy as np
 
 from dnnlib.console import shown
-from dnnlib.files import open_regular
+from dnnlib.files import MOST_RATIO, SMALL_UNFOLDED, open_regular
 
 NPY_START = b'\x93NUMPY'
 MOST_HEADER = 10_000   # bytes of the description of an array
-MOST_RATIO = 200       # of the size of an array to what it takes compressed ...
-SMALL = 2**24          # ... from so many bytes on: those of a constant are few
 
 
 def check_ratio(entry: zipfile.ZipInfo) -> None:
     """Raise ValueError for an entry of a zip that unfolds to far more than it takes."""
-    if entry.file_size > max(SMALL, MOST_RATIO * entry.compress_size):
+    if entry.file_size > max(SMALL_UNFOLDED, MOST_RATIO * entry.compress_size):
         raise ValueError(f'its {entry.filename} claims {entry.file_size:,} bytes and takes '
                          f'{entry.compress_size:,}')
 
@@ -41,7 +40,11 @@ def read_array(file: IO[bytes], size: int) -> np.ndarray:
         raise ValueError(f'an array is in version {version} of the format')
     read_header = {1: np.lib.format.read_array_header_1_0,
                    2: np.lib.format.read_array_header_2_0}[version[0]]
-    shape, in_columns, dtype = read_header(file, max_header_size=MOST_HEADER)
+    try:
+        shape, in_columns, dtype = read_header(file, max_header_size=MOST_HEADER)
+    except (SyntaxError, tokenize.TokenError, RecursionError, MemoryError, LookupError, TypeError,
+            OverflowError) as error:
+        raise ValueError('the description of an array is damaged') from error
     if dtype.hasobject:
         raise ValueError('an array holds pickled objects')
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size - file.tell():

@@ -5,16 +5,17 @@ import os
 import re
 import tarfile
 import zlib
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from data.source import NumberedArrays, Source
-from dnnlib.files import open_regular
+from dnnlib.files import Unfolded, open_regular
 from torch_utils.safe_pickle import Allowed, Record, read_pickle, record
 
 NAME = re.compile(r'cifar-100?-python\.tar(\.gz)?')
-MOST = 2**28   # bytes of a member; a batch of CIFAR-100 has 155 million
+MOST = 170_000_000   # bytes of a member; a batch of CIFAR-100 has 155 million
+MOST_IN_ALL = 2**29
 
 
 def is_cifar(path: str) -> bool:
@@ -59,9 +60,11 @@ def _members(path: str) -> dict[str, dict[str, Any]]:
     """Return the dictionaries in the archive that belong to the training set, by sorted name."""
     found: dict[str, dict[str, Any]] = {}
     try:
-        with open_regular(path) as raw, tarfile.open(fileobj=raw, mode='r:*') as archive:
+        with open_regular(path) as raw, tarfile.open(fileobj=_unpacked(raw), mode='r|') as archive:
             for member in archive:
                 name = os.path.basename(member.name)
+                if member.size < 0:
+                    raise ValueError(f'it has a member of {member.size} bytes')
                 if not member.isfile() or TRAINING.fullmatch(name) is None:
                     continue
                 if member.size > MOST:
@@ -74,6 +77,12 @@ def _members(path: str) -> dict[str, dict[str, Any]]:
     if not any(TRAINING.fullmatch(name) and 'meta' not in name for name in found):
         raise ValueError(f'{path} holds no data_batch_1 and no train')
     return dict(sorted(found.items()))
+
+
+def _unpacked(raw: IO[bytes]) -> IO[bytes]:
+    compressed = raw.read(2) == b'\x1f\x8b'
+    raw.seek(0)
+    return io.BufferedReader(Unfolded(raw, MOST_IN_ALL)) if compressed else raw
 
 
 def _dictionary(data: bytes, name: str) -> dict[str, Any]:

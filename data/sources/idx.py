@@ -1,6 +1,6 @@
 """IDX files, the format of MNIST, Fashion-MNIST, EMNIST, ..., with the labels beside the images."""
 
-import gzip
+import io
 import math
 import os
 import re
@@ -12,7 +12,7 @@ import numpy as np
 
 from data.limits import IMAGE_PIXELS
 from data.source import NumberedArrays, Source
-from dnnlib.files import open_regular
+from dnnlib.files import Unfolded, open_regular
 
 NAME = re.compile(r'.*idx3-ubyte(\.gz)?', re.IGNORECASE)
 MOST_BYTES = 2**32   # of pixels
@@ -60,15 +60,16 @@ def read(path: str, dimensions: int) -> np.ndarray:
     """
     try:
         with open_regular(path) as raw:
-            opened = gzip.GzipFile(fileobj=raw) if raw.read(2) == b'\x1f\x8b' else raw
+            compressed = raw.read(2) == b'\x1f\x8b'
             raw.seek(0)
-            return _array(opened, dimensions)
+            return _array(io.BufferedReader(Unfolded(raw, MOST_BYTES)) if compressed else raw,
+                          dimensions)
     except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
         raise ValueError(f'{path} is no IDX file of {dimensions} dimensions, or a damaged one: '
                          f'{error}') from error
 
 
-def _array(file: IO[bytes] | gzip.GzipFile, dimensions: int) -> np.ndarray:
+def _array(file: IO[bytes], dimensions: int) -> np.ndarray:
     if (magic := file.read(4)) != bytes([0, 0, 8, dimensions]):
         raise ValueError(f'it begins with {magic.hex() or "nothing"}')
     shape = struct.unpack(f'>{dimensions}I', file.read(4 * dimensions))

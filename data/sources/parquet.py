@@ -9,10 +9,14 @@ from typing import Any
 from data.image_files import decode
 from data.limits import IMAGE_BYTES
 from data.source import Image, Source, needs
+from dnnlib.console import shown
+from dnnlib.files import MOST_RATIO, SMALL_UNFOLDED
 
 IMAGES = ('image', 'img', 'jpg', 'png', 'webp')   # columns, the first of which is taken
 LABELS = ('label', 'labels', 'fine_label', 'cls')
-MOST_ROWS = 2**20   # in a group, which is read at once; writers make groups of 100 to 1,000
+# of a group, which is read at once; writers make groups of 100 to 1,000 rows
+MOST_ROWS = 2**20
+MOST_BYTES = 2**30
 
 
 def is_parquet(path: str) -> bool:
@@ -37,7 +41,7 @@ def read_parquet(path: str) -> Source:
                 raise ValueError(f'{file} has a group of {rows:,} rows, more than {MOST_ROWS:,}')
             names += [f'{os.path.basename(file)}:{group}:{row}' for row in range(rows)]
             if label is not None:
-                values += table.read_row_group(group, columns=[label])[label].to_pylist()
+                values += _read(table, file, group, label).to_pylist()
         classes = classes or _class_names(table, label)
     if not names:
         raise ValueError(f'{path} has no rows')
@@ -73,7 +77,30 @@ def _group(file: str, group: int, process: int) -> Any:   # noqa: ANN401 (pyarro
     if column is None:
         raise ValueError(f'{file} has no column {", ".join(IMAGES)}, but '
                          f'{", ".join(table.schema_arrow.names)}')
-    return table.read_row_group(group, columns=[column])[column]
+    return _read(table, file, group, column)
+
+
+def _read(table: Any, file: str, group: int, column: str) -> Any:   # noqa: ANN401
+    """Return a column of a group, if it has no more than the file can hold, as the file says."""
+    rows, size = table.metadata.row_group(group), os.path.getsize(file)
+    for part in map(rows.column, range(rows.num_columns)):
+        if part.path_in_schema.partition('.')[0] != column:
+            continue
+        most = min(MOST_BYTES, max(SMALL_UNFOLDED, MOST_RATIO * size))
+        if part.total_uncompressed_size > most or part.num_values > max(MOST_ROWS, size):
+            raise ValueError(f'{file}: group {group} claims {part.total_uncompressed_size:,} bytes '
+                             f'and {part.num_values:,} values of {column}, more than such a file '
+                             f'can have')
+        if column in LABELS and part.physical_type == 'BYTE_ARRAY':
+            raise ValueError(f'{file} has a column {column} of texts, not of numbers')
+    try:
+        return table.read_row_group(group, columns=[column])[column]
+    except Exception as error:   # pyarrow raises a dozen kinds on damaged files
+        raise ValueError(f'{file} is damaged: {_short(error)}') from error
+
+
+def _short(error: Exception) -> str:
+    return shown(' '.join(str(error).split()), 300)
 
 
 @functools.lru_cache(maxsize=1)
@@ -83,9 +110,14 @@ def _opened(file: str, process: int) -> Any:   # noqa: ANN401
     except ImportError as error:
         raise ValueError(needs('pyarrow', 'parquet', f'--source={file}')) from error
     try:
-        return parquet.ParquetFile(file)
-    except (OSError, ValueError) as error:
-        raise ValueError(f'{file} is no parquet file, or a damaged one: {error}') from error
+        # Images stay as they are stored: a dictionary may have one that stands in a million rows.
+        metadata = parquet.read_metadata(file)
+        columns = [name for image in IMAGES for name in (image, f'{image}.bytes')]
+        return parquet.ParquetFile(file, read_dictionary=[
+            part.path for part in map(metadata.schema.column, range(metadata.num_columns))
+            if part.path in columns and part.physical_type == 'BYTE_ARRAY'])
+    except Exception as error:   # pyarrow raises a dozen kinds on damaged files
+        raise ValueError(f'{file} is no parquet file, or a damaged one: {_short(error)}') from error
 
 
 def _column(table: Any, names: tuple[str, ...]) -> str | None:   # noqa: ANN401

@@ -72,6 +72,8 @@ def _scan(file: str, number: int, prefix: str, places: dict[str, Place],
           labels: dict[str, Any]) -> None:
     with open_regular(file) as raw, tarfile.open(fileobj=raw, mode='r:') as archive:
         for member in archive:
+            if member.size < 0:
+                raise tarfile.ReadError(f'a member of {member.size} bytes')
             name, ending = member.name, os.path.splitext(member.name)[1].lower()
             if not member.isreg() or os.path.basename(name).startswith('.'):
                 continue
