@@ -34,7 +34,7 @@ from benchmarks.originals import originals
 from checkpoints.diffusers import read_diffusers
 from checkpoints.read import read_network, read_state
 from data.labels_file import with_labels
-from data.sources import open_source, parquet
+from data.sources import lsun, open_source, parquet
 from evaluation.table import Table
 from metrics.detector_files import identify
 from metrics.reference_files import read_reference
@@ -87,7 +87,7 @@ def read_batch(path: Path) -> None:
 
 def convert_from(path: Path) -> None:
     """Load all images of a source of dataset_tool.py."""
-    for opened in (parquet._opened, parquet._group):   # they keep a file, by its name
+    for opened in (parquet._opened, parquet._group, lsun._in_process):   # kept by name
         opened.cache_clear()
     source = open_source(str(path))
     for name in source.names:

@@ -178,6 +178,7 @@ def sources(folder: Path, mark: Path) -> dict[str, list[Path]]:
     write_zip(folder / 'classes.zip', named.items())
     write_tar(folder / 'shard.tar', [
         item for i in range(4) for item in ((f'{i}.png', png(i)), (f'{i}.cls', b'%d' % i))])
+    write_lmdb(folder / 'some_lmdb' / 'data.mdb', {b'key%d' % i: png(i) for i in range(4)})
     names = json.loads((folder / 'set' / 'dataset.json').read_bytes())['labels']
     (folder / 'set' / 'labels.csv').write_text(''.join(f'{name},{i}\n' for name, i in names))
     (folder / 'set' / 'labels.json').write_text(json.dumps(dict(names)))
@@ -189,19 +190,35 @@ def sources(folder: Path, mark: Path) -> dict[str, list[Path]]:
         'arrays': [folder / 'images.npy', folder / 'batch.npz'],
         'classes': [folder / 'classes.zip'], 'tar': [folder / 'shard.tar'],
         'labels': [folder / 'set' / 'labels.csv', folder / 'set' / 'labels.json'],
-        **_lmdb(folder), **_parquet(folder)}
+        'LMDB': [folder / 'some_lmdb' / 'data.mdb'], **_parquet(folder)}
 
 
-def _lmdb(folder: Path) -> dict[str, list[Path]]:
-    try:
-        lmdb = importlib.import_module('lmdb')
-    except ImportError:
-        return {}
-    with (lmdb.open(str(folder / 'some_lmdb'), map_size=2**20) as database,
-          database.begin(write=True) as transaction):
-        for i in range(4):
-            transaction.put(b'key%d' % i, png(i))
-    return {'LMDB': [folder / 'some_lmdb' / 'data.mdb']}
+def write_lmdb(path: Path, values: dict[bytes, bytes]) -> None:
+    """Write a database of LMDB whose keys fit on one page, every value on pages of its own."""
+    leaf, large = b'', b''
+    places = []
+    for key, value in sorted(values.items()):
+        node = struct.pack('<HHHH', len(value) & 0xffff, len(value) >> 16, 1, len(key))
+        node += key + struct.pack('<Q', 3 + len(large) // 4096)
+        leaf = node + b'\0' * (len(node) % 2) + leaf
+        places.append(len(leaf))
+        count = -(-(16 + len(value)) // 4096)
+        large += _page(3 + len(large) // 4096, 4, struct.pack('<I', count), value)
+    lower = 16 + 2 * len(places)
+    pointers = b''.join(struct.pack('<H', 4096 - place) for place in places)
+    head = struct.pack('<HH', lower, 4096 - len(leaf)) + pointers
+    tree = _page(2, 2, head, leaf.rjust(4096 - 12 - len(head), b'\0'))
+    metas = [_page(number, 8, bytes(4), struct.pack(
+        '<IIQQIHH5QIHH5QQQ', 0xBEEFC0DE, 1, 0, 2**20, 4096, 8, 0, 0, 0, 0, 0, 2**64 - 1, 0, 0, 1,
+        0, 1, len(large) // 4096, len(values), 2, 2 + len(large) // 4096, number))
+        for number in (0, 1)]
+    path.parent.mkdir()
+    path.write_bytes(b''.join([*metas, tree, large]))
+
+
+def _page(number: int, kind: int, head: bytes, data: bytes) -> bytes:
+    page = struct.pack('<QHH', number, 0, kind) + head + data
+    return page + b'\0' * (-len(page) % 4096)
 
 
 def _parquet(folder: Path) -> dict[str, list[Path]]:

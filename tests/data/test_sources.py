@@ -14,10 +14,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from benchmarks.originals import write_lmdb
 from data.convert import convert
 from data.labels_file import with_labels
 from data.source import NumberedArrays, Source
 from data.sources import SOURCES, open_source
+from data.sources.lmdb_file import Database
 from data.stats import stats_of
 
 RNG = np.random.default_rng(0)
@@ -152,16 +154,45 @@ def test_damaged_idx(tmp_path, data, message):
 
 
 def test_lmdb(tmp_path):
-    lmdb = pytest.importorskip('lmdb')
-    path = str(tmp_path / 'cat_train_lmdb')
-    with lmdb.open(path, map_size=2**20) as database, database.begin(write=True) as transaction:
-        for i in (2, 0, 1):   # the order of the keys counts
-            transaction.put(f'key{i}'.encode(), png(COLOR[i]))
-    is_color(open_source(path), [None] * 3)
+    path = tmp_path / 'cat_train_lmdb'
+    write_lmdb(path / 'data.mdb', {f'key{i}'.encode(): png(COLOR[i]) for i in (2, 0, 1)})
+    is_color(open_source(str(path)), [None] * 3)   # the order of the keys counts
     (tmp_path / 'bad_lmdb').mkdir()
     (tmp_path / 'bad_lmdb' / 'data.mdb').write_bytes(b'nothing' * 1000)
     with pytest.raises(ValueError, match='bad_lmdb is no database of LMDB, or a damaged one: '):
         open_source(str(tmp_path / 'bad_lmdb'))
+
+
+def test_lmdb_reads_what_the_library_writes(tmp_path):
+    """Trees of three levels, after values were replaced and deleted."""
+    lmdb, rng = pytest.importorskip('lmdb'), np.random.default_rng(0)
+    with lmdb.open(str(tmp_path), map_size=2**28) as database:
+        assert list(Database(tmp_path / 'data.mdb')) == []
+        for _ in range(3):
+            with database.begin(write=True) as transaction:
+                for i in rng.permutation(20000):
+                    if rng.random() < 0.1:
+                        transaction.delete(b'%x' % i)
+                    else:
+                        transaction.put(b'%x' % i, rng.bytes(int(rng.choice([0, 9, 3000]))))
+        with database.begin() as transaction:
+            expected = [(bytes(key), bytes(value)) for key, value in transaction.cursor()]
+    found = Database(tmp_path / 'data.mdb')
+    assert found.depth == 3
+    assert list(found) == [key for key, _ in expected]
+    for key, value in expected[::20]:
+        assert found.value(key, 2**20) == value
+    assert found.value(b'none', 2**20) is None
+
+
+def test_a_loop_in_lmdb(tmp_path):
+    write_lmdb(tmp_path / 'x_lmdb' / 'data.mdb', {b'a': b'1', b'b': b'2'})
+    data = bytearray((tmp_path / 'x_lmdb' / 'data.mdb').read_bytes())
+    data[2 * 4096 + 16:2 * 4096 + 18] = data[2 * 4096 + 18:2 * 4096 + 20]   # the last key twice
+    (tmp_path / 'x_lmdb' / 'data.mdb').write_bytes(data)
+    with pytest.raises(ValueError, match='x_lmdb is no database of LMDB, or a damaged one: its '
+                                         'keys do not ascend'):
+        open_source(str(tmp_path / 'x_lmdb'))
 
 
 def test_parquet(tmp_path):
