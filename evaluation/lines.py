@@ -37,7 +37,8 @@ def summary_lines(judge: Judge, results: Sequence[Result],
 def title_of(judge: Judge) -> str:
     """Return the printed names of the numbers."""
     if judge.metrics != ['fid']:
-        return 'Numbers' if judge.main != 'demo' else 'Numbers of random features (NOT FID)'
+        random = 'demo' in judge.wanted.taps
+        return 'Numbers of random features (NOT FID)' if random else 'Numbers'
     return TAPS[tap_of('fid', judge.main)].number
 
 

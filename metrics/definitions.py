@@ -6,8 +6,8 @@
 
 The definitions are those of the papers whose tables people compare with: FID, sFID, Inception
 Score, precision and recall as in the evaluation suite of Dhariwal & Nichol 2021 (ADM), FD-DINOv2 as
-in EDM2. The tap that FID uses is the `main` one. It is pool_3 of Inception, or the tap of the demo
-detector, and in that case every name begins with demo_.
+in EDM2. The tap that FID uses is the `main` one. It is pool_3 of Inception, or the tap of another
+detector, and in that case every name tells which: no other number is called FID.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +25,10 @@ from metrics.statistics import Statistics
 from torch_utils.random import random_subset
 
 MOMENTS, FEATURES = 'moments', 'features'
-MAIN = 'main'          # stands for pool_3, or for the demo's features
+MAIN = 'main'          # stands for pool_3, or for the features of another detector
+# what the numbers are called that have Inception in their names, with another network
+WITHOUT_INCEPTION = {'fid': 'fd', 'kid': 'kd'}
+HIGHER = ('is', 'precision', 'recall', 'density', 'coverage')   # the more, the better
 # density and coverage are defined for so many images; of more a random choice
 DC_IMAGES = 10_000
 
@@ -72,6 +75,8 @@ METRICS = {
     'fid': Metric(('fid',), MAIN, MOMENTS, MOMENTS, _frechet),
     'sfid': Metric(('sfid',), 'spatial', MOMENTS, MOMENTS, _frechet),
     'fd_dinov2': Metric(('fd_dinov2',), 'dinov2', MOMENTS, MOMENTS, _frechet),
+    'fd_efficientnet_lite0': Metric(('fd_efficientnet_lite0',), 'efficientnet_lite0', MOMENTS,
+                                    MOMENTS, _frechet),
     'fid_inf': Metric(('fid_inf',), MAIN, FEATURES, MOMENTS, lambda x, reference, _: [
         formulas.frechet_distance_inf(x, reference.mu, reference.sigma)], least=5001),
     'is': Metric(('is', 'is_std'), 'pool_3', FEATURES, None,
@@ -89,26 +94,33 @@ def tap_of(metric: str, main: str) -> str:
     tap = METRICS[metric].tap
     if tap == MAIN:
         return main
-    if main == 'demo' and tap in ('pool_3', 'spatial'):
-        raise ValueError(f'metrics={metric} needs the Inception network, and detector=demo is '
-                         f'another: leave {metric} out, or use detector=inception')
+    if main != 'pool_3' and tap in ('pool_3', 'spatial'):
+        raise ValueError(f'metrics={metric} needs the Inception network, and '
+                         f'detector={TAPS[main].detector} is another: leave {metric} out, or use '
+                         f'detector=inception')
     return tap
 
 
 def names_of(metric: str, main: str) -> list[str]:
     """Return the names of a metric's numbers.
 
-    With features of the demo detector they begin with demo_, and FID becomes FD.
+    With another detector than Inception they tell which: fid becomes fd_efficientnet_lite0, fid_inf
+    fd_efficientnet_lite0_inf, kid kd_efficientnet_lite0 and precision
+    precision_efficientnet_lite0. Those of the demo detector begin with demo_, and FID becomes FD.
     """
     names = METRICS[metric].names
-    if METRICS[metric].tap != MAIN or main != 'demo':
+    if METRICS[metric].tap != MAIN or main == 'pool_3':
         return list(names)
-    return [f'demo_{name.replace("fid", "fd")}' for name in names]
+    if main == 'demo':
+        return [f'demo_{name.replace("fid", "fd")}' for name in names]
+    parts = [name.partition('_') for name in names]
+    return [f'{WITHOUT_INCEPTION.get(word, word)}_{main}{bar}{rest}' for word, bar, rest in parts]
 
 
 def higher_is_better(name: str) -> bool:
     """Return whether a larger value of the number `name` is better."""
-    return name.removeprefix('demo_') in ('is', 'precision', 'recall', 'density', 'coverage')
+    word = name.removeprefix('demo_').partition('_')[0]
+    return word in HIGHER and not name.endswith('_std')
 
 
 def needs(metrics: Sequence[str], main: str) -> Wanted:
@@ -261,7 +273,8 @@ def _check_moments(reference: Reference, metrics: Sequence[str], main: str, wher
                      if METRICS[name].against == MOMENTS and tap_of(name, main) == tap)
         known = ', '.join(TAPS[held].number for held in reference.moments)
         only = f', only those for {known}' if known else ''
-        detector = ' --detector=demo' if main == 'demo' else ''
+        named = tap == main and main != 'pool_3'
+        detector = f' --detector={TAPS[main].detector}' if named else ''
         raise ValueError(f'{where} has no statistics of {TAPS[tap].detector_id}, which {asked} '
                          f'compares with here{only}; make it anew with fid.py ref '
                          f'--metrics={",".join(metrics)}{detector}')

@@ -8,7 +8,7 @@ statistics store. Nothing in any of these files is executed.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -18,13 +18,15 @@ from torch import Tensor
 
 from dnnlib.download import DETECTOR, fetch
 from dnnlib.files import atomic_write, expanded, sha256_of_file
-from metrics import dinov2
+from metrics import dinov2, lite0
 from metrics import weights as inception
 from torch_utils import torch_files
 from torch_utils.safetensors_file import is_safetensors, load_tensors, save_tensors
 
 # the first of each is the one to have
-PUBLISHED = {'inception': inception.PUBLISHED, 'dinov2': (dinov2.PUBLISHED,)}
+PUBLISHED = {'inception': inception.PUBLISHED, 'dinov2': (dinov2.PUBLISHED,),
+             'efficientnet-lite0': (lite0.PUBLISHED,)}
+FETCHED = ('inception', 'dinov2')   # what can be downloaded; the others come in a package
 SAFETENSORS = 'safetensors'
 
 
@@ -35,7 +37,7 @@ class DetectorFile:
     `published` is the name of the published file that has this checksum, if there is one.
     """
     path: Path
-    kind: str     # inception or dinov2
+    kind: str     # a key of PUBLISHED
     format: str   # a key of metrics.weights.FORMATS, or safetensors
     sha256: str   # the checksum of the file
     size: int     # bytes
@@ -104,9 +106,9 @@ def fetch_published(kind: str) -> Path:
 
     They are put where the detectors look for them. Returns the path.
     """
-    if kind not in PUBLISHED:
+    if kind not in FETCHED:
         raise ValueError(f'there are no published weights of {kind}, but of '
-                         f'{" and ".join(PUBLISHED)}')
+                         f'{" and ".join(FETCHED)}')
     file = PUBLISHED[kind][0]
     return fetch(file.url, file.sha256, most=DETECTOR)
 
@@ -125,7 +127,7 @@ def search_report() -> list[Place]:
             exists = path.is_file()
             places.append(Place(path, exists, exists
                                 and (sha256 is None or sha256_of_file(path) == sha256)))
-    return places
+    return [*places, Place(*lite0.installed())]
 
 
 def _identified(path: Path, kind: str, form: str, weights: Mapping[str, Tensor]) -> DetectorFile:
@@ -148,24 +150,30 @@ def _load(path: Path) -> tuple[str, str, dict[str, Tensor]]:
     """Return the kind, the format, and the weights under canonical names."""
     if is_safetensors(path):
         tensors, _ = load_tensors(path)
-        kind = 'dinov2' if 'cls_token' in tensors else 'inception'
+        kind = _kind(tensors)
         try:
             return kind, SAFETENSORS, CHECKS[kind](tensors)
         except ValueError as error:
             raise ValueError(f'{path} does not have the weights of {kind}: {error}') from None
-    if _is_dinov2(path):
-        return 'dinov2', 'state dict', dinov2.load_weights(path)
+    kind = _kind(_names(path))
+    if kind in LOADERS:
+        return kind, 'state dict', LOADERS[kind](path)
     return 'inception', inception.sniff(path), inception.load_weights(path)
 
 
-def _is_dinov2(path: Path) -> bool:
-    """Return whether the file is a dictionary with DINOv2's names. Its numbers are not read."""
+def _kind(names: Collection[object]) -> str:
+    """Return, from the names of tensors, whose weights they are: a key of PUBLISHED."""
+    return next((kind for name, kind in TOLD_BY.items() if name in names), 'inception')
+
+
+def _names(path: Path) -> Collection[object]:
+    """Return the names in a dictionary of torch.save, none for others. Numbers are not read."""
     if not path.is_file():
-        return False   # metrics.weights says so
+        return ()   # metrics.weights says so
     if path.stat().st_size <= inception.MAX_FILE and inception.sniff(path) != 'state dict':
-        return False
+        return ()
     found = torch_files.read_file(path, torch_files.TENSORS, 'file of weights', data=False)
-    return isinstance(found, dict) and 'cls_token' in found
+    return found if isinstance(found, dict) else ()
 
 
 def _write_state_dict(weights: Mapping[str, Tensor], kind: str, dest: Path) -> None:
@@ -183,4 +191,7 @@ WRITERS: dict[str, Callable[[Mapping[str, Tensor], str, Path], None]] = {
 CHECKS: dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
     'inception': inception.to_canonical,
     'dinov2': lambda tensors: inception.checked(tensors, dinov2.weight_shapes()),
+    'efficientnet-lite0': lite0.to_canonical,
 }
+LOADERS = {'dinov2': dinov2.load_weights, 'efficientnet-lite0': lite0.load_weights}
+TOLD_BY = {'cls_token': 'dinov2', '_conv_stem.weight': 'efficientnet-lite0'}

@@ -7,16 +7,30 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from metrics import dinov2
-from metrics.features import DemoDetector, DINOv2Detector, FeatureExtractor, InceptionDetector
+from metrics import dinov2, lite0
+from metrics.features import (
+    TAPS,
+    DemoDetector,
+    DINOv2Detector,
+    FeatureExtractor,
+    InceptionDetector,
+    Lite0Detector,
+)
 from metrics.weights import load_weights, locate
 
 PRECISIONS = ('float32', 'tf32', 'float64')
 
 DETECTORS: dict[str, Callable[[torch.device, torch.dtype], FeatureExtractor]] = {
     'inception': lambda device, dtype: InceptionDetector(load_weights(locate()), device, dtype),
+    'efficientnet-lite0': lambda device, dtype: Lite0Detector(lite0.load_weights(lite0.locate()),
+                                                              device, dtype),
+    'dinov2': lambda device, dtype: DINOv2Detector(dinov2.load_weights(dinov2.locate()), device,
+                                                   dtype),
     'demo': DemoDetector,
 }
+
+# Taps of metrics that have a detector of their own, whatever --detector is.
+FIXED = ('dinov2', 'efficientnet_lite0')
 
 
 def load_detector(name: str, device: torch.device,
@@ -34,18 +48,13 @@ def load_detector(name: str, device: torch.device,
 def check_name(detector: str) -> None:
     """Raise ValueError for what is neither the name of a detector nor a file."""
     if detector not in DETECTORS and not os.path.isfile(detector):
-        raise ValueError(f'detector={detector} is neither {" nor ".join(DETECTORS)} nor a file of '
+        raise ValueError(f'detector={detector} is none of {", ".join(DETECTORS)}, and no file of '
                          f'Inception weights')
 
 
-def load_dinov2(device: torch.device, dtype: torch.dtype = torch.float32) -> DINOv2Detector:
-    """Load the network of FD-DINOv2 with weights found on this machine, else raise ValueError."""
-    return DINOv2Detector(dinov2.load_weights(dinov2.locate()), device, dtype)
-
-
 def main_tap(detector: str) -> str:
-    """Return the tap that FID uses with this detector, a key of TAPS."""
-    return 'demo' if detector == 'demo' else 'pool_3'
+    """Return the tap whose Fréchet distance is computed with this detector, a key of TAPS."""
+    return next((name for name, tap in TAPS.items() if tap.detector == detector), 'pool_3')
 
 
 def load_extractors(taps: Iterable[str], detector: str, device: torch.device,
@@ -63,10 +72,8 @@ def load_extractors(taps: Iterable[str], detector: str, device: torch.device,
     dtype = torch.float64 if precision == 'float64' else torch.float32
     networks: dict[str, FeatureExtractor] = {}
     for kind in sorted(set(map(_kind, taps))):
-        if kind == 'dinov2':
-            networks[kind] = load_dinov2(device, dtype)
-        else:
-            networks[kind] = load_detector(detector, device, dtype)
+        name = TAPS[kind].detector if kind in FIXED else detector
+        networks[kind] = load_detector(name, device, dtype)
     if precision == 'tf32':
         networks = {kind: _TF32(network) for kind, network in networks.items()}
     return {tap: networks[_kind(tap)] for tap in taps}
@@ -78,7 +85,7 @@ def distinct(extractors: Iterable[FeatureExtractor]) -> list[FeatureExtractor]:
 
 
 def _kind(tap: str) -> str:
-    """Return 'inception', 'dinov2' or 'demo': taps of one kind come from one network."""
+    """Return the network that a tap belongs to: 'inception', or the tap's own name."""
     return 'inception' if tap in ('pool_3', 'spatial') else tap
 
 

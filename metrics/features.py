@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from metrics.dinov2 import DINOv2
 from metrics.inception import Inception
+from metrics.lite0 import Lite0
 from metrics.weights import digest
 from torch_utils.digest import digest_of_tensors
 
@@ -23,14 +24,17 @@ class Tap(NamedTuple):
     """A place in a network where features are taken, and the name of the number computed there."""
     dim: int
     detector_id: str   # names architecture, preprocessing, layer and version
-    number: str        # the printed name of its Fréchet distance
+    number: str        # the printed name of its Fréchet distance, which is FID for pool_3 alone
+    detector: str      # the value of --detector that gives it
 
 
 TAPS = {
-    'pool_3': Tap(2048, 'inception-2015-12-05-pool_3-v1', 'FID'),
-    'spatial': Tap(2023, 'inception-2015-12-05-spatial-v1', 'sFID'),
-    'dinov2': Tap(1024, 'dinov2-vitl14-bicubic-v1', 'FD-DINOv2'),
-    'demo': Tap(224, 'demo-v1', 'demo-FD (random features, NOT FID)'),
+    'pool_3': Tap(2048, 'inception-2015-12-05-pool_3-v1', 'FID', 'inception'),
+    'spatial': Tap(2023, 'inception-2015-12-05-spatial-v1', 'sFID', 'inception'),
+    'dinov2': Tap(1024, 'dinov2-vitl14-bicubic-v1', 'FD-DINOv2', 'dinov2'),
+    'demo': Tap(224, 'demo-v1', 'demo-FD (random features, NOT FID)', 'demo'),
+    'efficientnet_lite0': Tap(1280, 'efficientnet-lite0-bicubic-v1', 'fd_efficientnet_lite0',
+                              'efficientnet-lite0'),
 }
 
 
@@ -115,6 +119,22 @@ class DINOv2Detector:
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         return {'dinov2': self.network(as_rgb(images))}
+
+
+class Lite0Detector:
+    """EfficientNet-Lite0, after a bicubic resize.
+
+    `weights` are those of metrics.lite0.load_weights.
+    """
+    taps = ('efficientnet_lite0',)
+
+    def __init__(self, weights: Mapping[str, Tensor], device: torch.device | str = 'cpu',
+                 dtype: torch.dtype = torch.float32) -> None:
+        self.digest = digest(weights)
+        self.network = Lite0(weights, device, dtype)
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        return {'efficientnet_lite0': self.network(as_rgb(images))}
 
 
 def as_rgb(images: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from metrics.definitions import (
     needs_of_reference,
     scores,
 )
-from metrics.detectors import check_name, distinct, load_extractors, main_tap
+from metrics.detectors import FIXED, check_name, distinct, load_extractors, main_tap
 from metrics.features import TAPS, FeatureExtractor
 from metrics.images import ArrayImages, Images
 from metrics.one_pass import Measured, Stopped, Wanted, measure
@@ -57,7 +57,7 @@ class Judge:
     ref             a file of reference statistics of any format (metrics/reference_files.py), its
                     address, or the real images themselves
     metrics         keys of METRICS
-    detector        'inception', 'demo', or a file of Inception weights
+    detector        a key of DETECTORS, or a file of Inception weights
     precision       of the detectors: float32, tf32 (CUDA only) or float64
     batch           images at a time, on each rank
     allow_mismatch  whether to compare even if the reference was made in another way
@@ -78,7 +78,7 @@ class Judge:
         self.wanted = needs(self.metrics, self.main)
         self.wanted_of_reference = needs_of_reference(self.metrics, self.main)
         taps = {*self.wanted.taps, *self.wanted_of_reference.taps}
-        if taps - {'dinov2'}:
+        if taps - set(FIXED):
             check_name(detector)
         # before the detectors: their weights may have to be downloaded
         self._file = self._read(ref) if isinstance(ref, str) else None   # on rank 0 only

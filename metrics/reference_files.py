@@ -5,7 +5,7 @@
 
 The contents of a file are returned under the tap that the features come from, a key of
 metrics.features.TAPS. If a file does not name its detector, the number of features tells it: 2048
-are pool_3, 2023 spatial, 1024 dinov2, 224 demo.
+are pool_3, 2023 spatial, 1024 dinov2, 224 demo. (1280 tell nothing: many networks have so many.)
 
 | origin         | file   | content                                                              |
 | -------------- | ------ | -------------------------------------------------------------------- |
@@ -49,7 +49,8 @@ T = TypeVar('T')
 WHAT = 'file of statistics'
 FORMAT = 1   # of our npz files; mu and sigma mean the same in every version
 # whose mu and sigma are called just that: the first that is there
-MAIN = ('pool_3', 'demo', 'dinov2', 'spatial')
+MAIN = ('pool_3', 'demo', 'efficientnet_lite0', 'dinov2', 'spatial')
+TOLD_BY_SIZE = ('pool_3', 'spatial', 'dinov2', 'demo')   # taps that others publish without a name
 # key of others' features: origin
 FEATURES = {'pool_3': 'Score-SDE', 'reps': 'dgm-eval', 'feats': 'clean-fid'}
 EDM_URL = 'https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/'
@@ -318,9 +319,9 @@ def _tapped(statistics: Statistics, where: str) -> dict[str, Statistics]:
     """Return statistics under their tap, which they name or which their size tells."""
     said, dim = statistics.detector_id, len(statistics.mu)
     for name, tap in TAPS.items():
-        if said == tap.detector_id or (said is None and dim == tap.dim):
+        if said == tap.detector_id or (said is None and dim == tap.dim and name in TOLD_BY_SIZE):
             return {name: statistics}
-    known = ', '.join(f'{tap.dim} ({name})' for name, tap in TAPS.items())
+    known = ', '.join(f'{TAPS[name].dim} ({name})' for name in TOLD_BY_SIZE)
     found = (
         f'{dim} features, but known are {known}'
         if said is None
@@ -335,10 +336,10 @@ def write_reference(path: str | os.PathLike[str], moments: Mapping[str, Statisti
                     features: Mapping[str, np.ndarray] | None = None) -> None:
     """Write moments and features by tap, all of it or nothing.
 
-    In an npz, the fields of Statistics of the main tap (the first of pool_3, demo and dinov2 that
-    is present) have their plain names: EDM's fid.py asks for mu and sigma. Those of spatial are
-    mu_s and sigma_s, the names that ADM's evaluator uses; all others are called `fd_dinov2.mu`,
-    `spatial.count`, and so on. Features are `features.pool_3`, float32 [N, d]. Equal content gives
+    In an npz, the fields of Statistics of the main tap (the first in MAIN that is present) have
+    their plain names: EDM's fid.py asks for mu and sigma. Those of spatial are mu_s and sigma_s,
+    the names that ADM's evaluator uses; all others are called `fd_dinov2.mu`, `spatial.count`, and
+    so on. Features are `features.pool_3`, float32 [N, d]. Equal content gives
     equal bytes.
 
     A path that ends in .pkl gets EDM2's pickled dictionary, which holds only the moments of pool_3

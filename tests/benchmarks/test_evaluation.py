@@ -98,8 +98,8 @@ def test_a_job_that_fails(tmp_path):
     """In a process of its own; the message is that of the job."""
     job = {'kind': 'pass', 'program': 'limpid', 'folder': str(tmp_path), 'device': 'cpu',
            'threads': 1}
-    with pytest.raises(ValueError, match=r'^limpid failed: Error: .*weights\.pth is neither '
-                                         r'inception nor demo nor a file of Inception weights$'):
+    with pytest.raises(ValueError, match=r'^limpid failed: Error: .*weights\.pth is none '
+                                         r'of .*, and no file of Inception weights$'):
         evaluation.in_a_process(job)
 
 

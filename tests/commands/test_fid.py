@@ -481,8 +481,8 @@ def test_progress_is_saved_and_used(network, tmp_path):
 
 def test_metrics_that_cannot_be(network, generated):
     for metrics, message in {
-            'fid,foo': '--metrics=foo is unknown: it takes fid, sfid, fd_dinov2, fid_inf, is, kid, '
-                       'pr, dc, with commas between',
+            'fid,foo': '--metrics=foo is unknown: it takes fid, sfid, fd_dinov2, '
+                       'fd_efficientnet_lite0, fid_inf, is, kid, pr, dc, with commas between',
             'fid,fid': '--metrics=fid,fid names one twice',
             'kid': '--metrics=kid takes 1000 images or more, not 70',
             'sfid': '--metrics=sfid needs the Inception network, and --detector=demo is another: '
@@ -612,7 +612,6 @@ def test_mistakes_are_told_before_a_detector_is_loaded(real, tmp_path, monkeypat
         raise AssertionError('a detector was loaded')
 
     monkeypatch.setattr('metrics.detectors.load_detector', load)
-    monkeypatch.setattr('metrics.detectors.load_dinov2', load)
     monkeypatch.setenv('LIMPID_OFFLINE', '1')
     one = write(tmp_path / 'one.zip', smooth_images(1))
     names = {'ZIP': real[1], 'NPZ': real[2], 'DIR': tmp_path, 'ONE': one}

@@ -547,7 +547,7 @@ def test_two_processes_stop_together_and_find_the_numbers_of_one(
         (
             ['--eval=1', '--ref=REF', '--metrics=pr,fid', '--detector=demo'],
             '--metrics=pr,fid: the first chooses the best snapshot, by its lowest number; put one '
-            'of fid, sfid, fd_dinov2, fid_inf, kid before pr',
+            'of fid, sfid, fd_dinov2, fd_efficientnet_lite0, fid_inf, kid before pr',
         ),
         (
             ['--eval=1', '--ref=REF', '--metrics=fid,is', '--detector=demo'],
@@ -561,7 +561,8 @@ def test_two_processes_stop_together_and_find_the_numbers_of_one(
         (['--eval=1', '--ref=missing.npz', '--detector=demo'], 'missing.npz'),
         (
             ['--eval=1', '--ref=REF', '--detector=weights.pth'],
-            '--detector=weights.pth is neither inception nor demo nor a file of Inception weights',
+            '--detector=weights.pth is none of inception, efficientnet-lite0, dinov2, demo, and no '
+            'file of Inception weights',
         ),
     ],
 )
@@ -581,7 +582,7 @@ def test_errors_come_before_anything_is_written(digits, ref, tmp_path, options, 
 
 
 def test_only_distances_choose(ref):
-    distances = {'fid', 'sfid', 'fd_dinov2', 'fid_inf', 'kid'}
+    distances = {'fid', 'sfid', 'fd_dinov2', 'fd_efficientnet_lite0', 'fid_inf', 'kid'}
     for name in METRICS:
         if name in distances:
             assert EvalConfig(1000, ref, (name, 'pr')).metrics[0] == name

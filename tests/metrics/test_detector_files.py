@@ -3,13 +3,14 @@
 import hashlib
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 
 from dnnlib.download import cached_path
 from metrics import detector_files as module
-from metrics import dinov2
+from metrics import dinov2, lite0
 from metrics import weights as inception
 from metrics.detector_files import PUBLISHED, convert, fetch_published, identify, search_report
 from tests.inception_weights import random_weights
@@ -174,6 +175,7 @@ def test_downloads_go_where_files_are_looked_for(monkeypatch):
 
 
 def test_places_that_are_looked_at(home, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(lite0, 'installed', lambda: (Path(lite0.FILE), False, False))
     places = search_report()
     assert [place.path for place in places] == [
         *(cached_path(file.url) for file in inception.PUBLISHED),
@@ -181,7 +183,8 @@ def test_places_that_are_looked_at(home, monkeypatch):  # noqa: F811
         home / '.cache/torch/hub/checkpoints/weights-inception-2015-12-05-6726825d.pth',
         home / '.cache/k-diffusion/inception-2015-12-05.pt',
         cached_path(dinov2.PUBLISHED.url),
-        home / '.cache/torch/hub/checkpoints/dinov2_vitl14_pretrain.pth']
+        home / '.cache/torch/hub/checkpoints/dinov2_vitl14_pretrain.pth',
+        Path(lite0.FILE)]
     assert not any(exists or usable for _, exists, usable in places)
     for place in places[:4]:
         place.path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +193,7 @@ def test_places_that_are_looked_at(home, monkeypatch):  # noqa: F811
     monkeypatch.setattr(inception, 'PUBLISHED', (good, *inception.PUBLISHED[1:]))
     # the second has another checksum, of the third none is known
     assert [place[1:] for place in search_report()] == [
-        (True, True), (True, False), (True, True), (True, True), *[(False, False)] * 4]
+        (True, True), (True, False), (True, True), (True, True), *[(False, False)] * 5]
     monkeypatch.setenv('LIMPID_DINOV2', str(home / 'mine.pth'))
     assert search_report()[6] == (home / 'mine.pth', False, False)
     (home / 'mine.pth').write_bytes(b'')

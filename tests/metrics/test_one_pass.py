@@ -16,6 +16,7 @@ from metrics.definitions import (
     Reference,
     below_zero,
     check,
+    higher_is_better,
     names_of,
     needs,
     needs_of_reference,
@@ -23,7 +24,7 @@ from metrics.definitions import (
     tap_of,
 )
 from metrics.distances import frechet_distance
-from metrics.features import DemoDetector
+from metrics.features import TAPS, DemoDetector
 from metrics.one_pass import Measured, Stopped, Wanted, _State, measure
 from metrics.statistics import CHUNK, Moments, Statistics, chunks
 from torch_utils import distributed
@@ -269,23 +270,40 @@ def test_density_and_coverage_are_of_ten_thousand_images(monkeypatch):
 def test_what_metrics_need():
     everything = list(METRICS)
     assert needs(everything, 'pool_3') == Wanted(
-        frozenset({'pool_3', 'spatial', 'dinov2'}), frozenset({'pool_3'})
+        frozenset({'pool_3', 'spatial', 'dinov2', 'efficientnet_lite0'}), frozenset({'pool_3'})
     )
     assert needs_of_reference(everything, 'pool_3') == Wanted(
-        frozenset({'pool_3', 'spatial', 'dinov2'}), frozenset({'pool_3'})
+        frozenset({'pool_3', 'spatial', 'dinov2', 'efficientnet_lite0'}), frozenset({'pool_3'})
     )
     assert needs_of_reference(['is'], 'pool_3').taps == []
     assert needs(['fid'], 'pool_3') == Wanted(frozenset({'pool_3'}))
     assert needs(['fd_dinov2'], 'pool_3').taps == ['dinov2']   # Inception is not even loaded
-    assert names_of('kid', 'pool_3') == ['kid',
-                                         'kid_std'] and names_of('fid_inf',
-                                                                 'demo') == ['demo_fd_inf']
-    for metric in ('is', 'sfid'):
+    for metric, main, detector in (('is', 'demo', 'demo'), ('sfid', 'demo', 'demo'),
+                                   ('is', 'efficientnet_lite0', 'efficientnet-lite0')):
         with pytest.raises(ValueError) as error:
-            tap_of(metric, 'demo')
+            tap_of(metric, main)
         assert str(error.value) == (f'metrics={metric} needs the Inception network, and '
-                                    f'detector=demo is another: leave {metric} out, or use '
+                                    f'detector={detector} is another: leave {metric} out, or use '
                                     f'detector=inception')
+
+
+def test_only_inception_has_an_fid():
+    """Every number of another detector tells in its name which detector that is."""
+    assert names_of('kid', 'pool_3') == ['kid', 'kid_std']
+    assert names_of('fid_inf', 'demo') == ['demo_fd_inf']
+    assert [name for metric in ('fid', 'fid_inf', 'kid', 'pr', 'dc', 'fd_dinov2')
+            for name in names_of(metric, 'efficientnet_lite0')] == [
+        'fd_efficientnet_lite0', 'fd_efficientnet_lite0_inf', 'kd_efficientnet_lite0',
+        'kd_efficientnet_lite0_std', 'precision_efficientnet_lite0', 'recall_efficientnet_lite0',
+        'density_efficientnet_lite0', 'coverage_efficientnet_lite0', 'fd_dinov2']
+    for main in set(TAPS) - {'pool_3', 'spatial'}:
+        others = [name for metric in METRICS if METRICS[metric].tap == 'main'
+                  for name in names_of(metric, main)]
+        assert not [name for name in others if name.startswith(('fid', 'kid'))]
+    assert [name for name, tap in TAPS.items() if tap.number == 'FID'] == ['pool_3']
+    assert [higher_is_better(name) for name in (
+        'precision_efficientnet_lite0', 'demo_recall', 'is', 'fd_efficientnet_lite0',
+        'kd_efficientnet_lite0_std', 'is_std')] == [True, True, True, False, False, False]
 
 
 def checked(reference, metrics=('fid',), count=2000, shape=(3, 4, 4), precision='float32',

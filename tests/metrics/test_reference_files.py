@@ -12,7 +12,7 @@ import torch
 
 from dnnlib.download import cached_path
 from metrics import reference_files as module
-from metrics.features import TAPS, Tap
+from metrics.features import TAPS
 from metrics.reference_files import read_reference, write_reference
 from metrics.statistics import CHUNK, Moments, Statistics
 
@@ -25,8 +25,8 @@ NOTE = (' does not say how images were resized: distances to it are FIDs if EDM 
 @pytest.fixture(autouse=True)
 def small_taps(monkeypatch):
     """As the published ones, with fewer features: files of megabytes take time."""
-    dims = {'pool_3': 8, 'spatial': 7, 'dinov2': 6, 'demo': 5}
-    monkeypatch.setattr(module, 'TAPS', {name: Tap(dims[name], tap.detector_id, tap.number)
+    dims = {'pool_3': 8, 'spatial': 7, 'dinov2': 6, 'demo': 5, 'efficientnet_lite0': 4}
+    monkeypatch.setattr(module, 'TAPS', {name: tap._replace(dim=dims[name])
                                          for name, tap in TAPS.items()})
 
 
@@ -56,6 +56,7 @@ def test_dimensions_of_the_published_files():
         2023: 'spatial',
         1024: 'dinov2',
         224: 'demo',
+        1280: 'efficientnet_lite0',
     }
 
 
@@ -338,10 +339,10 @@ def test_what_cannot_be_written(tmp_path):
     path, good = tmp_path / 'a.npz', {'demo': statistics('demo')}
     for arguments, problem in (
         (({},), 'there are no moments to write'),
-        (({'pool_9': good['demo']},), 'there is no tap pool_9, but pool_3, spatial, dinov2, demo'),
+        (({'pool_9': good['demo']},), 'there is no tap pool_9, but ' + ', '.join(TAPS)),
         (
             (good, {'clip': np.zeros([2, 2])}),
-            'there is no tap clip, but pool_3, spatial, dinov2, demo',
+            'there is no tap clip, but ' + ', '.join(TAPS),
         ),
         (
             (good, {'demo': np.zeros(3)}),
