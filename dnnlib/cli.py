@@ -19,6 +19,7 @@ import click
 
 from dnnlib.console import shown, tolerant_streams
 from dnnlib.files import expanded
+from dnnlib.help import kept
 
 F = TypeVar('F', bound=Callable[..., Any])
 P = ParamSpec('P')
@@ -59,6 +60,10 @@ class GroupedCommand(click.Command):
         with tolerant_streams():
             return super().main(*args, **kwargs)
 
+    def get_help(self, ctx: click.Context) -> str:
+        """Return the text of `--help`, and keep it for the next time."""
+        return kept(super().get_help(ctx))
+
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write usage, description, the options under their headings, and the examples."""
         text, _, examples = inspect.cleandoc(self.callback.__doc__ or '').partition('Examples:\n')
@@ -88,6 +93,10 @@ class CommandGroup(click.Group):
         """Run as a program."""
         with tolerant_streams():
             return super().main(*args, **kwargs)
+
+    def get_help(self, ctx: click.Context) -> str:
+        """Return the text of `--help`, and keep it for the next time."""
+        return kept(super().get_help(ctx))
 
 
 class KeyOf(click.Choice):  # type: ignore[type-arg]

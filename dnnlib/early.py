@@ -1,15 +1,16 @@
 """What every command does before its libraries are imported, which takes seconds.
 
-Each imports this module before anything else. How threads wait is decided here, since torch asks
-once (dnnlib.threads). And a batch system may stop a job at any time: train.py leaves with the exit
-code that means "try again", as it does once it trains; there is nothing to save yet.
+Each imports this module before anything else. `--help` ends here, where it was asked for before
+(dnnlib.help). How threads wait is decided here, since torch asks once (dnnlib.threads). And a batch
+system may stop a job at any time: train.py leaves with the exit code that means "try again", as it
+does once it trains; there is nothing to save yet.
 """
 
 import os
 import signal
 import sys
 
-from dnnlib import threads
+from dnnlib import help, threads
 
 TRY_AGAIN = 75   # EX_TEMPFAIL
 
@@ -19,6 +20,7 @@ def _leave(number: int, frame: object) -> None:
     os._exit(TRY_AGAIN)
 
 
+help.print_kept()
 threads.apply()
 
 if os.path.basename(sys.argv[0]) == 'train.py':   # and not where train is a module of a program
