@@ -28,7 +28,7 @@ T = TypeVar('T')
 
 
 # metavars of options that name a file or a folder
-PLACES = re.compile(r'\b(DIR|PATH|FILE|PATHS|ZIP|NPZ|PKL|PT|PNG|CSV)\b')
+PLACES = re.compile(r'\b(DIR|PATH|FILE|PATHS|ZIP|NPZ|PKL|PT|PNG|CSV|HTML)\b')
 # The options of which a smaller value needs less memory.
 SMALLER = ('--batch', '--batch-gpu', '--workers', '--max-images', '--grid')
 # In the words of torch, of CUDA's libraries and of C++.

@@ -18,6 +18,7 @@ BELOW = {
     'data': {'dnnlib', 'limpid', 'torch_utils'},
     'training': {'dnnlib', 'limpid', 'torch_utils', 'data'},
     'metrics': {'dnnlib', 'limpid', 'torch_utils'},
+    'reports': {'dnnlib', 'data', 'training'},
     'checkpoints': {'dnnlib', 'limpid', 'torch_utils', 'data', 'training'},
     'options': {'dnnlib', 'limpid', 'torch_utils', 'data', 'training', 'checkpoints'},
     'evaluation': {'dnnlib', 'limpid', 'torch_utils', 'data', 'training', 'metrics', 'checkpoints',

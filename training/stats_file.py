@@ -55,7 +55,9 @@ def number_in(line: dict[str, Any], name: str) -> float | None:
     """Return the mean under a name in a line of stats.jsonl; None where it has no finite one."""
     entry = line.get(name)
     mean = entry.get('mean') if isinstance(entry, dict) else None
-    return mean if isinstance(mean, int | float) and math.isfinite(mean) else None
+    with contextlib.suppress(OverflowError):   # a whole number of a thousand digits
+        return mean if isinstance(mean, int | float) and math.isfinite(mean) else None
+    return None
 
 
 def strict(value: object) -> object:

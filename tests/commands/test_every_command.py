@@ -13,6 +13,7 @@ import demo
 import fid
 import flow
 import generate
+import report
 import train
 from dnnlib.cli import Place, check_apart
 from dnnlib.download import cache_dir
@@ -66,7 +67,7 @@ def test_reading_a_file_twice_is_fine():
 
 
 COMMANDS = {'train': train.main, 'generate': generate.main, 'dataset_tool': dataset_tool.main,
-            'demo': demo.main,
+            'demo': demo.main, 'report': report.main,
             **{f'dataset_tool {name}': command for name, command in dataset_tool.COMMANDS.items()},
             **{f'flow {name}': command for name, command in flow.main.commands.items()},
             **{f'fid {name}': command for name, command in fid.main.commands.items()},
