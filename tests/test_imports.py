@@ -23,6 +23,8 @@ BELOW = {
     'options': {'dnnlib', 'limpid', 'torch_utils', 'data', 'training', 'checkpoints'},
     'evaluation': {'dnnlib', 'limpid', 'torch_utils', 'data', 'training', 'metrics', 'checkpoints',
                    'options'},
+    'reproduction': {'dnnlib', 'limpid', 'torch_utils', 'data', 'training', 'metrics',
+                     'checkpoints', 'options', 'evaluation'},
 }
 PACKAGES = set(BELOW)
 APART = {'benchmarks', 'docs', 'tests'}   # which nobody else imports

@@ -14,6 +14,7 @@ import fid
 import flow
 import generate
 import report
+import reproduce
 import train
 from dnnlib.cli import Place, check_apart
 from dnnlib.download import cache_dir
@@ -71,7 +72,8 @@ COMMANDS = {'train': train.main, 'generate': generate.main, 'dataset_tool': data
             **{f'dataset_tool {name}': command for name, command in dataset_tool.COMMANDS.items()},
             **{f'flow {name}': command for name, command in flow.main.commands.items()},
             **{f'fid {name}': command for name, command in fid.main.commands.items()},
-            **{f'checkpoint {name}': command for name, command in checkpoint.main.commands.items()}}
+            **{f'checkpoint {name}': command for name, command in checkpoint.main.commands.items()},
+            **{f'reproduce {name}': command for name, command in reproduce.main.commands.items()}}
 OPTIONS = {f'{name} {option.opts[0]}': option
            for name, command in COMMANDS.items() for option in command.params}
 # Where ∞ means something: the geometric steps of VE, no upper limit, zero signal-to-noise ratio.
@@ -128,7 +130,7 @@ def test_what_is_out_of_range_is_refused_by_name(arguments, message):
     assert result.output.splitlines()[-1] == f'Error: Invalid value for {message}'
 
 
-WORDS = {'NAME', 'NAME,...', 'LIST', 'STR'}   # metavars of other texts
+WORDS = {'NAME', 'NAME,...', 'NAME...', 'LIST', 'STR'}   # metavars of other texts
 
 
 def test_every_path_is_one_in_which_a_tilde_is_the_home_folder(monkeypatch):
@@ -177,7 +179,8 @@ def test_every_option_has_a_name_that_torchrun_does_not_take_for_its_own():
     theirs = [name for action in get_args_parser()._actions for name in action.option_strings]
     assert '--run-path' in theirs
     taken = [name for name, option in OPTIONS.items() if isinstance(option, click.Option)
-             and not name.startswith(('demo', 'dataset_tool', 'checkpoint', 'fid detector'))
+             and not name.startswith(('demo', 'dataset_tool', 'checkpoint', 'fid detector',
+                                      'reproduce'))
              and all(any(other.startswith(spelling) for other in theirs)
                      for spelling in option.opts)]
     assert taken == []
