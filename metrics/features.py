@@ -38,6 +38,25 @@ TAPS = {
 }
 
 
+BUILT_IN = frozenset(TAPS)
+OWN = 'own-'   # begins the identity of a detector of one's own
+
+
+def register(name: str, dim: int, detector: str) -> str:
+    """Add the tap of a detector of one's own to TAPS, and return its name.
+
+    Raises ValueError for the name of another tap, and for another number of features than before.
+    """
+    if name in BUILT_IN:
+        raise ValueError(f'fd_{name} is the distance of a detector that is here already: call the '
+                         f'function otherwise')
+    if name in TAPS and TAPS[name].dim != dim:
+        raise ValueError(f'{OWN}{name} has {dim} features, and another detector of this name has '
+                         f'{TAPS[name].dim}')
+    TAPS[name] = Tap(dim, f'{OWN}{name}', f'fd_{name}', detector)
+    return name
+
+
 class FeatureExtractor(Protocol):
     """The members of a detector, which need not inherit from this class.
 

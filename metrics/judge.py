@@ -57,7 +57,7 @@ class Judge:
     ref             a file of reference statistics of any format (metrics/reference_files.py), its
                     address, or the real images themselves
     metrics         keys of METRICS
-    detector        a key of DETECTORS, or a file of Inception weights
+    detector        a key of DETECTORS, a file of Inception weights, or module:function
     precision       of the detectors: float32, tf32 (CUDA only) or float64
     batch           images at a time, on each rank
     allow_mismatch  whether to compare even if the reference was made in another way
@@ -227,6 +227,7 @@ class Judge:
             'ref_fingerprint': used[0].data_fingerprint if used else None,
             'ref_features': {tap: len(reference.features[tap])
                              for tap in sorted(reference.features)},
+            'detector': self.detector,
             'detectors': {TAPS[tap].detector_id: self.extractors[tap].digest
                           for tap in sorted(self.extractors)}, 'precision': self.precision,
             'versions': measured.about['versions'], 'notes': notes,

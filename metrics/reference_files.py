@@ -38,7 +38,7 @@ from torch import Tensor
 from dnnlib.console import shown
 from dnnlib.download import STATISTICS, as_fetched, fetch, is_url
 from dnnlib.files import atomic_write
-from metrics.features import TAPS
+from metrics.features import BUILT_IN, OWN, TAPS, register
 from metrics.statistics import Moments, Statistics, chunks
 from torch_utils import torch_files
 from torch_utils.arrays import names_in, read_npz
@@ -319,8 +319,15 @@ def _tapped(statistics: Statistics, where: str) -> dict[str, Statistics]:
     """Return statistics under their tap, which they name or which their size tells."""
     said, dim = statistics.detector_id, len(statistics.mu)
     for name, tap in TAPS.items():
-        if said == tap.detector_id or (said is None and dim == tap.dim and name in TOLD_BY_SIZE):
+        told = said == tap.detector_id and (name in BUILT_IN or dim == tap.dim)
+        if told or (said is None and dim == tap.dim and name in TOLD_BY_SIZE):
             return {name: statistics}
+    own = re.fullmatch(f'{OWN}([A-Za-z][A-Za-z0-9_]*)', said or '')
+    if own is not None and own[1] not in BUILT_IN:
+        try:
+            return {register(own[1], dim, f'MODULE:{own[1]}'): statistics}
+        except ValueError as error:
+            raise ValueError(f'{where}: {error}') from None
     known = ', '.join(f'{TAPS[name].dim} ({name})' for name in TOLD_BY_SIZE)
     found = (
         f'{dim} features, but known are {known}'
@@ -336,11 +343,11 @@ def write_reference(path: str | os.PathLike[str], moments: Mapping[str, Statisti
                     features: Mapping[str, np.ndarray] | None = None) -> None:
     """Write moments and features by tap, all of it or nothing.
 
-    In an npz, the fields of Statistics of the main tap (the first in MAIN that is present) have
-    their plain names: EDM's fid.py asks for mu and sigma. Those of spatial are mu_s and sigma_s,
-    the names that ADM's evaluator uses; all others are called `fd_dinov2.mu`, `spatial.count`, and
-    so on. Features are `features.pool_3`, float32 [N, d]. Equal content gives
-    equal bytes.
+    In an npz, the fields of Statistics of the main tap (that of a detector of one's own,
+    else the first in MAIN that is present) have their plain names: EDM's fid.py asks for mu and
+    sigma. Those of spatial are mu_s and sigma_s, the names that ADM's evaluator uses; all others
+    are called `fd_dinov2.mu`, `spatial.count`, and so on. Features are `features.pool_3`, float32
+    [N, d]. Equal content gives equal bytes.
 
     A path that ends in .pkl gets EDM2's pickled dictionary, which holds only the moments of pool_3
     and dinov2.
@@ -353,7 +360,8 @@ def write_reference(path: str | os.PathLike[str], moments: Mapping[str, Statisti
     unknown = [tap for tap in [*moments, *(features or {})] if tap not in TAPS]
     if unknown:
         raise ValueError(f'{path}: there is no tap {unknown[0]}, but {", ".join(TAPS)}')
-    main = next(tap for tap in MAIN if tap in moments)
+    own = [tap for tap in moments if tap not in MAIN]   # no command takes more than one
+    main = next(tap for tap in (*own, *MAIN) if tap in moments)
     arrays: dict[str, Any] = {}
     for tap, statistics in moments.items():
         arrays |= {_key(None if tap == main else tap, name): value

@@ -99,7 +99,8 @@ def test_a_job_that_fails(tmp_path):
     job = {'kind': 'pass', 'program': 'limpid', 'folder': str(tmp_path), 'device': 'cpu',
            'threads': 1}
     with pytest.raises(ValueError, match=r'^limpid failed: Error: .*weights\.pth is none '
-                                         r'of .*, and no file of Inception weights$'):
+                                         r'of .*, no file of Inception weights, and no '
+                                         r'module:function$'):
         evaluation.in_a_process(job)
 
 

@@ -46,7 +46,7 @@ def run_page(name, text):
 
 def test_the_pages_with_python_are_known():
     with_python = [name for name in PAGES if list(blocks((ROOT / name).read_text()))]
-    assert with_python == ['README.md', 'docs/library.md']
+    assert with_python == ['README.md', 'docs/judging.md', 'docs/library.md']
 
 
 def test_the_readme_runs():
@@ -59,6 +59,11 @@ def test_the_library_page_runs():
     torch.manual_seed(0)
     namespace = run_page('docs/library.md', (ROOT / 'docs' / 'library.md').read_text())
     assert bool(namespace['images'].isfinite().all())
+
+
+def test_the_detector_of_the_page_on_judging_runs():
+    net = run_page('docs/judging.md', (ROOT / 'docs' / 'judging.md').read_text())['net']()
+    assert net(torch.zeros([2, 3, 9, 9], dtype=torch.uint8)).shape == (2, 64)
 
 
 def test_the_library_page_shows_the_whole_door():

@@ -94,8 +94,8 @@ def test_a_detector_that_there_is_not_is_never_replaced():
         load_detector('inseption', torch.device('cpu'))
     assert (
         str(error.value)
-        == 'detector=inseption is none of inception, efficientnet-lite0, dinov2, demo, and no file '
-           'of Inception weights'
+        == 'detector=inseption is none of inception, efficientnet-lite0, dinov2, demo, no file of '
+           'Inception weights, and no module:function'
     )
     assert list(DETECTORS) == ['inception', 'efficientnet-lite0', 'dinov2', 'demo']
 
