@@ -108,6 +108,20 @@ def rows(found: Sequence[Found]) -> list[list[str]]:
             for part in found]
 
 
+def grid(found: Sequence[Found]) -> str:
+    """Return the values as the paper arranges them: ours ± spread, and the paper's in brackets."""
+    columns = list(dict.fromkeys(part.value.column for part in found))
+    cells: dict[str, dict[str, str]] = {}
+    for part in found:
+        value = part.value
+        ours, paper = written(part.ours, value.digits), written(value.paper, value.digits)
+        spread = '' if part.spread is None else f' ± {part.spread:.2g}'
+        cells.setdefault(value.row, {})[value.column] = (
+            f'{ours}{spread}' + ('' if value.paper is None else f' ({paper})'))
+    return markdown(['', *columns], [[row, *(of_row.get(column, '') for column in columns)]
+                                     for row, of_row in cells.items()])
+
+
 CHANGES = ('row', 'column', 'ours', 'spread', 'N', 'change', "paper's FID or NFE",
            "paper's change", 'verdict')
 
@@ -115,8 +129,8 @@ CHANGES = ('row', 'column', 'ours', 'spread', 'N', 'change', "paper's FID or NFE
 def changes(found: Sequence[Found]) -> list[list[str]]:
     """Return a line for each value with its change from the row above, beside the paper's.
 
-    The verdict says whether both changes have one sign; a change of ours that is smaller than the
-    spread of the two numbers says nothing.
+    The verdict says whether both changes have one sign. A change of ours that is smaller than the
+    spread of the two numbers says nothing, and where the spread is unknown, N = 1 is noted.
     """
     last: dict[str, Found] = {}
     lines = []
@@ -152,7 +166,8 @@ def verdict(above: Found | None, part: Found, ours: float | None, paper: float |
     spread = math.hypot(part.spread or 0, above.spread or 0)
     if abs(part.ours - above.ours) <= spread:
         return 'within the spread'
-    return 'as in the paper' if ours * paper > 0 or ours == paper == 0 else 'other than the paper'
+    told = 'as in the paper' if ours * paper > 0 or ours == paper == 0 else 'other than the paper'
+    return told if min(part.count, above.count) > 1 else f'{told} (N = 1)'
 
 
 def page(name: str, experiment: Experiment, found: Sequence[Found], drawn: bool) -> str:
@@ -161,9 +176,12 @@ def page(name: str, experiment: Experiment, found: Sequence[Found], drawn: bool)
     lines += [f'Written by `python reproduce.py table {name}`, on {machine()}.', '']
     if found:
         head, body = ((HEAD, rows(found)) if experiment.comparable else (CHANGES, changes(found)))
-        lines += [f'Values: {experiment.unit}.' if experiment.comparable else
-                  f'Ours: {experiment.unit}, mean over N; lower is better. Change: from the row '
-                  f'above, in the same column.', '', markdown(head, body), '']
+        lines += [f'Each cell: ours ± spread (the paper\'s). Ours: {experiment.unit}.', '',
+                  grid(found), '']
+        if not experiment.comparable:
+            lines += ['The two are not the same distance. What can be compared is the change from '
+                      'one row to the next in the same column; lower is better.', '']
+        lines += [markdown(head, body), '']
     if drawn:
         lines += [f'![{experiment.title}]({name.replace("/", "-")}.png)', '']
     lines += [f'* {remark}' for remark in experiment.remarks]

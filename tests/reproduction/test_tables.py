@@ -9,7 +9,7 @@ import torch
 
 from reproduction import formulas, losses, pictures, table1
 from reproduction.experiment import Experiment, Line, Panel, Source, Value
-from reproduction.tables import as_csv, changes, find, members, rows
+from reproduction.tables import as_csv, changes, find, grid, members, rows
 
 
 def stored(path, told):
@@ -60,8 +60,17 @@ def test_changes_from_row_to_row(tmp_path):
                      value('D', 2.0, 8.0, 8.2), value('E', 1.0)])
     assert [line[5] for line in lines] == ['–', '-50 %', '+58 %', '+1 %', '–']
     assert [line[7] for line in lines] == ['–', '-25 %', '-33 %', '+100 %', '-50 %']
-    assert [line[8] for line in lines] == ['', 'as in the paper', 'other than the paper',
-                                           'within the spread', '']
+    assert [line[8] for line in lines] == [
+        '', 'as in the paper', 'other than the paper (N = 1)', 'within the spread', '']
+
+
+def test_the_grid_of_the_paper(tmp_path):
+    source = Source(stored(tmp_path / 'a.json', {'x': [2.0, 4.0]}), 'x/*')
+    none = Source(str(tmp_path / 'no.json'), 'x')
+    found = [find(Value('A', 'VP', 2.48, (source,))), find(Value('A', 'VE', 3.11, (none,))),
+             find(Value('real', 'VP', None, (source,), 'lowest'))]
+    assert grid(found).splitlines()[2:] == ['| A | 3.00 ± 1.4 (2.48) | – (3.11) |',
+                                            '| real | 2.00 ± 1.4 |  |']
 
 
 def test_a_damaged_file_is_named(tmp_path):
