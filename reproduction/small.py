@@ -48,10 +48,9 @@ NEEDS = tuple(Need(f'{DEBIAN}/{part}-images-idx3-ubyte.gz',
 DETECTOR, METRIC = 'efficientnet-lite0', 'fd_efficientnet_lite0'
 SEEDS = (0, 1, 2)
 KIMG = 16
-NUM = 500            # generated images of a number
-REFERENCE = 10_000   # real images in the reference
+NUM, FEW = 500, 250   # generated images of a number of Table 2, and of a point of the others
+REFERENCE = 10_000    # real images in the reference
 
-COLUMN = 'vp or ve'
 SIZE = '--cond=1 --cbase=16 --blocks=1 --attn=8 --xflip=0'
 FROM_B = '--batch=32 --lr=0.002 --lr-rampup=0.0008 --ema=0.001 --dropout=0.13'
 CONFIGS = {   # options of train.py; {c} is vp or ve, {ema} that of A
@@ -67,8 +66,8 @@ CONFIGS = {   # options of train.py; {c} is vp or ve, {ema} that of A
 ARCHITECTURE, EMA = {'vp': 'ddpmpp', 've': 'ncsnpp'}, {'vp': 0.00178, 've': 0.00018}
 REMARKS = (
     f'Labelled small: greyscale images of 16x16 pixels, networks of 16 to 32 channels and one '
-    f'block a resolution, {KIMG},000 images of training (the paper: 200 million), {NUM} '
-    f'generated images (50,000).',
+    f'block a resolution, {KIMG},000 images of training (the paper: 200 million), and {NUM} '
+    f'(Table 2) or {FEW} generated images (50,000).',
     f'The distance is {METRIC}, in the features of EfficientNet-Lite0. It is not FID, and its '
     f'values cannot be compared with FIDs; the order of the rows can.',
     'No configuration mirrors images, since the shoes of Fashion-MNIST all point to the left: in '
@@ -189,7 +188,7 @@ PREVIOUS = {'vp': ('--sampler=em', (16, 32, 64), 1), 've': ('--sampler=pc', (8, 
 
 
 def sweep(name: str, column: str, letter: str, options: str, steps: Sequence[int],
-          per_step: float, num: int = NUM) -> Task:
+          per_step: float, num: int = FEW) -> Task:
     """Return a sweep over numbers of steps with the network of the first seed."""
     network, folder = run(column, letter, 0).makes, f'{FOLDER}/sweeps/{name}'
     counts = f'--steps={",".join(map(str, steps))} ' if steps else ''
@@ -274,11 +273,11 @@ def figure_4() -> Experiment:
                                           ('ve', 'F', 'Our training, VE', RED)):
         network, folder = run(column, letter, 0), f'{FOLDER}/sweeps/churn-{column}-{letter}'
         tasks += [network, Task(
-            f'fid.py sweep --network={network.makes} --ref={STATISTICS} --num={NUM} '
+            f'fid.py sweep --network={network.makes} --ref={STATISTICS} --num={FEW} '
             f'--detector={DETECTOR} --dest={folder} --steps={CHURN_STEPS} '
             f'--S_churn={",".join(map(str, CHURNS))}', f'{folder}/report.json',
             (network.makes, STATISTICS), len(CHURNS) * judging_flop(
-                gflop(letter, column), 2 * CHURN_STEPS - 1, NUM, LITE0_GFLOP))]
+                gflop(letter, column), 2 * CHURN_STEPS - 1, FEW, LITE0_GFLOP))]
         lines.append(Line(label, (f'{folder}/sweep.csv',), colour))
     panel = Panel(f'S_churn, NFE {2 * CHURN_STEPS - 1}', 'S_churn', tuple(lines))
     return Experiment('Small Figures 4 and 5b: samplers with fresh noise', unique(tasks),
@@ -293,9 +292,9 @@ def figure_5() -> Experiment:
         network, made = run(column, letter, 0), f'{FOLDER}/losses/{column}-{letter}.json'
         first = network.makes.replace(f'{KIMG:06d}', '000000')
         tasks += [network, Task(f'-m reproduction.losses --initial={first} '
-                                f'--final={network.makes} --data={TRAIN} --num={NUM} '
+                                f'--final={network.makes} --data={TRAIN} --num={FEW} '
                                 f'--dest={made}', made, (network.makes, TRAIN),
-                                judging_flop(gflop(letter, column), 82, NUM, 0))]
+                                judging_flop(gflop(letter, column), 82, FEW, 0))]
         lines.append(Line(f'{letter} (VP)', (made,), colour))
     return Experiment('Small Figure 5a: loss per noise level', unique(tasks),
                       panels=(Panel('Loss per noise level, λ of EDM', 'sigma', tuple(lines)),),
