@@ -76,6 +76,9 @@ def load(detector: str) -> Own:
             features = network(image)
     except Exception as error:   # it is a stranger's program, and may raise anything
         said = ' '.join(str(error).split()) or 'no message'
+        if isinstance(error, ModuleNotFoundError) and error.name == place.partition('.')[0]:
+            said += f': name its file, as {place.replace(".", "/")}.py:{function}, or its folder '
+            said += 'in PYTHONPATH'
         raise ValueError(f'detector={detector} fails with {type(error).__name__}: {said}'
                          ) from error
     _check(features, detector, 1)

@@ -129,8 +129,8 @@ def frechet_distance_inf(generated: Tensor, mu: np.ndarray, sigma: np.ndarray, n
     at 0 is returned.
     """
     if len(generated) <= smallest:
-        raise ValueError(f'FID∞ extrapolates from {smallest} images to more, but there are only '
-                         f'{len(generated)}')
+        raise ValueError(f'the limit is extrapolated from {smallest} images to more, but there are '
+                         f'only {len(generated)}')
     random = np.random.RandomState(seed)
     sizes = np.linspace(smallest, len(generated), num_points).astype(int)
 

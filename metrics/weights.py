@@ -447,7 +447,9 @@ def source_of(number: str, network: str, file: Published,
         f'{number} needs the published weights of {network}, which are not on this machine{why}: '
         f'download {file.url} ({file.size} bytes, sha256 {file.sha256}) to '
         f'{cached_path(file.url)}, or set {variable} to the file; for a trial without them '
-        f'detector=demo measures the distance of random features, which is NOT FID')
+        f'detector=demo measures the distance of random features, and '
+        f'detector=efficientnet-lite0 that of another network, which pip installs: both are NOT '
+        f'FID')
 
 
 def downloads() -> Iterator[tuple[Path, str | None]]:

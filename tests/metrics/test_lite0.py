@@ -16,6 +16,7 @@ import torch
 from click.testing import CliRunner
 
 import fid
+from evaluation.while_training import EvalConfig
 from metrics import lite0
 from metrics.detector_files import convert, identify
 from metrics.features import TAPS, Lite0Detector
@@ -231,6 +232,12 @@ def test_statistics_of_another_detector_are_refused(installed, tmp_path, weights
     assert run('calc', f'--images={images}', f'--ref={tmp_path / "lite0.npz"}', *options) == (
         f'Error: --ref={tmp_path / "lite0.npz"} was made with other weights of detector '
         f'efficientnet-lite0-bicubic-v1; make it anew with fid.py ref, or say --allow-mismatch\n')
+
+
+def test_its_names_while_training():
+    config = EvalConfig(1000, 'a.npz', ('fid', 'kid'), detector='efficientnet-lite0')
+    assert config.names == ['fd_efficientnet_lite0', 'kd_efficientnet_lite0',
+                            'kd_efficientnet_lite0_std']
 
 
 def test_its_file_is_known(installed, tmp_path, weights):

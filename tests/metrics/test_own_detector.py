@@ -201,7 +201,8 @@ def test_names_that_would_mislead(module):
     with pytest.raises(ValueError) as error:
         main_tap('no_such_module_here:net')
     assert str(error.value) == ("detector=no_such_module_here:net fails with ModuleNotFoundError: "
-                                "No module named 'no_such_module_here'")
+                                "No module named 'no_such_module_here': name its file, as "
+                                "no_such_module_here.py:net, or its folder in PYTHONPATH")
 
 
 def test_features_that_depend_on_the_size_and_other_precisions(module):

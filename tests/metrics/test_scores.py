@@ -195,8 +195,8 @@ def test_frechet_distance_inf_removes_the_bias():
                 for seed in range(5)]
     assert biased > 0.004
     assert abs(np.mean(repeated)) < 0.5 * biased
-    with pytest.raises(ValueError, match='^FID∞ extrapolates from 5000 images to more, but there '
-                                         'are only 4000$'):
+    with pytest.raises(ValueError, match='^the limit is extrapolated from 5000 images to more, '
+                                         'but there are only 4000$'):
         frechet_distance_inf(features, np.zeros(8), np.eye(8))
 
 

@@ -383,7 +383,8 @@ def test_locate_says_what_to_do(home):
         'pt_inception-2015-12-05-6726825d.pth '
         '(95628359 bytes, sha256 6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2) '
         f'to {cache}, or set LIMPID_DETECTOR to the file; for a trial without '
-        'them detector=demo measures the distance of random features, which is NOT FID'
+        'them detector=demo measures the distance of random features, and '
+        'detector=efficientnet-lite0 that of another network, which pip installs: both are NOT FID'
     )
 
 
