@@ -17,6 +17,7 @@ from metrics.features import (
     Lite0Detector,
 )
 from metrics.weights import load_weights, locate
+from torch_utils import distributed
 
 PRECISIONS = ('float32', 'tf32', 'float64')
 
@@ -70,8 +71,8 @@ def load_extractors(taps: Iterable[str], detector: str, device: torch.device,
                     precision: str = 'float32') -> dict[str, FeatureExtractor]:
     """Load the networks of these taps, and return them by tap; taps of one network share it.
 
-    `precision` is one of PRECISIONS. Raises ValueError if the device does not have it, and if
-    weights are missing.
+    `precision` is one of PRECISIONS. Collective. Raises ValueError if the device does not have it,
+    if weights are missing, and if a detector is not the same on all ranks.
     """
     if precision == 'tf32' and device.type != 'cuda':
         raise ValueError(f'precision=tf32 is of CUDA devices, and would have no effect on '
@@ -83,6 +84,10 @@ def load_extractors(taps: Iterable[str], detector: str, device: torch.device,
     for kind in sorted(set(map(_kind, taps))):
         name = TAPS[kind].detector if kind in FIXED else detector
         networks[kind] = load_detector(name, device, dtype)
+    told = distributed.gather_objects({name: net.digest for name, net in networks.items()})
+    if any(digests != told[0] for digests in told):
+        raise ValueError(f'detector={detector} has other weights in another process: load them '
+                         f'from a file, or set the seed')
     if precision == 'tf32':
         networks = {kind: _TF32(network) for kind, network in networks.items()}
     return {tap: networks[_kind(tap)] for tap in taps}

@@ -12,11 +12,12 @@ from click.testing import CliRunner
 
 import fid
 from metrics import own_detector
-from metrics.detectors import load_detector, main_tap
+from metrics.detectors import load_detector, load_extractors, main_tap
 from metrics.features import TAPS, register
 from metrics.reference_files import read_reference, write_reference
 from metrics.statistics import Statistics
 from tests.commands.test_fid import smooth_images, write
+from torch_utils import distributed
 
 MODULE = '''
 import torch
@@ -216,6 +217,18 @@ def test_features_that_depend_on_the_size_and_other_precisions(module):
         load_detector(name, torch.device('cpu'), torch.float64)
     assert str(error.value) == (f'precision=float64: detector={name} computes in a precision of '
                                 f'its own; leave --precision out')
+
+
+def test_ranks_that_have_different_weights(module, monkeypatch):
+    """As where the seed is not set; one of the ranks would measure something else."""
+    name = f'{module()}:means'
+    extractors = load_extractors({main_tap(name)}, name, torch.device('cpu'))
+    assert extractors['means'].digest == own_detector.load(name).digest
+    monkeypatch.setattr(distributed, 'gather_objects', lambda digests: [digests, {'means': 'x'}])
+    with pytest.raises(ValueError) as error:
+        load_extractors({'means'}, name, torch.device('cpu'))
+    assert str(error.value) == (f'detector={name} has other weights in another process: load them '
+                                f'from a file, or set the seed')
 
 
 def test_the_example_in_the_documentation(module):
