@@ -1,8 +1,8 @@
 """Running the commands of an experiment, each once; the same call continues after a stop."""
 
 import json
-import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,8 @@ from dnnlib.files import atomic_write, held, read_bounded
 from reproduction.experiment import Task, is_missing
 
 RECORD = 'commands.json'   # of a folder: which command made which file
+# Signals to end, as train.py takes them.
+PASSED_ON = [signal.SIGTERM, *([signal.SIGHUP, signal.SIGUSR1] if sys.platform != 'win32' else [])]
 # Programs that take --device, and may run under torchrun.
 PARALLEL = ('train.py', 'generate.py', 'fid.py')
 
@@ -97,11 +99,22 @@ def run(tasks: Sequence[Task], out: str, machine: Machine,
 
 
 def _call(arguments: Sequence[str]) -> None:
-    # The commands are files of the checkout: `python -m` finds packages in the current folder.
-    result = subprocess.run(arguments, check=False, env=os.environ)
-    if result.returncode:
-        command = shlex.join(arguments[1:])
-        code = result.returncode if result.returncode > 0 else 128 - result.returncode
-        click.echo(f'Stopped, as python {command} ended with exit code {code}. The same command '
-                   f'of reproduce.py goes on from there.', err=True)
+    """Run a command to its end; raise SystemExit with its exit code if that is not 0.
+
+    A signal to stop is passed on, so that the command can save what it has, and is waited for.
+    (Ctrl-C reaches both from the terminal.) `python -m` finds packages in the current folder.
+    """
+    with subprocess.Popen(arguments) as process:
+        before = {number: signal.signal(number, lambda number, _: process.send_signal(number))
+                  for number in PASSED_ON}
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)
+        try:
+            code = process.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if code:
+        code = code if code > 0 else 128 - code
+        click.echo(f'Stopped, as python {shlex.join(arguments[1:])} ended with exit code {code}. '
+                   f'The same command of reproduce.py goes on from there.', err=True)
         raise SystemExit(code)

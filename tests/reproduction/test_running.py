@@ -1,6 +1,12 @@
 """Running tasks: each once, on from where a stop left them, and what is missing is said."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -42,6 +48,33 @@ def test_it_goes_on_after_a_failure(tmp_path):
     key.touch()
     assert run(tasks, str(tmp_path), Machine(), {}) == []
     assert counts(a, b) == [1, 1]
+
+
+CHILD = """
+import pathlib, signal, sys, time
+def save(*_):
+    time.sleep(0.3)
+    pathlib.Path('saved').touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path('ready').touch()
+time.sleep(60)
+"""
+
+
+def test_a_signal_is_passed_on_and_the_command_may_save(tmp_path):
+    (tmp_path / 'child.py').write_text(CHILD)
+    code = f"from reproduction.running import _call; _call(['{sys.executable}', 'child.py'])"
+    parent = subprocess.Popen([sys.executable, '-c', code], cwd=tmp_path, stderr=subprocess.PIPE,
+                              env={**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])})
+    while not (tmp_path / 'ready').exists():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.send_signal(signal.SIGTERM)
+    told = parent.communicate()[1].decode()
+    assert parent.returncode == 75 and (tmp_path / 'saved').exists()
+    assert told == ('Stopped, as python child.py ended with exit code 75. The same command of '
+                    'reproduce.py goes on from there.\n')
 
 
 def test_a_file_without_a_record_is_made_again(tmp_path):
