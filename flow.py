@@ -32,16 +32,16 @@ from dnnlib.progress import Progress, progressing
 from limpid.denoiser import Conditioned, Denoiser, Network, Traits, traits
 from limpid.inversion import decode, encode, interpolate
 from limpid.likelihood import bits_per_dim, dequantize, log_likelihood, rademacher
-from limpid.pixels import from_uint8, to_uint8
 from limpid.samplers import FlowSampler
 from limpid.seeds import StackedGenerator, latents_and_labels, share_of
 from limpid.steps import EDMSteps
+from limpid.values import SPREAD, is_images, to_network, to_picture, to_values
 from options.common import BATCH, DEVICE, count, exponent_rho, positive
 from options.network import NETWORK, WEIGHTS, class_numbers, files
 from options.sampler import resolve_sampler, sampler_options
 from torch_utils import distributed
 from torch_utils.arrays import read_npz
-from torch_utils.grids import save_grid, save_png, tile, to_pil
+from torch_utils.grids import save_grid, save_values, tile, to_pil
 from training.dataset import ImageFolderDataset
 
 method = heading('Method')
@@ -72,7 +72,7 @@ DECODE = [
     files('--latents', metavar='NPZ', required=True,
           help='A file that flow.py encode has written'),
     files('--outdir', metavar='DIR', required=True,
-          help='The folder for the images, <number>.png'),
+          help='The folder for the images, <number>.png, or .npy for a network that makes arrays'),
     sampler_options, *SPEED]
 INTERPOLATE = [
     NETWORK, WEIGHTS,
@@ -169,7 +169,8 @@ def encode_command(network_path: str, weights: str | None, images: str, dest: st
 
     def work(positions: np.ndarray) -> dict[str, np.ndarray]:
         pixels = torch.from_numpy(dataset.batch(positions)[0]).to(flow.device)
-        x = from_uint8(pixels, torch.float32 if flow.device.type == 'mps' else torch.float64)
+        x = to_network(pixels, traits(flow.net).standardization,
+                       torch.float32 if flow.device.type == 'mps' else torch.float64)
         denoise = flow.denoise(labels, positions)
         latents = flow.encode(denoise, x)
         _check_finite(latents, f'the latents of --images={images}')
@@ -183,8 +184,11 @@ def encode_command(network_path: str, weights: str | None, images: str, dest: st
     if parts is not None:
         _save_latents(dest, parts['latents'], labels, _names_of(dataset), flow.sigmas)
         if check:
-            error = 127.5 * np.sqrt(parts['error'].mean())
-            print(f'Decoded again, the images are off by {error:.4g} of 255 levels (root mean '
+            error, unit = np.sqrt(parts['error'].mean()), 'of 255 levels'
+            scale = 127.5
+            if dataset.standardization is not None:
+                scale, unit = 1 / SPREAD, 'standard deviations'
+            print(f'Decoded again, the images are off by {scale * error:.4g} {unit} (root mean '
                   f'square)')
     distributed.shutdown()
 
@@ -197,17 +201,19 @@ def decode_command(network_path: str, weights: str | None, latents: str, outdir:
     The default is 64 steps, as in encoding. Give the same options as for encoding.
     """
     check_writable('--outdir', outdir, folder=True)
-    remove_leftovers(outdir, r'\d{6,}\.png')   # of a killed command
+    remove_leftovers(outdir, r'\d{6,}\.(png|npy)')   # of a killed command
     flow = _open_flow(network_path, weights, device, options)
     stored, labels = _load_latents(latents, flow.net)
+    told = traits(flow.net)
+    ending = 'png' if is_images(stored.shape[1], told.standardization) else 'npy'
 
     def work(positions: np.ndarray) -> dict[str, np.ndarray]:
         z = torch.from_numpy(stored[positions]).to(flow.device)
         x = flow.decode(flow.denoise(labels, positions), z)
         _check_finite(x, f'the images of --latents={latents}')
-        pixels = to_uint8(x).cpu().numpy()
-        for position, image in zip(positions, pixels, strict=True):
-            save_png(image.transpose(1, 2, 0), Path(outdir) / f'{position:06d}.png', durable=False)
+        values = to_values(x, told.standardization).cpu().numpy()
+        for position, image in zip(positions, values, strict=True):
+            save_values(image, Path(outdir) / f'{position:06d}.{ending}')
         return {}
 
     if _shared_work(len(stored), batch, work) is not None:
@@ -236,7 +242,7 @@ def interpolate_command(network_path: str, weights: str | None, seeds: list[int]
     def work(positions: np.ndarray) -> dict[str, np.ndarray]:
         x = flow.decode(flow.denoise(labels, positions), path[torch.from_numpy(positions)])
         _check_finite(x, f'the images of --seeds={",".join(map(str, seeds[:9]))}')
-        return {'images': to_uint8(x).cpu().numpy()}
+        return {'images': to_picture(x).cpu().numpy()}
 
     parts = _shared_work(len(path), batch, work)
     if parts is not None:
@@ -264,6 +270,9 @@ def likelihood_command(network_path: str, weights: str | None, images: str, dest
     net = open_network(network_path, chosen, weights)
     _in_float32(net)
     dataset, labels = _labelled(images, num, seed, label, net)
+    if dataset.standardization is not None:
+        raise ValueError(f'--images={images} holds arrays, and bits per dimension are of 8-bit '
+                         f'images: flow.py encode takes arrays too')
     sigmas = Conditioned(net).levels(EDMSteps(sigma_min, sigma_max, rho), num_steps)
     rounds = len(share_of(range(len(dataset)), batch, 0, distributed.get_world_size()))
 
@@ -406,6 +415,13 @@ def _labelled(path: str, num: int | None, seed: int, label: int | str | None,
     if dataset.image_shape != expected:
         raise ValueError(f'--images={path} has images of {dataset.image_shape} (channels, height, '
                          f'width), but the network takes {expected}')
+    is_array = dataset.dtype != np.uint8
+    if is_array and told.standardization is None:
+        raise ValueError(f'--images={path} holds arrays of {dataset.dtype}, but the network does '
+                         f'not tell the mean and std of such: it takes 8-bit images')
+    if told.standardization is not None and not is_array:
+        raise ValueError(f'--images={path} holds 8-bit images, but the network was trained on '
+                         f'arrays')
     if num is not None and len(dataset) < num:
         raise ValueError(
             f'--images={path} has {len(dataset)} images, fewer than --max-images={num}')

@@ -27,13 +27,14 @@ from dnnlib.progress import progressing
 from limpid.denoiser import Counting, Network, traits
 from limpid.sampling import Plan
 from limpid.seeds import StackedGenerator, generate, latents_and_labels, share_of
+from limpid.values import is_images, picture_of
 from options.common import BATCH, DEVICE, RNG
 from options.guidance import guidance_options
 from options.network import CLASSES, DRAW, class_numbers, files, network_options, open_with_plan
 from options.sampler import sampler_options
 from options.speed import COMPILE, PRECISION, hasten
 from torch_utils import distributed
-from torch_utils.grids import save_grid, save_png
+from torch_utils.grids import save_grid, save_values
 
 TRAJECTORY = 12, 16   # the largest numbers of noise levels and of images that are shown
 
@@ -55,7 +56,8 @@ class GridSize(click.ParamType):  # type: ignore[type-arg]
 
 FILES = [
     files('--outdir', metavar='DIR', required=True,
-          help='The folder for the images, <seed>.png'),
+          help='The folder for the images, <seed>.png, or <seed>.npy [C, H, W] for a network '
+               'that makes arrays'),
     files('--seeds', type=IntList(),
           help='The random seeds, each of which makes one image, such as 1,2,5-10  [default: 0-63, '
                'or as many as fill the --grid]'),
@@ -133,8 +135,9 @@ def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] |
     hasten(opened.counted, precision, compiled)
     opened.say()
     net = Counting(opened.net, keep_sigmas=stats, keep_frames=trajectory)
+    ending = ending_of(opened.net)
     if grid is None:
-        say_replaced(outdir, seeds, subdirs)
+        say_replaced(outdir, seeds, subdirs, ending)
     distributed.print0(f'Generating {len(seeds)} images to {outdir} ...')
     start = time.monotonic()
     distributed.on_rank_0(lambda: forget_killed(outdir, seeds, subdirs))
@@ -142,13 +145,14 @@ def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] |
     frames: dict[int, np.ndarray] = {}    # the way to each of them: [noise levels, C, H, W]
     for positions, images in drawn(net, opened.plan, seeds, numbers, batch, chosen, rng):
         if trajectory and positions[0] < TRAJECTORY[1]:
-            frames.update(zip(positions, frames_of(net, images), strict=True))
+            frames.update(zip(positions, frames_of(net, pictures(net, images)), strict=True))
         net.frames.clear()
         net.keep_sigmas = False   # those of the first batch are enough
         if grid:
-            in_grid.update(zip(positions, images, strict=True))
+            in_grid.update(zip(positions, pictures(net, images), strict=True))
         else:
-            save_images(outdir, [seeds[i] for i in positions], images, subdirs)
+            for i, image in zip(positions, images, strict=True):
+                save_values(image, file_of(outdir, seeds[i], subdirs, ending))
     seconds = time.monotonic() - start
     if grid:
         write_grid(Path(outdir) / 'grid.png', in_grid, grid[1],
@@ -198,7 +202,7 @@ def drawn(net: Counting, plan: Plan, seeds: Sequence[int], classes: Sequence[int
           rng: str | None) -> Iterator[tuple[list[int], np.ndarray]]:
     """Draw this rank's share of the images, batch by batch.
 
-    Yields the positions of the images in `seeds`, and the images, uint8 [B, C, H, W].
+    Yields the positions of the images in `seeds`, and the images, uint8 or float32 [B, C, H, W].
     """
     rank = distributed.get_rank()
     shares = share_of(seeds, batch, rank, distributed.get_world_size())
@@ -215,32 +219,38 @@ def forget_killed(outdir: str, seeds: Sequence[int], subdirs: bool) -> None:
     """Remove the temporary files that killed commands left among the pictures of this one."""
     folders = {f'{seed - seed % 1000:06d}' for seed in seeds} if subdirs else set()
     for folder in ('.', *sorted(folders)):
-        remove_leftovers(Path(outdir) / folder, r'\d{6,}\.png|(grid|trajectory)\.png')
+        remove_leftovers(Path(outdir) / folder, r'\d{6,}\.(png|npy)|(grid|trajectory)\.png')
 
 
-def file_of(outdir: str, seed: int, subdirs: bool) -> Path:
+def ending_of(net: Network) -> str:
+    """Return png for a network that makes 8-bit images, and npy for one that makes arrays."""
+    told = traits(net)
+    shape = told.image_shape
+    return 'png' if shape is None or is_images(shape[0], told.standardization) else 'npy'
+
+
+def pictures(net: Network, images: np.ndarray) -> np.ndarray:
+    """Return what can be shown of images: uint8 [B, 1 or 3, H, W]."""
+    return picture_of(torch.from_numpy(images), traits(net).standardization).numpy()
+
+
+def file_of(outdir: str, seed: int, subdirs: bool, ending: str) -> Path:
     """Return the path of the image of a seed."""
     folder = Path(outdir) / f'{seed - seed % 1000:06d}' if subdirs else Path(outdir)
-    return folder / f'{seed:06d}.png'
+    return folder / f'{seed:06d}.{ending}'
 
 
-def say_replaced(outdir: str, seeds: Sequence[int], subdirs: bool) -> None:
+def say_replaced(outdir: str, seeds: Sequence[int], subdirs: bool, ending: str) -> None:
     """Say how many images of these seeds are there already, maybe of another network."""
     if distributed.get_rank() == 0 and Path(outdir).is_dir():
-        there = sum(file_of(outdir, seed, subdirs).exists() for seed in seeds)
+        there = sum(file_of(outdir, seed, subdirs, ending).exists() for seed in seeds)
         if there:
             print(f'Note: {there} of these images are in {outdir} already, and are replaced',
                   flush=True)
 
 
-def save_images(outdir: str, seeds: Sequence[int], images: np.ndarray, subdirs: bool) -> None:
-    """Write each image to a file that has the name of its seed."""
-    for seed, image in zip(seeds, images, strict=True):
-        save_png(image.transpose(1, 2, 0), file_of(outdir, seed, subdirs), durable=False)
-
-
 def frames_of(net: Counting, images: np.ndarray) -> np.ndarray:
-    """Return the network's answers on the way to `images`, followed by the images themselves.
+    """Return the network's answers on the way to pictures, followed by the pictures themselves.
 
     The shape is [B, noise levels, C, H, W], with at most 12 noise levels, the highest first.
     """

@@ -15,7 +15,7 @@ from data.image_files import ImageFiles
 from dnnlib.download import as_fetched, fetch, is_url
 from limpid.denoiser import Network
 from limpid.ideal import IdealDenoiser
-from limpid.pixels import from_uint8
+from limpid.values import to_network
 from training.dataset import ImageFolderDataset
 
 IDEAL = 'ideal:'
@@ -77,9 +77,11 @@ def ideal_denoiser(path: str | os.PathLike[str],
     with ImageFolderDataset(path, use_labels=has_labels) as dataset:
         images, labels = dataset.batch(np.arange(len(dataset)))
         onehot, known = dataset.has_onehot_labels, dataset.known_labels
+        standardization = dataset.standardization
     if torch.device(device).type == 'mps':
         device = 'cpu'
-    pixels = from_uint8(torch.from_numpy(images).to(device))
+    pixels = to_network(torch.from_numpy(images).to(device), standardization)
     net = IdealDenoiser(pixels, torch.from_numpy(labels).to(device) if onehot else None)
-    net.traits = replace(net.traits, known_labels=known if onehot else None)
+    net.traits = replace(net.traits, known_labels=known if onehot else None,
+                         standardization=standardization)
     return net

@@ -30,6 +30,7 @@ from checkpoints.song import from_song
 from dnnlib.console import shown
 from limpid.denoiser import Denoiser
 from limpid.labels import labels_from
+from limpid.values import standardization_from
 from torch_utils.safe_pickle import Record
 from torch_utils.safetensors_file import is_safetensors, load_tensors
 from torch_utils.torch_files import CHECKPOINTS, is_zip, read_file
@@ -63,6 +64,8 @@ def read_network(path: str | os.PathLike[str],
         found = _recognise(read_file(path, CHECKPOINTS, WHAT), path, weights)
     net = assemble(found, path)
     net.known_labels = labels_from(found.info.pop('labels', None), net.label_dim, str(path))
+    net.standardization = standardization_from(found.info.pop('standardization', None),
+                                               net.img_channels, str(path))
     return net, {**found.info, 'config': found.config}
 
 
@@ -156,7 +159,7 @@ def _from_safetensors(path: Path, weights: str | None) -> Found:
         config = configs.decode(told['config']['network'], NetworkConfig, f'{path}: network')
         info = {'kind': told['kind'], 'weights': choose(weights, ['ema'], path),
                 'nimg': told['nimg'], 'training': told['config'], 'notes': [],
-                'labels': told.get('labels')}
+                'labels': told.get('labels'), 'standardization': told.get('standardization')}
     except (KeyError, TypeError, json.JSONDecodeError, RecursionError):
         raise ValueError(
             f'{path} is not a {WHAT}: its metadata do not say which network it is') from None

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from data import arrays
 from data.parallel import in_order, processors
 from data.prepare import Job, Outcome
 from data.source import Size, Source
@@ -19,7 +20,7 @@ from data.writing import check_apart, check_dest, written
 from dnnlib.files import atomic_write
 from dnnlib.progress import Progress
 
-FORMAT = 1    # of partial data sets; another number begins them anew
+FORMAT = 2    # of partial data sets; another number begins them anew
 SHOWN = 3     # names of images that a line of the summary shows
 ON_MISMATCH = ('convert', 'skip', 'error')
 
@@ -103,6 +104,7 @@ class Tally:
     labels: list[tuple[str, Any]] = field(default_factory=list)
     odd: list[Outcome] = field(default_factory=list)     # converted or left out
     enlarged: list[str] = field(default_factory=list)
+    sums: list[tuple[float, ...]] = field(default_factory=list)   # of arrays
 
     def add(self, chunk: Sequence[Outcome]) -> None:
         """Count images; raise ValueError, naming it, for one that cannot be used."""
@@ -125,6 +127,8 @@ class Tally:
         self.labels.append((told.file, self.job.source.labels.get(told.name)))
         if told.enlarged:
             self.enlarged.append(told.name)
+        if told.sums:
+            self.sums.append(told.sums)
 
     def check_some(self) -> None:
         """Raise ValueError if no image is left."""
@@ -141,7 +145,8 @@ class Tally:
         source = self.job.source
         told = {'labels': self.labels if source.labels else None}
         named = {'classes': source.classes} if any(source.classes) else {}
-        return json.dumps({**told, **named}).encode()
+        values = arrays.standardization_of(self.sums).plain() if self.sums else {}
+        return json.dumps({**told, **named, **values}).encode()
 
     def summary(self, dest: str, names: Sequence[str]) -> str:
         """Return lines on classes and on what was done, and a last one on the data set."""

@@ -11,10 +11,11 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import PIL.PngImagePlugin
 
-from data import labels
+from data import arrays, labels
 from data.limits import IMAGE_BYTES, IMAGE_PIXELS, JSON_BYTES, PIXELS_PER_BYTE, SMALL
 from dnnlib.files import read_bounded
 
@@ -24,7 +25,9 @@ IMAGE_FORMATS = {
     '.pbm': 'PPM', '.pgm': 'PPM', '.png': 'PNG', '.pnm': 'PPM', '.ppm': 'PPM', '.tif': 'TIFF',
     '.tiff': 'TIFF', '.webp': 'WEBP',
 }
+FORMATS = sorted(set(IMAGE_FORMATS.values()))
 JSON = 'dataset.json'
+OTHER = 'with other endings'
 # Pillow warns of a number of pixels of its own, and calls compressed texts beside them damage.
 PIL.Image.MAX_IMAGE_PIXELS = None
 PIL.PngImagePlugin.MAX_TEXT_CHUNK = PIL.PngImagePlugin.MAX_TEXT_MEMORY = 2**26
@@ -47,7 +50,8 @@ class ImageFiles:
     `names` are sorted as strings. Links are followed. Hidden files and folders (names that begin
     with a dot, and system folders such as @eaDir), files with other endings, and links to a folder
     that contains them are skipped: `passed_over` is {reason: names}, and `note()` describes it. Of
-    a file with several images, which `several` then names, only the first is read.
+    a file with several images, which `several` then names, only the first is read. Where there is
+    no image file at all, the files of arrays (.npy, data/arrays.py) take their place.
 
     The zip is opened anew in every process that reads from it, so that no two processes share a
     position in the file; a copy made by pickle is independent too. Raises ValueError, in one line,
@@ -64,18 +68,23 @@ class ImageFiles:
         if not os.path.exists(self.path):
             raise ValueError(f'{self.path}: no such zip or folder')
         found: list[str] = []
+        of_arrays: list[str] = []
         self._jsons: list[str] = []   # the files dataset.json, at the top and below
         for name in self._zip_names() if self.is_zip else self._folder_names():
             reason = _reason(name)
             if reason == JSON:
                 self._jsons.append(name)
+            elif reason == OTHER and arrays.is_array(name):
+                of_arrays.append(name)
             elif reason:
                 self.passed_over.setdefault(reason, []).append(name)
             else:
                 found.append(name)
-        self.names = sorted(found)
+        if found and of_arrays:
+            self.passed_over.setdefault(OTHER, []).extend(of_arrays)
+        self.names = sorted(found or of_arrays)
         if not self.names:
-            endings = ', '.join(IMAGE_FORMATS)
+            endings = ', '.join([*IMAGE_FORMATS, arrays.NPY])
             raise ValueError(f'{self.path} holds no images (files that end in {endings})')
 
     def note(self) -> str:
@@ -148,13 +157,23 @@ class ImageFiles:
         """
         try:
             if not self.is_zip:
-                return read_bounded(Path(self.path, name), most)
+                return read_bounded(os.path.join(self.path, name), most)
             size = self._archive().NameToInfo[name].file_size
             if size > most:
                 raise ValueError(f'it has {size:,} bytes, more than {most:,}')
             return self._archive().read(name)
         except Exception as error:   # zipfile raises a dozen unrelated kinds on damaged files
             raise ValueError(f'{self.path}: {name} cannot be read: {error}') from error
+
+    def load(self, name: str) -> PIL.Image.Image | np.ndarray:
+        """Return one decoded image of any mode, or the array [C, H, W] of a .npy file."""
+        if arrays.is_array(name):
+            return self.array(name)
+        return self.image(name)
+
+    def array(self, name: str) -> np.ndarray:
+        """Return the array [C, H, W] of a .npy file; raises ValueError, naming a damaged one."""
+        return arrays.decode_array(f'{self.path}: {name}', self.read(name))
 
     def image(self, name: str) -> PIL.Image.Image:
         """Return one decoded image of any mode; raises ValueError, naming a damaged file."""
@@ -188,6 +207,11 @@ class ImageFiles:
         """Return the names of the classes, if the dataset.json of the set tells them."""
         file = self._json()
         return () if file is None else labels.class_names(self.read(file, JSON_BYTES))
+
+    def standardization(self) -> dict[str, Any] | None:
+        """Return the mean and std of arrays as the dataset.json of the set tells them."""
+        file = self._json()
+        return None if file is None else arrays.told(self.read(file, JSON_BYTES))
 
     def _json(self) -> str | None:
         """Return the name of the dataset.json that holds the labels, if there is one.
@@ -236,7 +260,7 @@ def decode(path: str, name: str, data: bytes) -> tuple[PIL.Image.Image, bool]:
     large.
     """
     try:
-        image = PIL.Image.open(io.BytesIO(data), formats=sorted(set(IMAGE_FORMATS.values())))
+        image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
         pixels = image.width * image.height
         if pixels <= IMAGE_PIXELS and not _unfolds(pixels, len(data)):
             image.load()
@@ -268,7 +292,7 @@ def _reason(name: str) -> str:
         return JSON
     if not ending:
         return 'without an ending'
-    return '' if ending in IMAGE_FORMATS else 'with other endings'
+    return '' if ending in IMAGE_FORMATS else OTHER
 
 
 def _one_of(names: Collection[str]) -> str:

@@ -15,6 +15,7 @@ from dnnlib.cli import GroupedCommand, Whole, heading, one_line_errors
 from dnnlib.files import atomic_write
 from dnnlib.plots import pyplot
 from dnnlib.progress import Progress
+from limpid.values import SPREAD
 from torch_utils.random import random_subset
 
 BINS = 32           # of the histogram of brightness
@@ -26,10 +27,10 @@ NUMBERS = 2**24     # ... or fewer, with so many numbers in all
 class Stats:
     """Numbers of a data set; images of uint8 are taken as 0..1 for `mean` and `std`.
 
-    `sigma_data` is the standard deviation of all numbers as a network sees them, -1..1 for uint8.
-    `sigma_max` is the largest distance between two of `sampled` images in that range (Song and
-    Ermon 2020, Technique 1). `brightness` counts the images by their mean, in bins between
-    `brightness_range`.
+    `sigma_data` is the standard deviation of all numbers as a network sees them: -1..1 for uint8,
+    and 0.5 for arrays, whose mean and std are evened out channel by channel. `sigma_max` is the
+    largest distance between two of `sampled` images in that range (Song and Ermon 2020,
+    Technique 1). `brightness` counts the images by their mean, in bins between `brightness_range`.
     """
     images: int
     mean: list[float]
@@ -75,20 +76,26 @@ def stats_of(source: Source, workers: int = 1) -> Stats:
     light = np.stack(rows)[:, 0].mean(axis=1)
     eight_bit = isinstance(prepared(Job(source), source.load(source.names[0])), np.ndarray) is False
     span = (0.0, 1.0) if eight_bit else (float(light.min()), float(light.max()))
-    spread = float(np.sqrt(max(second.mean() - first.mean()**2, 0)))
-    scale = 2 if eight_bit else 1   # from 0..1 to -1..1
-    furthest, sampled = largest_distance(source)
-    return Stats(len(rows), first.tolist(), np.sqrt(np.maximum(second - first**2, 0)).tolist(),
-                 scale * spread, scale * furthest, sampled,
+    spread = 2 * float(np.sqrt(max(second.mean() - first.mean()**2, 0)))
+    std = np.sqrt(np.maximum(second - first**2, 0))
+    units = np.full(len(std), 0.5)   # from 0..1 to -1..1
+    if not eight_bit:
+        spread, units = SPREAD, np.where(std > 0, std, 1) / SPREAD
+    furthest, sampled = largest_distance(source, units)
+    return Stats(len(rows), first.tolist(), std.tolist(), spread, furthest, sampled,
                  np.histogram(light, BINS, span)[0].tolist(), span)
 
 
-def largest_distance(source: Source) -> tuple[float, int]:
-    """Return the largest Euclidean distance between two images of a sample, and its size."""
+def largest_distance(source: Source, units: np.ndarray) -> tuple[float, int]:
+    """Return the largest Euclidean distance between two images of a sample, and its size.
+
+    `units` [C] is by how much each channel is divided.
+    """
     size = scaled(source, source.names[0]).size
     chosen = random_subset(len(source.names), min(SAMPLE, max(NUMBERS // size, 2),
                                                   len(source.names)), 0)
-    vectors = [scaled(source, source.names[i]).ravel() for i in chosen]
+    vectors = [(scaled(source, source.names[i]) / units[:, np.newaxis, np.newaxis]).ravel()
+               for i in chosen]
     if len({len(vector) for vector in vectors}) > 1:
         raise ValueError(f'{source.path} has images of several sizes: convert it first')
     x = np.stack(vectors)
@@ -124,8 +131,8 @@ def main(source: str, to: str | None, png: str | None, workers: int | None) -> N
     Mean and standard deviation are given for each channel, with 8-bit values as 0..1. sigma_data is
     the standard deviation of all values as a network sees them (-1..1), for train.py --sigma_data.
     sigma_max is the largest distance between two images of a sample of at most 1,000: a
-    noise level above it hides every image (Song and Ermon 2020). Latents and other arrays are
-    taken as they are.
+    noise level above it hides every image (Song and Ermon 2020). Mean and std of latents and other
+    arrays are those of the values as they are; a network sees them with a std of 0.5.
 
     Examples:
     python dataset_tool.py stats datasets/digits-16x16.zip --json=out/digits.json

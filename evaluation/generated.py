@@ -14,6 +14,7 @@ from limpid.guidance import Guided
 from limpid.ideal import IdealDenoiser
 from limpid.sampling import Plan
 from limpid.seeds import generate
+from limpid.values import is_images
 from options.network import class_numbers
 from torch_utils.digest import digest_of_tensors
 
@@ -42,15 +43,19 @@ class GeneratedImages:
         shape = traits(net).image_shape
         assert shape is not None, 'a network that was opened tells the shape of its images'
         self.image_shape = list(shape)
+        self.is_array = not is_images(shape[0], traits(net).standardization)
 
     def __len__(self) -> int:
         return len(self.seeds)
 
     def fingerprint(self) -> str:
         """Return a digest of all that the images depend on, such as the device of the draws."""
-        told = (digest_of(self.net), repr(self.plan), _short(self.seeds), self.classes,
-                self.rng or self.device.type, self.image_shape)
+        told: tuple[object, ...] = (
+            digest_of(self.net), repr(self.plan), _short(self.seeds), self.classes,
+            self.rng or self.device.type, self.image_shape)
         known = traits(self.net).known_labels
+        values = traits(self.net).standardization
+        told = told if values is None else (*told, values)
         drawn = '' if known is None or self.classes is not None else repr(known)
         return hashlib.sha256((repr(told) + drawn).encode()).hexdigest()
 

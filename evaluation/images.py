@@ -28,6 +28,7 @@ class FolderImages:
         self.dataset = ImageFolderDataset(path, max_size=num, random_seed=seed)
         self.image_shape = list(self.dataset.image_shape)
         names = self.dataset.files.names
+        self.is_array = self.dataset.dtype != np.uint8
         self.lossy = any(name.lower().endswith(LOSSY) for name in names)
         self.in_subfolders = any('/' in name for name in names)
         self._choice = '' if num is None or len(names) <= num else f' {num} of seed {seed}'

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from checkpoints.diffusers import is_diffusers
+from checkpoints.open import open_network
 from checkpoints.reconstruct import reconstructed
 from dnnlib.cli import with_flags
 from evaluation.blocks import summary
@@ -32,7 +33,7 @@ from limpid.solvers import MULTISTEP
 from metrics.definitions import names_of
 from metrics.judge import PARAMETERS, Judge
 from metrics.one_pass import Measured
-from options.network import Opened, class_numbers, drawing_labels, open_to_draw, planned
+from options.network import Opened, class_numbers, drawing_labels, planned
 from torch_utils import checkpoint, distributed
 from training.run_folder import SNAPSHOT, files_of
 
@@ -105,7 +106,7 @@ class Sweep:
         for key in wanted:
             if key not in self._opened:
                 opening = self.opening if key == wanted[0] or is_diffusers(key[0]) else {}
-                self._opened[key] = open_to_draw(key[0], self.device, key[1], **opening)
+                self._opened[key] = open_network(key[0], self.device, key[1], **opening)
                 if key == wanted[0]:
                     drawing_labels(self._opened[key], self.draw)
         return [self._opened[key] for key in wanted]

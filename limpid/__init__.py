@@ -58,6 +58,7 @@ from limpid.seeds import StackedGenerator, generate
 from limpid.solvers import Adams, Euler, Multistep2M, SecondOrder
 from limpid.steps import DiscreteSteps, EDMSteps, ExplicitSteps, IDDPMSteps, VESteps, VPSteps
 from limpid.table1 import Column
+from limpid.values import Standardization, to_network, to_picture, to_values
 
 __all__ = [
     # a denoiser, and what is wrapped around one
@@ -69,7 +70,8 @@ __all__ = [
     'ProbabilityFlow', 'Solver', 'Euler', 'SecondOrder', 'Multistep2M', 'Adams', 'IPNDM', 'IPNDMv',
     'DEIS', 'LMS', 'DPMSolver2', 'Singlestep2S', 'Multistep3M', 'UniPC', 'SDEMultistep',
     'BrownianPath',
-    'StackedGenerator', 'generate', 'from_uint8', 'to_uint8',
+    'StackedGenerator', 'generate', 'from_uint8', 'to_uint8', 'Standardization', 'to_network',
+    'to_values', 'to_picture',
     # the rows of Table 1
     'Column', 'Steps', 'VPSteps', 'VESteps', 'IDDPMSteps', 'EDMSteps', 'ExplicitSteps',
     'DiscreteSteps', 'ExponentialSteps', 'VPPolynomialSteps', 'BetaSteps', 'AlignedSteps',

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from limpid.labels import Labels
 from limpid.noise_range import Steps
-from limpid.pixels import to_uint8
 from limpid.preconditioning import (
     IDDPM,
     Preconditioner,
@@ -29,6 +28,7 @@ from limpid.preconditioning import (
 )
 from limpid.resolution import Resolution, height_and_width
 from limpid.steps import DiscreteSteps
+from limpid.values import Standardization, to_picture
 
 # net(x, sigma, class_labels, **conditions) -> D, or (D, F_var) for return_variance=True
 Network = Callable[..., Any]
@@ -54,6 +54,7 @@ class Traits:
     sigma_from_cpu    whether it takes a single σ on the CPU for images on another device
     known_labels      the labels that occurred in its data, from which labels are drawn; None:
                       unknown, any class is as good as another
+    standardization   the mean and std of its data; None: they are 8-bit images, or it is unknown
     """
     image_shape: tuple[int, int, int] | None = None
     label_dim: int | None = None
@@ -68,6 +69,7 @@ class Traits:
     lacks_null: str = ''
     sigma_from_cpu: bool = False
     known_labels: Labels | None = None
+    standardization: Standardization | None = None
 
 
 def traits(net: object) -> Traits:
@@ -185,6 +187,8 @@ class Denoiser(nn.Module):
                   `net.dtype = torch.bfloat16` makes it bfloat16 on any device
     label_dropout the share of training images whose label was hidden, if that is known
     known_labels  the labels that occurred in its data, if they are known; set from outside
+    standardization
+                  the mean and std of its data, unless they are 8-bit images; set from outside
 
     The discrete levels of IDDPM are kept as the buffer u [M + 1], so that a state dict brings its
     own.
@@ -198,6 +202,7 @@ class Denoiser(nn.Module):
         self.img_resolution, self.img_channels = img_resolution, img_channels
         self.label_dim, self.label_dropout = label_dim, label_dropout
         self.known_labels: Labels | None = None
+        self.standardization: Standardization | None = None
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.dtype = torch.float16 if use_fp16 else torch.float32
         self._precond = precond
@@ -231,7 +236,7 @@ class Denoiser(nn.Module):
             round_sigma=self.round_sigma, unit_scale=unit_scale(c), no_infinity=c.no_infinity,
             native_steps=None if schedule is None else DiscreteSteps(schedule),
             learned_variance=isinstance(c, IDDPM), label_dropout=self.label_dropout,
-            known_labels=self.known_labels)
+            known_labels=self.known_labels, standardization=self.standardization)
 
     def forward(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None,
                 force_fp32: bool = False, *, unit: bool = False, return_variance: bool = False,
@@ -305,7 +310,7 @@ class Counting:
     images  evaluations of single images
     sigmas  the noise level of each call, or their mean where each image has its own
             (with `keep_sigmas`)
-    frames  {σ: uint8 images [B, C, H, W]}: the last denoised batch at each noise level
+    frames  {σ: uint8 pictures [B, 1 or 3, H, W]}: the last denoised batch at each noise level
             (with `keep_frames`)
     """
 
@@ -332,7 +337,7 @@ class Counting:
             if sigma.numel() > 1:
                 raise ValueError('a trajectory needs one noise level for all images; this sampler '
                                  'has one for each')
-            self.frames[float(sigma)] = to_uint8(D[0] if isinstance(D, tuple) else D).cpu()
+            self.frames[float(sigma)] = to_picture(D[0] if isinstance(D, tuple) else D).cpu()
         return D
 
     def noise_levels(self) -> list[float]:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from limpid.denoiser import Network, traits
 from limpid.labels import Labels
-from limpid.pixels import to_uint8
 from limpid.sampling import Plan
+from limpid.values import to_values
 
 
 class StackedGenerator:
@@ -80,8 +80,10 @@ def latents_and_labels(net: Network, seeds: Sequence[int], classes: Sequence[int
 
 def generate(net: Network, plan: Plan, seeds: Sequence[int], classes: Sequence[int] | None,
              device: torch.device, rng: str | None = None) -> Tensor:
-    """Return uint8 images [B, C, H, W] of these seeds, on `device`.
+    """Return images [B, C, H, W] of these seeds, on `device`: data like those of training.
 
+    They are uint8, or float32 where the network has a standardization or other than 1 or 3 channels
+    (limpid/values.py).
     rng='cpu' draws all random numbers on the CPU, so that every device starts from the same ones.
     Raises FloatingPointError when the images are not finite.
     """
@@ -92,7 +94,7 @@ def generate(net: Network, plan: Plan, seeds: Sequence[int], classes: Sequence[i
         raise FloatingPointError('the images came out as numbers that are not finite, and were not '
                                  'written: the network or the combination of sampler options is to '
                                  'blame')
-    return to_uint8(images)
+    return to_values(images, traits(net).standardization)
 
 
 def share_of(seeds: Sequence[int], batch: int, rank: int, world_size: int) -> list[np.ndarray]:

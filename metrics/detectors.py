@@ -10,6 +10,7 @@ from torch import Tensor
 from metrics import dinov2, lite0, own_detector
 from metrics.features import (
     TAPS,
+    ArrayDetector,
     DemoDetector,
     DINOv2Detector,
     FeatureExtractor,
@@ -28,6 +29,7 @@ DETECTORS: dict[str, Callable[[torch.device, torch.dtype], FeatureExtractor]] = 
     'dinov2': lambda device, dtype: DINOv2Detector(dinov2.load_weights(dinov2.locate()), device,
                                                    dtype),
     'demo': DemoDetector,
+    'arrays': ArrayDetector,
 }
 
 # Taps of metrics that have a detector of their own, whatever --detector is.

@@ -33,6 +33,7 @@ TAPS = {
     'spatial': Tap(2023, 'inception-2015-12-05-spatial-v1', 'sFID', 'inception'),
     'dinov2': Tap(1024, 'dinov2-vitl14-bicubic-v1', 'FD-DINOv2', 'dinov2'),
     'demo': Tap(224, 'demo-v1', 'demo-FD (random features, NOT FID)', 'demo'),
+    'arrays': Tap(256, 'arrays-v1', 'fd_arrays (random features, NOT FID)', 'arrays'),
     'efficientnet_lite0': Tap(1280, 'efficientnet-lite0-bicubic-v1', 'fd_efficientnet_lite0',
                               'efficientnet-lite0'),
 }
@@ -87,20 +88,52 @@ class DemoDetector:
 
     def __init__(self, device: torch.device | str = 'cpu',
                  dtype: torch.dtype = torch.float32) -> None:
-        normal = np.random.RandomState(20220601).standard_normal
-        shapes = [(32, 3, 3, 3), (64, 32, 3, 3), (128, 64, 3, 3)]
-        weights = [torch.from_numpy((normal(s) * np.sqrt(2 / (s[1] * 9))).astype(np.float32))
-                   for s in shapes]
+        weights = _random_weights(3, 128)
         self.digest = digest_of_tensors({f'conv{i}.weight': w for i, w in enumerate(weights)})
         self.weights = [w.to(dtype).to(device) for w in weights]
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         x = (as_rgb(images).to(self.weights[0].dtype) - 128) / 128
-        means = []
-        for weight, stride in zip(self.weights, (1, 2, 2), strict=True):
-            x = F.conv2d(x, weight, stride=stride, padding=1).relu()
-            means.append(x.mean(dim=[2, 3]))
-        return {'demo': torch.cat(means, dim=1)}
+        return {'demo': _convolved(x, self.weights)}
+
+
+class ArrayDetector:
+    """The same for data that are no images: three random convolutions (32, 64, 160 channels).
+
+    They take arrays of any type with any number of channels as they are, without scaling. So the
+    distance is in the units of the data, squared, and a channel of large values counts most:
+    compare only numbers of the same data. The weights are those of DemoDetector's rule.
+    """
+    taps = ('arrays',)
+
+    def __init__(self, device: torch.device | str = 'cpu',
+                 dtype: torch.dtype = torch.float32) -> None:
+        self.device, self.dtype = torch.device(device), dtype
+        self.digest = digest_of_tensors({f'conv{i}.weight': weight for i, weight
+                                         in enumerate(_random_weights(3, 160))})
+        self.weights: dict[int, list[Tensor]] = {}   # by the number of channels
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        channels = images.shape[1]
+        if channels not in self.weights:
+            self.weights[channels] = [weight.to(self.dtype).to(self.device)
+                                      for weight in _random_weights(channels, 160)]
+        return {'arrays': _convolved(images.to(self.dtype), self.weights[channels])}
+
+
+def _random_weights(channels: int, last: int) -> list[Tensor]:
+    normal = np.random.RandomState(20220601).standard_normal
+    shapes = [(32, channels, 3, 3), (64, 32, 3, 3), (last, 64, 3, 3)]
+    return [torch.from_numpy((normal(s) * np.sqrt(2 / (s[1] * 9))).astype(np.float32))
+            for s in shapes]
+
+
+def _convolved(x: Tensor, weights: list[Tensor]) -> Tensor:
+    means = []
+    for weight, stride in zip(weights, (1, 2, 2), strict=True):
+        x = F.conv2d(x, weight, stride=stride, padding=1).relu()
+        means.append(x.mean(dim=[2, 3]))
+    return torch.cat(means, dim=1)
 
 
 class InceptionDetector:
@@ -163,5 +196,6 @@ def as_rgb(images: Tensor) -> Tensor:
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError('a detector takes uint8 images [B, 1 or 3, H, W], '
-                         f'not {images.dtype} {list(images.shape)}')
+                         f'not {images.dtype} {list(images.shape)}: for arrays there is '
+                         'detector=arrays')
     return images.expand(-1, 3, -1, -1).contiguous()

@@ -15,6 +15,7 @@ class Images(Protocol):
     image_shape: list[int]   # C, H, W
     source: str              # their origin, for reports
     lossy: bool              # whether some were compressed with loss, as by JPEG
+    is_array: bool           # whether they are no 8-bit images, but numbers of any kind
     in_subfolders: bool      # whether they lie in several folders, as classes often do
 
     def __len__(self) -> int: ...
@@ -24,12 +25,20 @@ class Images(Protocol):
         ...
 
     def batches(self, parts: Sequence[range], device: torch.device) -> Iterator[Tensor]:
-        """Yield uint8 [len(part), C, H, W] on `device` for each range of positions, which rise.
+        """Yield [len(part), C, H, W], uint8 or arrays, for each range of positions, which rise.
 
+        The tensors are on `device`.
         Raises ValueError for an image that cannot be read or made. The images may end early if they
         were told to stop.
         """
         ...
+
+
+def check_kind(images: Images, detector: str) -> None:
+    """Raise ValueError for arrays that are to be judged by a detector of 8-bit images."""
+    if images.is_array and detector != 'arrays':
+        raise ValueError(f'{images.source} is of arrays, not of 8-bit images, and '
+                         f'detector={detector} is for images: use detector=arrays')
 
 
 class ArrayImages:
@@ -37,7 +46,7 @@ class ArrayImages:
 
     With `num`, they are a random subset of that size, chosen by `seed`, or all if there are fewer.
     """
-    lossy = in_subfolders = False
+    lossy = in_subfolders = is_array = False
 
     def __init__(self, path: str, num: int | None = None, seed: int = 0) -> None:
         self.source, self.batch = path, SampleBatch(path)

@@ -27,7 +27,7 @@ from metrics.definitions import (
 )
 from metrics.detectors import FIXED, check_name, distinct, load_extractors, main_tap
 from metrics.features import TAPS, FeatureExtractor
-from metrics.images import ArrayImages, Images
+from metrics.images import ArrayImages, Images, check_kind
 from metrics.one_pass import Measured, Stopped, Wanted, measure
 from metrics.reference_files import ReferenceFile, read_reference
 from torch_utils import distributed
@@ -80,6 +80,8 @@ class Judge:
         taps = {*self.wanted.taps, *self.wanted_of_reference.taps}
         if taps - set(FIXED):
             check_name(detector)
+        if not isinstance(ref, str):
+            check_kind(ref, detector)
         # before the detectors: their weights may have to be downloaded
         self._file = self._read(ref) if isinstance(ref, str) else None   # on rank 0 only
         self.extractors = load_extractors(taps, detector, device, precision)

@@ -49,7 +49,7 @@ T = TypeVar('T')
 WHAT = 'file of statistics'
 FORMAT = 1   # of our npz files; mu and sigma mean the same in every version
 # whose mu and sigma are called just that: the first that is there
-MAIN = ('pool_3', 'demo', 'efficientnet_lite0', 'dinov2', 'spatial')
+MAIN = ('pool_3', 'demo', 'arrays', 'efficientnet_lite0', 'dinov2', 'spatial')
 TOLD_BY_SIZE = ('pool_3', 'spatial', 'dinov2', 'demo')   # taps that others publish without a name
 # key of others' features: origin
 FEATURES = {'pool_3': 'Score-SDE', 'reps': 'dgm-eval', 'feats': 'clean-fid'}

@@ -93,7 +93,7 @@ def open_with_plan(network: str, weights: str | None, options: Mapping[str, Any]
     options that do not go together.
     """
     chosen = {name: options.get(name) for name in NAMES}
-    networks = [open_to_draw(network, device, weights, **chosen)]
+    networks = [open_network(network, device, weights, **chosen)]
     drawing_labels(networks[0], options.get('draw') or 'even')
     guide = options.get('guide_network')
     if guide is not None and options.get('guidance') not in (None, 1):   # else it is not asked
@@ -111,18 +111,6 @@ def _check_variance(plan: Plan, net: Network) -> None:
     if not traits(net).learned_variance:
         raise ValueError("variance='learned' needs a network with variance channels (iDDPM), "
                          f'which this one is not; {instead}')
-
-
-def open_to_draw(network: str, device: torch.device, weights: str | None = None,
-                 **chosen: Any) -> Network:  # noqa: ANN401 (options of open_network)
-    """Open a network whose images can be shown; raise ValueError for one that makes latents."""
-    net = open_network(network, device, weights, **chosen)
-    shape = traits(net).image_shape
-    if shape is not None and shape[0] not in (1, 3):
-        raise ValueError(f'--network={network} makes {shape[0]} channels, latents of an '
-                         f'autoencoder that is not part of this, and image files hold 1 or 3: draw '
-                         f'them with limpid.sample and decode them there')
-    return net
 
 
 def planned(networks: Sequence[Network], options: Mapping[str, Any]) -> Opened:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 import torch
 
+from data.dataset import CACHES
 from dnnlib.cli import (
     FloatList,
     IntList,
@@ -83,6 +84,21 @@ class Names(click.ParamType):  # type: ignore[type-arg]
             if name not in self.table:
                 self.fail(f'{name!r} is none of {", ".join(self.table)}', param, ctx)
         return names
+
+
+class Cache(click.Choice):  # type: ignore[type-arg]
+    """One of CACHES; booleans stand for ram and off."""
+
+    def __init__(self) -> None:
+        super().__init__(CACHES)
+
+    def convert(self, value: object, param: click.Parameter | None,
+                ctx: click.Context | None) -> Any:  # noqa: ANN401 (click's own)
+        if isinstance(value, bool):
+            value = str(value)
+        word = str(value).lower()
+        yes, no = ('1', 'true', 'yes', 'y', 't', 'on'), ('0', 'false', 'no', 'n', 'f')
+        return super().convert('ram' if word in yes else 'off' if word in no else word, param, ctx)
 
 
 OPTIONS = [   # those that `--help` lists first, in its order
@@ -229,8 +245,12 @@ OPTIONS = [   # those that `--help` lists first, in its order
                'after 2000 steps without one'),
     speed('--bench', **boolean, default=True,
           help='Let cuDNN choose the fastest algorithms'),
-    speed('--cache', **boolean, default=True,
-          help='Keep the decoded images in memory'),
+    speed('--cache', type=Cache(), metavar='ram|mmap|off', default=DataConfig.cache,
+          show_default=True,
+          help='Where decoded images are kept: ram, in the memory of each process of the run; '
+               'mmap, in a file in ~/.cache/limpid/decoded (or $LIMPID_CACHE_DIR/decoded) that is '
+               'made once and that all processes of a machine share; off, nowhere. 1 and 0 stand '
+               'for ram and off'),
     workers(DataConfig.workers),
     DEVICE,
 

@@ -39,6 +39,15 @@ def save_png(pixels: np.ndarray, path: str | os.PathLike[str], durable: bool = T
         to_pil(pixels).save(file, format='PNG')
 
 
+def save_values(values: np.ndarray, path: str | os.PathLike[str]) -> None:
+    """Write data [C, H, W], atomically: uint8 as a PNG file, else as a .npy file (ending_of)."""
+    if values.dtype == np.uint8:
+        save_png(values.transpose(1, 2, 0), path, durable=False)
+        return
+    with atomic_write(path, durable=False) as file:
+        np.save(file, values, allow_pickle=False)
+
+
 def save_grid(images: np.ndarray, path: str | os.PathLike[str], columns: int,
               names: Sequence[str] = ()) -> None:
     """Write uint8 [N, C, H, W] as one picture with `columns` columns.

@@ -140,14 +140,17 @@ def decode(data: object, cls: type[T], where: str = 'config') -> T:
 def upgraded(config: Any) -> Any:  # noqa: ANN401 (plain values, as they were stored)
     """Return a stored configuration as it would be stored today.
 
-    Earlier versions had no decay of weights or of the learning rate. Their loss in v had its own
-    sigma_data, in addition to that of the network and the weighting.
+    Earlier versions had no decay of weights or of the learning rate, and a cache or none. Their
+    loss in v had its own sigma_data, in addition to that of the network and the weighting.
     """
     if not isinstance(config, dict):
         return config
     if isinstance(config.get('optimizer'), dict):
         config = {**config, 'optimizer': {'weight_decay': 0.0, 'lr_decay_nimg': None,
                                           **config['optimizer']}}
+    data = config.get('data')
+    if isinstance(data, dict) and isinstance(data.get('cache'), bool):
+        config = {**config, 'data': {**data, 'cache': 'ram' if data['cache'] else 'off'}}
     stored = config.get('loss')
     if not isinstance(stored, dict) or stored.get('type') != 'loss/velocity':
         return config

@@ -1,16 +1,17 @@
 """The pictures of a run: grids of training images and of images of the averaged network."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from limpid.denoiser import Denoiser
-from limpid.pixels import to_uint8
 from limpid.resolution import height_and_width
 from limpid.sampling import plan
 from limpid.seeds import StackedGenerator
+from limpid.values import picture_of, to_picture
 from torch_utils import distributed
 from training.dataset import ImageFolderDataset
 
@@ -43,26 +44,34 @@ def names_in(dataset: ImageFolderDataset, labels: Tensor) -> list[str]:
 
 
 def real_images(dataset: ImageFolderDataset, labels: Tensor) -> np.ndarray:
-    """Return the first training images with these labels, uint8 [N, C, H, W].
+    """Return pictures of the first training images with these labels, uint8 [N, 1 or 3, H, W].
 
     If there are too few images with a label, the other places are black.
     """
-    images = np.zeros([len(labels), *dataset.image_shape], dtype=np.uint8)
+    shape = shown_shape(dataset.image_shape)
+    images = np.zeros([len(labels), *shape], dtype=np.uint8)
     wanted: dict[bytes, list[int]] = {}
     for place, label in enumerate(labels.numpy()):
         wanted.setdefault(label.tobytes(), []).append(place)
     for index in range(len(dataset)):
         places = wanted.get(dataset.get_label(index).astype(np.float32).tobytes())
         if places:
-            images[places.pop(0)] = dataset[index][0]
+            data = torch.from_numpy(dataset[index][0][np.newaxis])
+            images[places.pop(0)] = picture_of(data, dataset.standardization)[0].numpy()
         if not any(wanted.values()):
             break
     return images
 
 
+def shown_shape(image_shape: Sequence[int]) -> list[int]:
+    """Return the shape of a picture of data of this shape (limpid.values.to_picture)."""
+    channels, *size = image_shape
+    return [3 if channels >= 3 else 1, *size]
+
+
 def generate_grid(net: Denoiser, labels: Tensor, device: torch.device, num_steps: int = 18,
                   batch: int = 64) -> np.ndarray | None:
-    """Return images of seeds 0, 1, … with these labels, uint8 [N, C, H, W].
+    """Return pictures of seeds 0, 1, … with these labels, uint8 [N, 1 or 3, H, W].
 
     None stands for images that are not finite. They are drawn by the default deterministic sampler
     in `num_steps` steps. Each rank draws its share; collective.
@@ -77,11 +86,11 @@ def generate_grid(net: Denoiser, labels: Tensor, device: torch.device, num_steps
         chosen = labels[seeds].to(device) if net.label_dim else None
         drawn = drawing(net, noise, chosen)
         finite = finite and bool(drawn.isfinite().all())
-        parts.append(to_uint8(drawn).cpu().numpy())
+        parts.append(to_picture(drawn).cpu().numpy())
     if not all(distributed.gather_objects(finite)):
         return None
     gathered = distributed.gather_objects(np.concatenate(parts) if parts else None)
-    images = np.zeros([len(labels), *shape], dtype=np.uint8)
+    images = np.zeros([len(labels), *shown_shape(shape)], dtype=np.uint8)
     for other, theirs in enumerate(gathered):
         if theirs is not None:
             images[other::world_size] = theirs

@@ -27,7 +27,7 @@ class Saver:
         self.dataset, self.clock = dataset, clock
         self.fingerprint = state.fingerprint or dataset.contents()
         for net in (state.net, *(average.net for average in state.averages.values())):
-            net.known_labels = dataset.known_labels
+            net.known_labels, net.standardization = dataset.known_labels, dataset.standardization
         self.is_first = distributed.get_rank() == 0
         self.saved = state.nimg or -1   # the state that is continued has been saved already
 

@@ -19,6 +19,7 @@ import torch
 from limpid.denoiser import Denoiser
 from limpid.labels import labels_from
 from limpid.resolution import height_and_width
+from limpid.values import standardization_from
 from torch_utils import checkpoint
 from torch_utils.stats import Collector
 from training import config as configs
@@ -91,6 +92,7 @@ def save_snapshot(state: TrainState, config: TrainConfig, run_dir: Path) -> Path
         'ema': main[1],
         'ema_name': main[0],
         'labels': _labels_of(state),
+        'standardization': _standardization_of(state),
         'averages': dict(others),
     }, path)
     return path
@@ -108,11 +110,18 @@ def load_snapshot(path: str | os.PathLike[str], device: torch.device | str = 'cp
     net = build_network(configs.decode(stored, NetworkConfig, f'{path}: network'))
     checkpoint.load_into(net, choose_weights(contents, weights, path), str(path))
     net.known_labels = labels_from(contents.get('labels'), net.label_dim, str(path))
+    net.standardization = standardization_from(contents.get('standardization'), net.img_channels,
+                                               str(path))
     return net.eval().requires_grad_(False).to(device), contents
 
 
 def _labels_of(state: TrainState) -> dict[str, Any] | None:
     known = next(iter(state.averages.values())).net.known_labels
+    return None if known is None else known.plain()
+
+
+def _standardization_of(state: TrainState) -> dict[str, Any] | None:
+    known = next(iter(state.averages.values())).net.standardization
     return None if known is None else known.plain()
 
 
@@ -156,6 +165,7 @@ def save_state(state: TrainState, config: TrainConfig, run_dir: Path, fingerprin
         'optimizer': state.optimizer.state_dict(),
         'stats': [state.stats.state_dict()] if stats is None else stats,
         'labels': _labels_of(state),
+        'standardization': _standardization_of(state),
     }, path)
     return path
 

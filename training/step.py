@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from limpid.loss import DenoisingLoss, Loss, VelocityLoss
-from limpid.pixels import from_uint8
+from limpid.values import to_network
 from torch_utils import distributed
 from torch_utils.random import generator_at, normal_at, seed_of
 from training.augment import Augmentation, AugmentPipe
@@ -20,7 +20,7 @@ from training.state import TrainState
 from training.stats_file import SIGMA_EDGES, SIGMA_RANGES
 
 # The purposes of the random streams of a step. They are part of the seed: never renumber them.
-WEIGHTS, NOISE_LEVEL, NOISE, AUGMENT, LABEL_DROPOUT, DROPOUT = range(6)
+WEIGHTS, NOISE_LEVEL, NOISE, AUGMENT, LABEL_DROPOUT, DROPOUT, VALIDATION = range(7)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class StepFunction:
     def __call__(self, images: Tensor, labels: Tensor) -> None:
         """Take a step on this rank's share of the batch at nimg.
 
-        images uint8 [b, C, H, W], labels [b, label_dim]
+        images uint8 or arrays [b, C, H, W], labels [b, label_dim]
         """
         state, config = self.state, self.config
         share = len(images)
@@ -142,7 +142,8 @@ class StepFunction:
         """
         config = self.config
         rows = slice(mine.start + part.start, mine.start + part.stop)
-        y = from_uint8(images[part].to(self.device, non_blocking=True))
+        y = to_network(images[part].to(self.device, non_blocking=True),
+                       self.state.net.standardization)
         conditions = {}
         if randomness.augmentation is not None:
             augmentation = randomness.augmentation[rows]

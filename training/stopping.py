@@ -5,10 +5,9 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 
+from dnnlib.signals import SIGNALS
 from torch_utils import distributed
 
-# of batch systems, of a terminal, of one that is closed or whose connection drops, and of Windows
-SIGNALS = ('SIGTERM', 'SIGINT', 'SIGUSR1', 'SIGHUP', 'SIGBREAK')
 TWICE = 2.0   # seconds within which a second SIGINT is the same one, of a terminal and a launcher
 
 
@@ -51,14 +50,3 @@ def graceful_signals(otherwise: Callable[[], bool] = lambda: False) -> Iterator[
 def _is_ignored_hangup(number: int) -> bool:
     return (number == getattr(signal, 'SIGHUP', None)
             and signal.getsignal(number) == signal.SIG_IGN)
-
-
-def leave_stopping_to_the_parent(_: int) -> None:
-    """Ignore the SIGNALS in a process that reads data.
-
-    A terminal and a batch system send them to all processes of a run. The one that trains saves
-    and then ends the others, without which it could not go on to the end of its step.
-    """
-    for name in SIGNALS:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)

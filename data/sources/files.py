@@ -1,13 +1,17 @@
 """Folders and zips of image files, with dataset.json or a folder for each class."""
 
+import functools
 import os
 import re
 import zipfile
 from collections.abc import Sequence
 
+import numpy as np
+
+from data.arrays import is_pixels
 from data.image_files import ImageFiles
 from data.labels import common_folders, label_array, normal
-from data.source import Source
+from data.source import Image, Source, image_of
 
 WRITTEN = re.compile(r'\d{5}/img\d{8}\.(png|npy)')   # names that dataset_tool.py gives
 
@@ -44,8 +48,16 @@ def source_of(files: ImageFiles, names: list[str]) -> Source:
         found, classes = folder_labels(names)
     else:   # labels that train.py would refuse are refused here, before the work
         label_array(found, names, f'{files.path}: dataset.json')
-    return Source(names, files.image, found, classes=classes, note=files.note(), path=files.path,
-                  several=files.several.__contains__)
+    return Source(names, functools.partial(_load, files), found, classes=classes,
+                  note=files.note(), path=files.path, several=files.several.__contains__)
+
+
+def _load(files: ImageFiles, name: str) -> Image | np.ndarray:
+    """Return an image, or an array [C, H, W]; one of 8-bit greyscale or RGB becomes an image."""
+    loaded = files.load(name)
+    if isinstance(loaded, np.ndarray) and is_pixels(loaded):
+        return image_of(loaded.transpose(1, 2, 0))
+    return loaded
 
 
 def folder_labels(names: Sequence[str]) -> tuple[dict[str, int], tuple[str, ...]]:

@@ -401,8 +401,8 @@ def test_run_folders_are_numbered_and_named(digits, tmp_path):  # noqa: F811
     assert run(train.main, *arguments).exit_code == 0
     folder = tmp_path / '00008-digits-8x8-cond-ddpmpp-edm-gpus1-batch4-fp32-mine'
     assert {path.name for path in folder.iterdir()} == {
-        'training_options.json', 'log.txt', 'stats.jsonl', 'reals.png', 'fakes000000.png',
-        'network-snapshot-000000.pkl', 'training-state-000000.pt', '.lock'}
+        'training_options.json', 'run_card.jsonl', 'log.txt', 'stats.jsonl', 'reals.png',
+        'fakes000000.png', 'network-snapshot-000000.pkl', 'training-state-000000.pt', '.lock'}
     assert 'tick 0' in (folder / 'log.txt').read_text()
 
 

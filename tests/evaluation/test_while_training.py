@@ -561,8 +561,8 @@ def test_two_processes_stop_together_and_find_the_numbers_of_one(
         (['--eval=1', '--ref=missing.npz', '--detector=demo'], 'missing.npz'),
         (
             ['--eval=1', '--ref=REF', '--detector=weights.pth'],
-            '--detector=weights.pth is none of inception, efficientnet-lite0, dinov2, demo, no '
-            'file of Inception weights, and no module:function',
+            '--detector=weights.pth is none of inception, efficientnet-lite0, dinov2, demo, '
+            'arrays, no file of Inception weights, and no module:function',
         ),
     ],
 )

@@ -86,7 +86,8 @@ def test_grey_counts_as_three_equal_channels_and_images_do_not_mix():
 def test_detectors_take_uint8_images_only(x, found):
     with pytest.raises(ValueError) as error:
         DemoDetector().features(x)
-    assert str(error.value) == f'a detector takes uint8 images [B, 1 or 3, H, W], not {found}'
+    assert str(error.value) == (f'a detector takes uint8 images [B, 1 or 3, H, W], not {found}: '
+                                f'for arrays there is detector=arrays')
 
 
 def test_a_detector_that_there_is_not_is_never_replaced():
@@ -94,10 +95,10 @@ def test_a_detector_that_there_is_not_is_never_replaced():
         load_detector('inseption', torch.device('cpu'))
     assert (
         str(error.value)
-        == 'detector=inseption is none of inception, efficientnet-lite0, dinov2, demo, no file of '
-           'Inception weights, and no module:function'
+        == 'detector=inseption is none of inception, efficientnet-lite0, dinov2, demo, arrays, no '
+           'file of Inception weights, and no module:function'
     )
-    assert list(DETECTORS) == ['inception', 'efficientnet-lite0', 'dinov2', 'demo']
+    assert list(DETECTORS) == ['inception', 'efficientnet-lite0', 'dinov2', 'demo', 'arrays']
 
 
 # Moments

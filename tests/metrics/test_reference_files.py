@@ -25,7 +25,8 @@ NOTE = (' does not say how images were resized: distances to it are FIDs if EDM 
 @pytest.fixture(autouse=True)
 def small_taps(monkeypatch):
     """As the published ones, with fewer features: files of megabytes take time."""
-    dims = {'pool_3': 8, 'spatial': 7, 'dinov2': 6, 'demo': 5, 'efficientnet_lite0': 4}
+    dims = {'pool_3': 8, 'spatial': 7, 'dinov2': 6, 'demo': 5, 'efficientnet_lite0': 4,
+            'arrays': 3}
     monkeypatch.setattr(module, 'TAPS', {name: tap._replace(dim=dims[name])
                                          for name, tap in TAPS.items()})
 
@@ -57,6 +58,7 @@ def test_dimensions_of_the_published_files():
         1024: 'dinov2',
         224: 'demo',
         1280: 'efficientnet_lite0',
+        256: 'arrays',
     }
 
 

@@ -199,9 +199,9 @@ def test_a_forked_process_opens_the_zip_anew(tmp_path: Path) -> None:
 def test_config(tmp_path: Path) -> None:
     config = DataConfig(ten(tmp_path), use_labels=True, xflip=True, max_size=3, random_seed=5)
     with config.open() as data:
-        assert (len(data), data.label_dim, data.cache) == (6, 4, True)
+        assert (len(data), data.label_dim, data.cache) == (6, 4, 'ram')
         assert data.get_details(0).raw_idx == 2
-    assert not DataConfig(config.path, cache=False).open().cache
+    assert DataConfig(config.path, cache='off').open().cache == 'off'
 
 
 def test_fingerprint(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ ERRORS: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
         {'a.txt': b''},
         {},
         'SET holds no images (files that end in .bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .pbm, '
-        '.pgm, .png, .pnm, .ppm, .tif, .tiff, .webp)',
+        '.pgm, .png, .pnm, .ppm, .tif, .tiff, .webp, .npy)',
     ),
     'not an image': (
         {'a.png': A, 'b.png': b'hello'},
