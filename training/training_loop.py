@@ -41,6 +41,7 @@ from training.state import (
     transfer_weights,
 )
 from training.step import WEIGHTS, StepFunction
+from training.validation import Validation
 
 
 class Interrupted(Exception):  # noqa: N818 (a state of affairs, not an error)
@@ -116,7 +117,8 @@ def check_same_run(origin: str, contents: dict[str, Any], config: TrainConfig,
 def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device: torch.device,
                   should_stop: Callable[[], bool] = lambda: False, deadline: float = math.inf,
                   evaluation: Evaluation | None = None,
-                  dataset: ImageFolderDataset | None = None) -> None:
+                  dataset: ImageFolderDataset | None = None,
+                  validation: Validation | None = None) -> None:
     """Train until config.total_nimg images were shown; every rank calls this.
 
     `run_dir` receives the snapshots, states, pictures and statistics (rank 0 writes them). After
@@ -124,7 +126,7 @@ def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device:
     until the `deadline` (of time.monotonic), everything is saved and Interrupted raised. Raises
     NonFiniteError when the gradients stay non-finite. Any other error, such as ValueError for a
     damaged image, comes after the state was saved, too. `dataset` is config.data, where it is open
-    already.
+    already. The losses of a `validation` are part of each report.
 
     With an `evaluation`, a snapshot is written and judged at each of its intervals and at the end.
     This comes last: if the state has been saved by then, a process that continues the run also
@@ -133,6 +135,8 @@ def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device:
     """
     _set_precision_flags(config)
     dataset = config.data.open() if dataset is None else dataset
+    if dataset.cache == 'mmap':   # all ranks wait here for the one that makes the file
+        dataset.share(distributed.on_rank_0(dataset.key))
     images_and_labels = stream_of(dataset, config, state, device)
     step = StepFunction(config, state, device)
     clock = Clock(state.seconds)
@@ -147,7 +151,9 @@ def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device:
         while True:
             now = due_now(config, state, saver.saved)
             if now.report:
-                reporter.tick(now.end)
+                with clock.pausing_training():
+                    held_out = None if validation is None else validation.measure(state)
+                reporter.tick(now.end, held_out)
             judging = evaluation is not None and evaluation.is_due(state, config, run_dir)
             if now.snapshot or judging:
                 saver.snapshot()
