@@ -57,7 +57,8 @@ method = heading('What to do with each image')
 @click.command(cls=Tool, context_settings={'max_content_width': 100})
 @files('--source', metavar='PATH', required=True,
        help='Source of the images: a folder (with its subfolders), a zip, a tar or a folder of '
-            'tars, cifar-10-python.tar.gz or cifar-100-python.tar.gz, an IDX file '
+            'tars, cifar-10-python.tar.gz or cifar-100-python.tar.gz (test:PATH for its test '
+            'images), an IDX file '
             '(train-images-idx3-ubyte.gz) with its labels beside it, a folder *_lmdb of LSUN, a '
             '.parquet or a folder of them, an .npy or .npz, or the word digits. digits stands for '
             '1,797 scanned digits with labels, 16x16 unless --resolution is given; it needs '

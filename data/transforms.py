@@ -58,7 +58,8 @@ def to_grey_or_rgb(image: Image, color: str | None = None) -> Image:
     if 'A' in image.getbands() or 'transparency' in image.info:
         white = PIL.Image.new('RGBA', image.size, 'white')
         image = PIL.Image.alpha_composite(white, image.convert('RGBA'))
-    return image.convert({'grey': 'L', 'rgb': 'RGB', None: 'L' if grey else 'RGB'}[color])
+    mode = {'grey': 'L', 'rgb': 'RGB', None: 'L' if grey else 'RGB'}[color]
+    return image if image.mode == mode else image.convert(mode)   # which would copy it
 
 
 def kept(image: Image) -> Image | np.ndarray:

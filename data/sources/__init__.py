@@ -24,7 +24,7 @@ KNOWN = ('give a folder, a zip or a tar of images, an .npy, .npz, IDX, .parquet 
 
 def open_source(path: str) -> Source:
     """Read the names and labels of --source; its images are loaded one by one later."""
-    there = os.path.exists(path) or digits.is_digits(path)
+    there = os.path.exists(path.removeprefix(cifar.TEST)) or digits.is_digits(path)
     if not there:
         raise ValueError(f'--source={path} does not exist: {KNOWN}')
     for accepts, read in SOURCES.values():

@@ -14,24 +14,29 @@ from dnnlib.files import Unfolded, open_regular
 from torch_utils.safe_pickle import Allowed, Record, read_pickle, record
 
 NAME = re.compile(r'cifar-100?-python\.tar(\.gz)?')
+TEST = 'test:'
 MOST = 170_000_000   # bytes of a member; a batch of CIFAR-100 has 155 million
 MOST_IN_ALL = 2**29
 
 
 def is_cifar(path: str) -> bool:
     """Return whether the name is that of an archive of CIFAR-10 or CIFAR-100."""
+    path = path.removeprefix(TEST)
     return os.path.isfile(path) and NAME.fullmatch(os.path.basename(path)) is not None
 
 
 def read_cifar(path: str) -> Source:
     """Read the 50,000 training images, in the order of the archive's batches, with their classes.
 
-    Of CIFAR-100 these are the 100 fine classes.
+    Of CIFAR-100 these are the 100 fine classes. A path that begins with test: stands for the 10,000
+    test images.
     """
+    wanted = TESTING if path.startswith(TEST) else TRAINING
+    path = path.removeprefix(TEST)
     pixels: list[np.ndarray] = []
     labels: list[int] = []
     classes: tuple[str, ...] = ()
-    for name, batch in _members(path).items():
+    for name, batch in _members(path, wanted).items():
         if 'fine_label_names' in batch or 'label_names' in batch:
             classes = _names(batch.get('fine_label_names', batch.get('label_names')))
             continue
@@ -54,10 +59,11 @@ def _names(value: object) -> tuple[str, ...]:
 
 
 TRAINING = re.compile(r'data_batch_\d+|train|batches\.meta|meta')
+TESTING = re.compile(r'test_batch|test|batches\.meta|meta')
 
 
-def _members(path: str) -> dict[str, dict[str, Any]]:
-    """Return the dictionaries in the archive that belong to the training set, by sorted name."""
+def _members(path: str, wanted: re.Pattern[str]) -> dict[str, dict[str, Any]]:
+    """Return the dictionaries in the archive with wanted names, sorted by name."""
     found: dict[str, dict[str, Any]] = {}
     try:
         with open_regular(path) as raw, tarfile.open(fileobj=_unpacked(raw), mode='r|') as archive:
@@ -65,7 +71,7 @@ def _members(path: str) -> dict[str, dict[str, Any]]:
                 name = os.path.basename(member.name)
                 if member.size < 0:
                     raise ValueError(f'it has a member of {member.size} bytes')
-                if not member.isfile() or TRAINING.fullmatch(name) is None:
+                if not member.isfile() or wanted.fullmatch(name) is None:
                     continue
                 if member.size > MOST:
                     raise ValueError(f'{name} has more than {MOST:,} bytes')
@@ -74,8 +80,9 @@ def _members(path: str) -> dict[str, dict[str, Any]]:
                 found[name] = _dictionary(file.read(), name)
     except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
         raise ValueError(f'{path} cannot be read: {error}') from error
-    if not any(TRAINING.fullmatch(name) and 'meta' not in name for name in found):
-        raise ValueError(f'{path} holds no data_batch_1 and no train')
+    if all('meta' in name for name in found):
+        missing = 'test_batch and no test' if wanted is TESTING else 'data_batch_1 and no train'
+        raise ValueError(f'{path} holds no {missing}')
     return dict(sorted(found.items()))
 
 

@@ -120,6 +120,16 @@ def chunk(kind, data):
             + struct.pack('>I', zlib.crc32(kind + data)))
 
 
+def interlaced_png(pixels):
+    """RGB in the seven passes of Adam7."""
+    rows = b''.join(b'\0' + row.tobytes() for y, x, dy, dx in (
+        (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2),
+        (1, 0, 2, 1)) for row in pixels[y::dy, x::dx] if row.size)
+    head = struct.pack('>IIBBBBB', pixels.shape[1], pixels.shape[0], 8, 2, 0, 0, 1)
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(
+        b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
+
+
 def vast_png():
     """60000x60000 black pixels that claim 10 GB, in a kilobyte."""
     head = struct.pack('>IIBBBBB', 60000, 60000, 8, 2, 0, 0, 0)
@@ -132,6 +142,7 @@ def torture(tmp_path_factory):
     folder = tmp_path_factory.mktemp('torture') / 'in'
     (folder / 'deep').mkdir(parents=True)
     rgb = PIL.Image.fromarray(RNG.integers(0, 256, [12, 12, 3], dtype=np.uint8))
+    (folder / 'interlaced.png').write_bytes(interlaced_png(np.asarray(rgb)))
     grey = rgb.convert('L')
     for name in ('plain.png', 'Plain.png', 'z.bmp', 'ünïcode 画像.png', 'x' * 200 + '.png'):
         rgb.save(folder / name)
@@ -261,9 +272,12 @@ def test_stats(tmp_path):
     result = run('stats', tmp_path / 'a.zip', f'--json={tmp_path}/s.json', '--workers=1')
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / 's.json').read_text())['sigma_data'] == found.sigma_data
-    latents = RNG.standard_normal([5, 4, 2, 3])
-    assert np.isclose(stats_of(Source([f'{i}' for i in range(5)],
-                                      NumberedArrays(latents))).sigma_data, latents.std())
+    latents = RNG.standard_normal([5, 4, 2, 3]) * 7 + 1
+    seen = (latents - latents.mean(axis=(0, 1, 2))) / latents.std(axis=(0, 1, 2)) / 2
+    found = stats_of(Source([f'{i}' for i in range(5)], NumberedArrays(latents)))
+    assert found.sigma_data == 0.5
+    assert np.isclose(found.sigma_max, max(np.linalg.norm(a - b) for a in seen for b in seen))
+    assert np.allclose(found.std, latents.std(axis=(0, 1, 2)))
 
 
 def test_preview(tmp_path):

@@ -84,10 +84,17 @@ def test_cifar_10(tmp_path):
         add(archive, 'cifar-10-batches-py/data_batch_1', python2_pickle(
             {b'batch_label': b'training batch 1 of 5', b'labels': [6, 0],
              b'data': planes(COLOR[:2]), b'filenames': [b'a.png', b'b.png']}))
-        add(archive, 'cifar-10-batches-py/test_batch', b'not read')
+        add(archive, 'cifar-10-batches-py/test_batch', python2_pickle(
+            {b'labels': [3, 5], b'data': planes(COLOR[1:])}))
         add(archive, 'cifar-10-batches-py/batches.meta',
             python2_pickle({b'label_names': [b'airplane', b'automobile']}))
     is_color(open_source(str(path)), [6, 0, 9], ('airplane', 'automobile'))
+    test = open_source(f'test:{path}')
+    assert (test.labels, test.classes) == ({'00000000': 3, '00000001': 5},
+                                           ('airplane', 'automobile'))
+    assert np.array_equal(test.load('00000001'), COLOR[2])
+    with pytest.raises(ValueError, match=f'^--source=test:{tmp_path} cannot be used: '):
+        open_source(f'test:{tmp_path}')
     convert(open_source(str(path)), str(tmp_path / 'out'))
     assert json.loads((tmp_path / 'out/dataset.json').read_text())['labels'] == [
         ['00000/img00000000.png', 6], ['00000/img00000001.png', 0], ['00000/img00000002.png', 9]]
