@@ -170,6 +170,10 @@ def main(**given: Any) -> None:  # noqa: ANN401 (click's own)
             distributed.print0(f'Note: {dataset.files.note()}')
         config = resolve(given, data, dataset)
         evaluated = eval_config(config.tick_nimg, given)
+        if evaluated is not None and dataset.standardization and evaluated.detector != 'arrays':
+            raise ValueError(f'--data={data.path} is of arrays, not of 8-bit images, and '
+                             f'--eval-detector={evaluated.detector} is for images: use '
+                             f'--eval-detector=arrays')
         validation = validation_of(given, config, dataset, device)
         if given['dry_run']:
             check_resume(given, config, dataset)

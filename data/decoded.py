@@ -88,13 +88,16 @@ def shared(key: str, names: Sequence[str], decode: Decode, shape: Sequence[int],
     little room, and leaves no part of a file behind.
     """
     path, whole = decoded_dir() / f'{key}.raw', (len(names), *shape)
+    lock = path.with_suffix('.lock')
     path.parent.mkdir(parents=True, exist_ok=True)
     while not _is_whole(path, whole, dtype):
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(held(path.with_suffix('.lock')))
-            except ValueError:   # another process makes it
-                time.sleep(POLL)
+                stack.enter_context(held(lock))
+            except ValueError:
+                if lock.is_symlink() or not lock.is_file():
+                    raise
+                time.sleep(POLL)   # another process makes it
                 continue
             if not _is_whole(path, whole, dtype):
                 _write(path, names, decode, whole, dtype, workers)

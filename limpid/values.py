@@ -4,6 +4,7 @@
 as latents, floats or five channels, has a Standardization.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -35,23 +36,26 @@ class Standardization:
 
     def apply(self, values: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return what a network sees of values v [B, C, H, W] of any type."""
-        mean, std = self._beside(values, dtype)
+        mean, std = _tensors(self, dtype, values.device)
         return (values.to(dtype) - mean) / std * SPREAD
 
     def undo(self, x: Tensor) -> Tensor:
         """Return v, float32, for what a network made, x [B, C, H, W]."""
-        mean, std = self._beside(x, x.dtype)
+        mean, std = _tensors(self, x.dtype, x.device)
         return (x / SPREAD * std + mean).to(torch.float32)
-
-    def _beside(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        # Kernels fill the numbers in: a copy from the CPU would wait for the device.
-        parts = [torch.stack([torch.full([], number, dtype=dtype, device=x.device)
-                              for number in numbers]) for numbers in (self.mean, self.std)]
-        return parts[0][:, None, None], parts[1][:, None, None]
 
     def plain(self) -> dict[str, list[float]]:
         """Return what files store."""
         return {'mean': list(self.mean), 'std': list(self.std)}
+
+
+@functools.lru_cache(maxsize=8)   # a copy to a device, at each step anew, would wait for it
+def _tensors(of: Standardization, dtype: torch.dtype,
+             device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return mean and std, [C, 1, 1] each."""
+    mean, std = (torch.tensor(numbers, dtype=dtype).to(device)
+                 for numbers in (of.mean, of.std))
+    return mean[:, None, None], std[:, None, None]
 
 
 def standardization_from(stored: Any, channels: int, where: str) -> Standardization | None:   # noqa: ANN401 (as it was read)

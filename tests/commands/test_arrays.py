@@ -207,6 +207,15 @@ def test_judging_arrays(latents, converted, trained, tmp_path):
         f'Error: {converted} is of arrays, and the nearest are found among 8-bit images')
 
 
+def test_judging_arrays_while_training(converted, tmp_path):
+    arguments = [f'--run={tmp_path}/run', f'--data={converted}', f'--ref={converted}', '--eval=1',
+                 '--eval-num=8', '--eval-steps=2', *SMALL, '--tick=1', '--pictures=0']
+    assert run(train.main, *arguments, fails=True) == (
+        f'Error: --data={converted} is of arrays, not of 8-bit images, and '
+        f'--eval-detector=inception is for images: use --eval-detector=arrays')
+    assert 'fd_arrays' in run(train.main, *arguments, '--detector=arrays')
+
+
 def test_ideal_denoiser_of_arrays(converted):
     net = open_network(f'ideal:{converted}')
     with ImageFolderDataset(converted) as dataset:

@@ -15,7 +15,10 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from click.testing import CliRunner
 
+import train
+from checkpoints.open import open_network
 from data.dataset import ImageFolderDataset
 from data.decoded import decoded_dir
 from data.loader import batches, order_index
@@ -134,6 +137,8 @@ def test_a_damaged_file_is_made_again(data):
 SCRIPT = """
 import os, signal, sys
 import numpy as np
+import train
+from checkpoints.open import open_network
 from data.dataset import ImageFolderDataset
 dataset = ImageFolderDataset(sys.argv[1], cache='mmap')
 decode = ImageFolderDataset._decode
@@ -192,6 +197,20 @@ def test_a_full_disk(data, tmp_path, monkeypatch):
         f'the decoded images take 0.0 GB, and {tmp_path}/cache/decoded has 0.0 GB left: set '
         f'LIMPID_CACHE_DIR to a folder on another disk, or use --cache=ram or --cache=off')
     assert files() == []
+
+
+def test_a_run_is_the_same_with_any_cache(data, tmp_path):
+    states = []
+    for cache in ('ram', 'mmap', 'off'):
+        result = CliRunner().invoke(train.main, [
+            f'--run={tmp_path}/{cache}', f'--data={data}', f'--cache={cache}', '--cond=1',
+            '--cbase=8', '--cres=1', '--blocks=1', '--batch=7', '--duration=0.000021', '--tick=1',
+            '--pictures=0', '--lr-rampup=0', '--device=cpu'])
+        assert result.exit_code == 0, result.output
+        states.append(open_network(tmp_path / cache / 'training-state-000000.pt', weights='raw'))
+    first, *others = (list(net.state_dict().values()) for net in states)
+    assert all(torch.equal(a, b) for net in others for a, b in zip(first, net, strict=True))
+    assert len(files()) == 1
 
 
 def test_the_option():
