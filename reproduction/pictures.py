@@ -51,7 +51,10 @@ def curves(path: str, panel: str) -> dict[str, dict[str, Any]]:
 
 
 def draw(experiment: Experiment, title: str, metric: str, dest: Path) -> bool:
-    """Draw the panels, or copy the picture that a command made; return whether there is one."""
+    """Draw the panels, or copy the picture that a command made; return whether there is one.
+
+    A panel of which nothing was measured is left out.
+    """
     if experiment.images:
         path = experiment.images[0]
         if is_missing(path):
@@ -59,46 +62,45 @@ def draw(experiment: Experiment, title: str, metric: str, dest: Path) -> bool:
         with atomic_write(dest) as file:
             file.write(Path(path).read_bytes())
         return True
-    if not experiment.panels:
+    panels = [panel for panel in experiment.panels
+              if not all(is_missing(path) for line in panel.lines for path in line.files)]
+    if not panels:
         return False
     plt = pyplot()
-    count = len(experiment.panels)
-    figure, axes = plt.subplots(1, count, figsize=(5.2 * count, 4.2), squeeze=False,
-                                layout='constrained')
-    drawn = [_draw_panel(ax, panel, metric)
-             for ax, panel in zip(axes[0], experiment.panels, strict=True)]
+    figure, axes = plt.subplots(1, len(panels), figsize=(max(5.2 * len(panels), 7.5), 4.2),
+                                squeeze=False, layout='constrained')
+    for ax, panel in zip(axes[0], panels, strict=True):
+        _draw_panel(ax, panel, metric)
     figure.suptitle(title)
-    if any(drawn):
-        with atomic_write(dest) as file:
-            figure.savefig(file, format='png', dpi=110, metadata={'Software': None})
+    with atomic_write(dest) as file:
+        figure.savefig(file, format='png', dpi=110, metadata={'Software': None})
     plt.close(figure)
-    return any(drawn)
+    return True
 
 
-def _draw_panel(ax: 'Axes', panel: Panel, metric: str) -> bool:
-    """Draw the lines of a panel; return whether there were any."""
+def _draw_panel(ax: 'Axes', panel: Panel, metric: str) -> None:
+    """Draw the lines of a panel."""
     ax.set_title(panel.title)
     ax.grid(color='0.9', linewidth=0.6)
     if panel.x in CURVES:
-        drawn = [_draw_curves(ax, line, panel.x) for line in panel.lines]
+        for line in panel.lines:
+            _draw_curves(ax, line, panel.x)
         ax.set(xlabel=CURVES[panel.x], ylabel='loss' if panel.x == 'sigma' else panel.x)
         if panel.x == 'sigma':
             ax.set(xscale='log', ylim=(0, None))
     else:
-        drawn = []
         for line in panel.lines:
             x, y = points(line, panel.x, metric)
-            drawn.append(bool(x))
             if x:
                 ax.plot(x, y, color=line.colour, marker=line.marker, linestyle=line.style,
                         markersize=4, linewidth=1.2, label=line.label)
         ax.set(xlabel=SWEPT[panel.x], ylabel=metric, yscale='log')
+        for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            axis('{x:g}')
         if panel.x == 'nfe':
             ax.set_xscale('log', base=2)
             ax.xaxis.set_major_formatter('{x:g}')
-    if any(drawn):
-        ax.legend(frameon=False, fontsize=8)
-    return any(drawn)
+    ax.legend(frameon=False, fontsize=8)
 
 
 # Curves of reproduction.losses that are drawn once, whatever the network.
@@ -106,7 +108,7 @@ SHARED = {'p_train': ('#b5302c', '--', 'p_train'),
           'Initial, F = 0': ('#4d9a57', ':', 'initial, expected')}
 
 
-def _draw_curves(ax: 'Axes', line: Line, panel: str) -> bool:
+def _draw_curves(ax: 'Axes', line: Line, panel: str) -> None:
     """Draw the curves of a file: all of a loss, or the one with the label of the line."""
     found: dict[str, dict[str, Any]] = {}
     for path in line.files:
@@ -127,7 +129,6 @@ def _draw_curves(ax: 'Axes', line: Line, panel: str) -> bool:
                 label=f'{line.label}, {name.lower()}')
         if name == 'Final':
             _shade(ax, curve, line.colour)
-    return bool(found)
 
 
 def _shade(ax: 'Axes', curve: dict[str, Any], colour: str) -> None:

@@ -163,10 +163,12 @@ def verdict(above: Found | None, part: Found, ours: float | None, paper: float |
     if above is None or ours is None or paper is None:
         return ''
     assert isinstance(part.ours, float) and isinstance(above.ours, float)
+    if part.ours == above.ours:
+        return 'no change'
     spread = math.hypot(part.spread or 0, above.spread or 0)
     if abs(part.ours - above.ours) <= spread:
         return 'within the spread'
-    told = 'as in the paper' if ours * paper > 0 or ours == paper == 0 else 'other than the paper'
+    told = 'as in the paper' if ours * paper > 0 else 'other than the paper'
     return told if min(part.count, above.count) > 1 else f'{told} (N = 1)'
 
 
