@@ -48,6 +48,7 @@ from training.augment import AugmentConfig
 from training.config import NanConfig, OptimizerConfig, TrainConfig
 from training.dataset import DataConfig, ImageFolderDataset
 from training.ema import HalfLife, PowerFunction, power_of
+from training.loggers import LOGGERS
 from training.networks import (
     ARCHITECTURES,
     PRECISIONS,
@@ -258,6 +259,9 @@ OPTIONS = [   # those that `--help` lists first, in its order
            help='Interval of the status line and statistics, in thousands of images'),
     output('--snap', type=count, metavar='TICKS', default=50, show_default=True,
            help='Interval of snapshots and pictures, in ticks'),
+    output('--log', type=Names(LOGGERS), default=(), metavar='LIST',
+           help=f'Programs that get the numbers and pictures too, separated by commas: '
+                f'{", ".join(LOGGERS)}. None of them can stop the run'),
     output('--pictures', type=Whole(0, 100), metavar='INT', default=TrainConfig.pictures,
            show_default=True,
            help='Largest number of images in the picture of each snapshot, a square grid; 0 for no '

@@ -77,6 +77,8 @@ def judge(evaluation: Evaluation, state: TrainState, run_dir: Path, reporter: Re
         if distributed.get_rank() == 0:
             numbers = {name: found.get(name, math.nan) for name in evaluation.names}
             add_numbers(run_dir / 'stats.jsonl', state.nimg, numbers, evaluation.protocol, trouble)
+            reporter.loggers.numbers(state.nimg, {f'Metrics/{name}': value
+                                                  for name, value in numbers.items()})
             best = choose_best(run_dir, evaluation.names[0], evaluation.protocol)
             is_best = best == file_of(run_dir, SNAPSHOT, state.nimg)
             shown = '  '.join(f'{name} {value:<7.5g}' for name, value in numbers.items())

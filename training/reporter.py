@@ -16,6 +16,7 @@ from dnnlib.files import append_line
 from torch_utils import distributed
 from training.clock import Clock
 from training.config import TrainConfig, learning_rate
+from training.loggers import Loggers
 from training.run_folder import forget_after
 from training.state import TrainState
 from training.stats_file import SIGMA_RANGES, strict
@@ -35,9 +36,9 @@ class Reporter:
     """
 
     def __init__(self, config: TrainConfig, state: TrainState, run_dir: Path,
-                 device: torch.device, clock: Clock) -> None:
+                 device: torch.device, clock: Clock, loggers: Loggers | None = None) -> None:
         self.config, self.state, self.run_dir, self.device = config, state, run_dir, device
-        self.clock = clock
+        self.clock, self.loggers = clock, loggers or Loggers()
         self.is_first = distributed.get_rank() == 0
         self.work = Work.of(config.network, device) if self.is_first else None
         self.bar: tqdm.tqdm[Any] | None = None
@@ -66,6 +67,7 @@ class Reporter:
         self.tick_start = self.clock.start
         if self.is_first:
             forget_after(self.run_dir, self.state.nimg)
+            self.loggers.goes_on_from(self.state.nimg)
 
     def rewind(self) -> None:
         """Follow the run back to an earlier state, and remove later statistics."""
@@ -102,6 +104,8 @@ class Reporter:
                                        for name, value in numbers.items()}}
             append_line(self.run_dir / 'stats.jsonl',
                         json.dumps(strict({**line, 'timestamp': time.time()})))
+            self.loggers.numbers(self.state.nimg, {name: entry['mean']
+                                                   for name, entry in line.items()})
         self.tick_start, self.tick_nimg, self.clock.maintenance = now, self.state.nimg, 0.0
 
     def _numbers(self, now: float) -> dict[str, float]:

@@ -6,6 +6,7 @@ stats.jsonl                   a line of statistics for each tick
 network-best.pkl, best.json   a link to the best snapshot that was judged, and why it is the best
 training_options.json         the settings that make the run what it is
 run_card.jsonl                options, versions, hardware and data of each start
+tensorboard, wandb, wandb-id  what training.loggers keep
 old-00000                     the files of a run that another one took the place of
 """
 
@@ -25,10 +26,11 @@ SNAPSHOT, STATE = 'network snapshot', 'training state'
 BEST = 'network-best.pkl'
 OF_A_RUN = (r'network-(snapshot-\d+|best)\.pkl|training-state-\d+\.pt|fakes\d+\.png|reals\.png|'
             r'stats(\.old)?\.jsonl|best\.json|(training_options|transfer)\.json|'
-            r'(changes|run_card)\.jsonl|\.evaluation-[0-9a-f]+')
+            r'(changes|run_card)\.jsonl|\.evaluation-[0-9a-f]+|tensorboard|wandb|wandb-id')
 
 ADDED_TO = {'log.txt', 'stats.jsonl', 'stats.old.jsonl', 'changes.jsonl', 'run_card.jsonl',
-            'best.json', 'training_options.json', 'transfer.json'}
+            'best.json', 'training_options.json', 'transfer.json', 'tensorboard', 'wandb',
+            'wandb-id'}
 
 
 def file_of(run_dir: Path, kind: str, nimg: int) -> Path:

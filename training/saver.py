@@ -10,6 +10,7 @@ from torch_utils.grids import save_grid
 from training.clock import Clock
 from training.config import TrainConfig
 from training.dataset import ImageFolderDataset
+from training.loggers import Loggers
 from training.pictures import generate_grid, grid_labels, names_in, real_images
 from training.run_folder import fresh, prune_states, thin_snapshots
 from training.state import TrainState, save_snapshot, save_state
@@ -22,9 +23,10 @@ class Saver:
     """
 
     def __init__(self, config: TrainConfig, state: TrainState, run_dir: Path,
-                 device: torch.device, dataset: ImageFolderDataset, clock: Clock) -> None:
+                 device: torch.device, dataset: ImageFolderDataset, clock: Clock,
+                 loggers: Loggers | None = None) -> None:
         self.config, self.state, self.run_dir, self.device = config, state, run_dir, device
-        self.dataset, self.clock = dataset, clock
+        self.dataset, self.clock, self.loggers = dataset, clock, loggers or Loggers()
         self.fingerprint = state.fingerprint or dataset.contents()
         for net in (state.net, *(average.net for average in state.averages.values())):
             net.known_labels, net.standardization = dataset.known_labels, dataset.standardization
@@ -53,8 +55,9 @@ class Saver:
         labels, columns = grid_labels(self.dataset, self.config.pictures)
         images = generate_grid(self.state.ema.net, labels, self.device, self.config.picture_steps)
         if self.is_first and images is not None:
-            name = f'fakes{self.state.nimg // 1000:06d}.png'
-            save_grid(images, fresh(self.run_dir / name), columns, names_in(self.dataset, labels))
+            path = fresh(self.run_dir / f'fakes{self.state.nimg // 1000:06d}.png')
+            save_grid(images, path, columns, names_in(self.dataset, labels))
+            self.loggers.picture(self.state.nimg, path)
         elif self.is_first:
             distributed.print0('Warning: no picture of images, since they came out as numbers '
                                'that are not finite')
