@@ -35,7 +35,6 @@ from dnnlib.files import append_line, atomic_write, held, read_bounded
 from dnnlib.logfile import LogFile
 from evaluation.while_training import EvalConfig, WhileTraining
 from limpid.denoiser import Denoiser
-from limpid.labels import Labels
 from limpid.loss import InverseVariance, UniformTimestep
 from limpid.resolution import height_and_width
 from metrics.definitions import METRICS
@@ -53,7 +52,9 @@ from options.training import LAST_OPTIONS, OPTIONS, check_batch, data_config, re
 from torch_utils import distributed
 from training import config as configs
 from training.config import TrainConfig
+from training.course import note_on_sigma_data
 from training.dataset import ImageFolderDataset
+from training.loggers import Loggers, check_loggers
 from training.run_card import run_card
 from training.run_folder import STATE, files_of, set_aside, set_aside_later, tidy
 from training.state import TrainState, latest_state, permission_for
@@ -163,6 +164,7 @@ def main(**given: Any) -> None:  # noqa: ANN401 (click's own)
     """
     start = time.monotonic()
     check_paths(given)
+    check_loggers(given['log'])
     device = distributed.init(given['device'])
     data = data_config(given)
     with data.open() as dataset:
@@ -178,8 +180,9 @@ def main(**given: Any) -> None:  # noqa: ANN401 (click's own)
         if given['dry_run']:
             check_resume(given, config, dataset)
             if distributed.get_rank() == 0:   # apart from what a program may read
-                for line in remarks(config.network):
-                    click.echo(f'Note: {line}', err=True)
+                for line in [*remarks(config.network), note_on_sigma_data(config, dataset)]:
+                    if line:
+                        click.echo(f'Note: {line}', err=True)
             distributed.print0(json.dumps(configs.encode(config), indent=2))
             exit_code = 0
         else:
@@ -255,16 +258,17 @@ def train(given: dict[str, Any], config: TrainConfig, dataset: ImageFolderDatase
     with in_run_dir(run_dir, aside) as log, graceful_signals(log.is_broken) as asked:
         write_options(config, state, run_dir)
         note_start(config, state, dataset, device, run_dir)
-        announce(config, state, run_dir, str(device), origin, evaluated,
-                 dataset.known_labels, validation)
+        announce(config, state, run_dir, str(device), origin, evaluated, dataset, validation)
         if other is not None:
             distributed.print0(
                 f'Note: {other[0]} is an unfinished run with these options, at '
                 f'{other[1] / 1000:.1f} kimg, and this is a new run. To continue that one: '
                 f'{continuation(other[0])}')
-        loop = functools.partial(training_loop, config, state, run_dir, device, asked, deadline,
-                                 evaluation, dataset, validation)
-        return exit_code_of(loop, given, state, run_dir)
+        names = given['log'] if distributed.get_rank() == 0 else ()
+        with Loggers(names, run_dir, configs.encode(config)) as loggers:
+            loop = functools.partial(training_loop, config, state, run_dir, device, asked,
+                                     deadline, evaluation, dataset, validation, loggers)
+            return exit_code_of(loop, given, state, run_dir)
 
 
 def exit_code_of(loop: Callable[[], None], given: dict[str, Any], state: TrainState,
@@ -545,9 +549,10 @@ def cost_of_pictures(config: TrainConfig, state: TrainState) -> str:
 
 
 def announce(config: TrainConfig, state: TrainState, run_dir: Path, device: str, origin: str,
-             evaluated: EvalConfig | None, known: Labels | None,
+             evaluated: EvalConfig | None, dataset: ImageFolderDataset,
              validation: Validation | None) -> None:
     """Print what is about to be trained, after the notes on its options."""
+    known = dataset.known_labels
     network, steps = config.network, -(-config.total_nimg // config.batch_size)
     num_parameters = sum(parameter.numel() for parameter in state.net.parameters())
     data = config.data.path
@@ -578,7 +583,10 @@ def announce(config: TrainConfig, state: TrainState, run_dir: Path, device: str,
                                  f'{evaluated.ref}, every {evaluated.interval_nimg / 1000:g} kimg')
     for change in state.changes:
         distributed.print0(f'Note: changed at {state.nimg / 1000:.1f} kimg: {change}')
-    for note in [*remarks(network), *notes_on(config)]:
+    notes = [*remarks(network), *notes_on(config)]
+    if state.nimg == 0 and distributed.get_rank() == 0:
+        notes.append(note_on_sigma_data(config, dataset))
+    for note in filter(None, notes):
         distributed.print0(f'Note: {note}')
     for name, value in summary.items():
         distributed.print0(f'{name + ":":13s}{value}')

@@ -15,6 +15,7 @@ from torch_utils.random import generator_at, normal_at, seed_of
 from training.augment import Augmentation, AugmentPipe
 from training.compiled import Recorder, checkpoint_blocks, hasten
 from training.config import TrainConfig, learning_rate
+from training.course import FirstStep, first_step
 from training.ema import HalfLife
 from training.state import TrainState
 from training.stats_file import SIGMA_EDGES, SIGMA_RANGES
@@ -74,6 +75,10 @@ class StepFunction:
         # of the micro-batches of this step so far: losses, and where their images' levels are in
         # SIGMA_RANGES
         self.losses: list[tuple[Tensor, Tensor]] = []
+        # On rank 0, until its verdict is fetched.
+        self.course: FirstStep | None = None
+        if state.nimg == 0 and state.transferred is None and self.rank == 0:
+            self.course = first_step(config)
         self.net: Any = state.net
         self.loss: Loss = config.loss
         self.recorder: Recorder | None = None
@@ -130,6 +135,11 @@ class StepFunction:
                 state.stats.add_by_group(tuple(SIGMA_RANGES), losses, ranges)
         state.is_whole = True
 
+    def verdict(self) -> str:
+        """Return a line on the loss of the first step, once after it; '' where there is none."""
+        course, self.course = self.course, None
+        return course.verdict() if course is not None else ''
+
     def _sync_only_if(self, last: bool) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if last or self.world_size == 1 else self.net.no_sync()
 
@@ -164,6 +174,8 @@ class StepFunction:
             loss = self._gradient(**given)
         else:
             loss = self._replayed(self.recorder, given, seed)
+        if self.course is not None:
+            self.course.note(randomness.u[rows], y, loss)
         self.losses.append((loss, range_of(config.loss, randomness.u[rows])
                             .to(self.device, non_blocking=True)))
 

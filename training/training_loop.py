@@ -26,6 +26,7 @@ from training.config import TrainConfig, due
 from training.dataset import ImageFolderDataset, batches
 from training.ema import EMA
 from training.judging import Evaluation, judge
+from training.loggers import Loggers
 from training.networks import build_network
 from training.reporter import Reporter
 from training.saver import Saver
@@ -118,7 +119,8 @@ def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device:
                   should_stop: Callable[[], bool] = lambda: False, deadline: float = math.inf,
                   evaluation: Evaluation | None = None,
                   dataset: ImageFolderDataset | None = None,
-                  validation: Validation | None = None) -> None:
+                  validation: Validation | None = None,
+                  loggers: Loggers | None = None) -> None:
     """Train until config.total_nimg images were shown; every rank calls this.
 
     `run_dir` receives the snapshots, states, pictures and statistics (rank 0 writes them). After
@@ -126,7 +128,8 @@ def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device:
     until the `deadline` (of time.monotonic), everything is saved and Interrupted raised. Raises
     NonFiniteError when the gradients stay non-finite. Any other error, such as ValueError for a
     damaged image, comes after the state was saved, too. `dataset` is config.data, where it is open
-    already. The losses of a `validation` are part of each report.
+    already. The losses of a `validation` are part of each report. `loggers`, on rank 0, get the
+    numbers and the pictures too.
 
     With an `evaluation`, a snapshot is written and judged at each of its intervals and at the end.
     This comes last: if the state has been saved by then, a process that continues the run also
@@ -140,13 +143,15 @@ def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device:
     images_and_labels = stream_of(dataset, config, state, device)
     step = StepFunction(config, state, device)
     clock = Clock(state.seconds)
-    saver = Saver(config, state, run_dir, device, dataset, clock)
+    loggers = loggers or Loggers()
+    saver = Saver(config, state, run_dir, device, dataset, clock, loggers)
     votes = distributed.Votes()
 
     def stopping() -> bool:
         return should_stop() or clock.ready_by() > deadline
 
-    with Reporter(config, state, run_dir, device, clock) as reporter, saving_what_there_is(saver):
+    reporter = Reporter(config, state, run_dir, device, clock, loggers)
+    with reporter, saving_what_there_is(saver):
         saver.real_images()
         while True:
             now = due_now(config, state, saver.saved)
@@ -176,6 +181,8 @@ def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device:
                 saver.last_state()
             step(*batch)
             reporter.progress()
+            if verdict := step.verdict():
+                reporter.say(verdict)
             if state.bad_steps >= config.nan.limit:
                 roll_back(config, state, run_dir)
                 saver.rewind()
