@@ -46,7 +46,7 @@ def run_page(name, text):
 
 def test_the_pages_with_python_are_known():
     with_python = [name for name in PAGES if list(blocks((ROOT / name).read_text()))]
-    assert with_python == ['README.md', 'docs/judging.md', 'docs/library.md']
+    assert with_python == ['README.md', 'docs/judging.md', 'docs/library.md', 'docs/tutorial.md']
 
 
 def test_the_readme_runs():
