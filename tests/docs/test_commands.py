@@ -17,12 +17,13 @@ import fid
 import flow
 import generate
 import report
+import reproduce
 import train
 
 ROOT = Path(__file__).parents[2]
-PAGES = ['README.md', *sorted(f'docs/{path.name}' for path in (ROOT / 'docs').glob('*.md'))]
+PAGES = ['README.md', *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('docs/**/*.md'))]
 PROGRAMS = {module.__name__: module for module in (checkpoint, dataset_tool, demo, fid, flow,
-                                                   generate, report, train)}
+                                                   generate, report, reproduce, train)}
 # What stands in some pages in place of a value.
 PLACEHOLDERS = re.compile(r'(^|[ =])(\.\.\.|X\.py|FILE|N\b)')
 
