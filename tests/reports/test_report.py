@@ -16,8 +16,10 @@ import pytest
 from click.testing import CliRunner
 
 import report
+from benchmarks.fuzz import mutated
 from reports.charts import levels, phases
 from reports.page import _spread
+from reports.page import report as make_report
 from reports.run import read_run, thinned, written
 from torch_utils.grids import save_png
 
@@ -304,3 +306,32 @@ def test_a_browser_shows_it(tmp_path):
     pixels = np.asarray(PIL.Image.open(shot).convert('RGB')).reshape(-1, 3)
     for colour in ([0x1f, 0x77, 0xb4], [0xff, 0x7f, 0x0e]):   # of both runs
         assert (np.abs(pixels.astype(int) - colour).max(axis=1) < 40).sum() > 100
+
+
+@pytest.mark.parametrize('file', ['stats.jsonl', 'training_options.json', 'run_card.jsonl',
+                                  'changes.jsonl', 'best.json', 'fakes000001.png'])
+def test_altered_files_are_shown_or_refused(tmp_path, monkeypatch, file):
+    """Few with their curves, since these take most of the time."""
+    folder = make_run(tmp_path / 'a')
+    original = (folder / file).read_bytes()
+    others = [path.read_bytes() for path in folder.iterdir()]
+    rng = np.random.default_rng(1)
+    for number in range(60):
+        (folder / file).write_bytes(mutated(original, others, rng))
+        with monkeypatch.context() as patch:
+            if number or file != 'stats.jsonl':
+                patch.setattr('reports.charts.svg_of', lambda draw: '<svg></svg>')
+            try:
+                page = make_report([read_run(folder, 'a')]).decode()
+            except ValueError as error:
+                assert '\n' not in str(error)
+                continue
+        check_harmless(page)
+
+
+def test_numbers_at_the_ends_of_what_is_drawn(tmp_path):
+    folder = make_run(tmp_path / 'a', metrics=False)
+    odd = [line(kimg, loss) for kimg, loss in [(0.5, 1e29), (1e29, 2e-30), (-3.0, -1e29), (2.5, 0)]]
+    with open(folder / 'stats.jsonl', 'a') as file:
+        file.writelines(json.dumps(each) + '\n' for each in odd)
+    assert len(pictures(made(folder, dest=tmp_path / 'a.html'))) > 5
