@@ -259,9 +259,10 @@ OPTIONS = [   # those that `--help` lists first, in its order
            help='Interval of the status line and statistics, in thousands of images'),
     output('--snap', type=count, metavar='TICKS', default=50, show_default=True,
            help='Interval of snapshots and pictures, in ticks'),
-    output('--log', type=Names(LOGGERS), default=(), metavar='LIST',
+    output('--log', '--loggers', 'log', type=Names(LOGGERS), default=(), metavar='LIST',
            help=f'Programs that get the numbers and pictures too, separated by commas: '
-                f'{", ".join(LOGGERS)}. None of them can stop the run'),
+                f'{", ".join(LOGGERS)}. None of them can stop the run. Under torchrun write '
+                f'--loggers, since it takes --log for an option of its own'),
     output('--pictures', type=Whole(0, 100), metavar='INT', default=TrainConfig.pictures,
            show_default=True,
            help='Largest number of images in the picture of each snapshot, a square grid; 0 for no '

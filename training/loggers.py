@@ -11,13 +11,14 @@ import secrets
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from dnnlib.files import atomic_write, read_bounded
 
 
 class Logger(Protocol):
-    """A program that follows a run."""
+    """A program that follows a run; `package` is the one that it needs."""
+    package: ClassVar[str]
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
         """Begin with a run that has these settings, as training_options.json has them."""
@@ -42,7 +43,7 @@ class Logger(Protocol):
 
 class TensorBoard:
     """TensorBoard, in the folder `tensorboard` of the run; its steps are images shown."""
-    package = 'tensorboard'
+    package: ClassVar[str] = 'tensorboard'
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
         self.folder = run_dir / 'tensorboard'
@@ -76,7 +77,7 @@ class WandB:
     WANDB_MODE=offline, ... The file wandb-id in the folder of the run lets a continued run be the
     same one there.
     """
-    package = 'wandb'
+    package: ClassVar[str] = 'wandb'
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
         import wandb
@@ -111,7 +112,7 @@ LOGGERS: dict[str, type[Logger]] = {'tensorboard': TensorBoard, 'wandb': WandB}
 def check_loggers(names: Collection[str]) -> None:
     """Raise ValueError for a logger whose package is not installed; the message names the extra."""
     for name in names:
-        package: str = vars(LOGGERS[name])['package']
+        package = LOGGERS[name].package
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:   # the latter is a folder of that name
             raise ValueError(f'--log={name} needs the package {package}, of the extra {name}: pip '

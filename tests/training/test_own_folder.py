@@ -20,6 +20,7 @@ from train import check_transfer, in_run_dir
 from training.clock import Clock
 from training.ema import PowerFunction
 from training.judging import judge
+from training.loggers import Loggers
 from training.pictures import generate_grid
 from training.run_folder import SNAPSHOT, STATE, file_of, files_of
 from training.saver import Saver
@@ -186,6 +187,7 @@ class Refusing:
 def test_an_evaluation_notes_numbers_or_the_reason(tmp_path, error):
     class Quiet:
         nimg, ema, said = 1000, type('EMA', (), {'net': None}), []
+        loggers = Loggers()
 
         def pausing_training(self):
             """Do nothing."""
