@@ -19,6 +19,8 @@ MOST_LINES = 200      # starts and changes of a run that are listed, the last on
 # The curves, by what stats.jsonl calls them.
 CURVES = {
     'Loss/loss': 'loss',
+    'Validation/loss': 'loss of held-out images',
+    'Validation/train_loss': 'loss of as many training images',
     'Training/gradient_norm': 'norm of the gradient',
     'Training/learning_rate': 'learning rate',
     'Timing/images_per_sec': 'images per second',
