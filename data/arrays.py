@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dnnlib.console import shown
 from limpid.values import Standardization
 from torch_utils.arrays import read_array
 
@@ -26,8 +27,9 @@ def decode_array(where: str, data: bytes) -> np.ndarray:
     """
     try:
         array = read_array(io.BytesIO(data), len(data))
-    except (ValueError, EOFError) as error:
-        raise ValueError(f'{where} is not an array, or a damaged one: {error}') from error
+    except Exception as error:   # numpy's reader of headers raises a dozen unrelated kinds
+        raise ValueError(f'{where} is not an array, or a damaged one: '
+                         f'{shown(str(error), 200)}') from error
     if array.ndim == 2:
         array = array[np.newaxis]
     if array.ndim != 3 or array.dtype.kind not in 'uif' or 0 in array.shape:

@@ -4,6 +4,7 @@ A data set of float arrays with five channels and one of photographs of 3:2 are 
 on, sampled, inverted and judged by the commands that users type.
 """
 
+import io
 import json
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import flow
 import generate
 import train
 from checkpoints.open import open_network
+from data.arrays import decode_array
 from data.dataset import ImageFolderDataset
 from limpid.sampling import plan
 from limpid.seeds import StackedGenerator
@@ -122,6 +124,23 @@ def test_arrays_that_do_not_fit(tmp_path, second, message):
     start = f'{tmp_path}: b.npy '
     assert str(caught.value).startswith(
         f'{start}is {message}' if message else f'{start}has numbers that are not finite')
+
+
+def test_altered_arrays_are_arrays_or_one_line():
+    file = io.BytesIO()
+    np.save(file, LATENTS[0][:2, :3, :3])
+    whole, kinds = file.getvalue(), set()
+    for _ in range(400):
+        altered = bytearray(whole)
+        for place in RNG.integers(0, 140, RNG.integers(1, 4)):
+            altered[place] = RNG.integers(256)
+        data = bytes(altered[:RNG.integers(1, len(whole))] if RNG.random() < 0.2 else altered)
+        try:
+            kinds.add(decode_array('a.npy', data).ndim)
+        except ValueError as error:
+            kinds.add('refused')
+            assert str(error).startswith('a.npy ') and '\n' not in str(error)
+    assert kinds == {3, 'refused'}
 
 
 def test_arrays_beside_images_are_passed_over(tmp_path):
