@@ -1,5 +1,9 @@
 """The benchmark of the loader: its ways read the same images, and a case counts what it says."""
 
+import os
+import queue
+import threading
+
 import numpy as np
 import pytest
 
@@ -26,6 +30,19 @@ def test_all_ways_read_each_image_once(path):
         assert sorted(images) == expected
 
 
-def test_a_case(path):
-    pace, memory = loader.measured(path, Case('mmap', 1, 1), 32, 64)
-    assert pace > 0 and memory > 50   # MB: torch alone takes more
+@pytest.mark.parametrize('way', ['pil', 'mmap'])
+def test_a_rank_counts_after_a_first_pass(path, way, monkeypatch):
+    """In a thread instead of a process."""
+    read, barrier, found = [], threading.Barrier(2), queue.Queue()
+    for name in ('plain', 'ours'):
+        monkeypatch.setattr(loader, name, lambda *_, make=getattr(loader, name): (
+            read.append(len(batch)) or batch for batch in make(*_)))
+    thread = threading.Thread(target=loader.run_rank, args=(
+        path, Case(way, 0, 1), 32, 64, 0, barrier, found))
+    thread.start()
+    barrier.wait(60)
+    barrier.wait(60)
+    assert read == [32] * 4 and found.get(timeout=60) > 0
+    assert loader._memory(os.getpid()) > 50   # MB: torch alone takes more
+    barrier.wait(60)
+    thread.join()
