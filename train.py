@@ -82,8 +82,9 @@ JUDGING_OPTIONS = [
             help='Number of images for --val, each at 8 noise levels  [default: 128]'),
     judging('--eval', 'eval_kimg', type=Real(above=0), metavar='KIMG',
             help='Interval at which the averaged network is judged, in thousands of images, a '
-                 'multiple of --tick; it is also judged at the end. The numbers go to stats.jsonl, '
-                 'and network-best.pkl is a link to the best snapshot'),
+                 'multiple of --tick; it is also judged at the end. The numbers, fid or, with '
+                 '--detector=efficientnet-lite0, fd_efficientnet_lite0, go to stats.jsonl, and '
+                 'network-best.pkl is a link to the best snapshot'),
     judging('--ref', metavar='NPZ|PKL|PT|URL|ZIP|DIR',
             help='Real images, for --eval: a file of statistics from fid.py ref, or anything else '
                  'that fid.py takes as --ref'),
