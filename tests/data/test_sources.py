@@ -179,9 +179,9 @@ def test_lmdb_reads_what_the_library_writes(tmp_path):
             with database.begin(write=True) as transaction:
                 for i in rng.permutation(20000):
                     if rng.random() < 0.1:
-                        transaction.delete(b'%x' % i)
+                        transaction.delete(b'%0100x' % i)
                     else:
-                        transaction.put(b'%x' % i, rng.bytes(int(rng.choice([0, 9, 3000]))))
+                        transaction.put(b'%0100x' % i, rng.bytes(int(rng.choice([0, 9, 3000]))))
         with database.begin() as transaction:
             expected = [(bytes(key), bytes(value)) for key, value in transaction.cursor()]
     found = Database(tmp_path / 'data.mdb')
