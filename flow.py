@@ -40,7 +40,7 @@ from options.common import BATCH, DEVICE, count, exponent_rho, positive
 from options.network import NETWORK, WEIGHTS, class_numbers, files
 from options.sampler import resolve_sampler, sampler_options
 from torch_utils import distributed
-from torch_utils.arrays import read_npz
+from torch_utils.arrays import floats, read_npz
 from torch_utils.grids import save_grid, save_values, tile, to_pil
 from training.dataset import ImageFolderDataset
 
@@ -469,7 +469,7 @@ def _load_latents(path: str, net: Network) -> tuple[np.ndarray, Tensor]:
     """
     try:
         stored = read_npz(path, 'latents', 'labels')
-        latents, labels = (stored[name].astype(np.float32) for name in ('latents', 'labels'))
+        latents, labels = (floats(stored[name], name) for name in ('latents', 'labels'))
     except FileNotFoundError:
         raise
     except (ValueError, TypeError, OSError) as error:

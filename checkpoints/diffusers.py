@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +27,7 @@ from dnnlib.files import read_bounded
 from limpid.levels import CosineBetas, DiscreteSchedule, GivenBetas, LinearBetas, ScaledLinearBetas
 from limpid.resolution import Resolution, height_and_width, resolution_of
 from torch_utils import checkpoint
-from torch_utils.arrays import is_npy, read_npy, read_npz
+from torch_utils.arrays import floats, is_npy, read_npy, read_npz
 from torch_utils.safetensors_file import is_safetensors, load_tensors
 from torch_utils.torch_files import TENSORS, read_file
 
@@ -382,11 +381,15 @@ def _embedding_width(config: Mapping[str, Any], null_class: int | None, path: Pa
 def _arrays(path: Path) -> dict[str, Tensor]:
     """Return the arrays of a file by their names; the one of a .npy file is `embeddings`."""
     if is_safetensors(path):
-        return load_tensors(path)[0]
+        tensors = load_tensors(path)[0]
+        other = next((name for name, one in tensors.items() if not one.is_floating_point()), None)
+        if other is not None:
+            raise ValueError(f'{path}: {shown(other)} has no floating-point numbers')
+        return tensors
     if not path.is_file():
         raise FileNotFoundError(2, 'there is no such file of embeddings', str(path))
     try:
         arrays = {'embeddings': read_npy(path)} if is_npy(path) else read_npz(path)
-        return {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}
+        return {name: torch.from_numpy(floats(array, name)) for name, array in arrays.items()}
     except (ValueError, TypeError, EOFError, OSError) as error:
         raise ValueError(f'{path} is no file of embeddings: {shown(str(error), 200)}') from None

@@ -32,7 +32,7 @@ from limpid.denoiser import Denoiser
 from limpid.labels import labels_from
 from limpid.values import standardization_from
 from torch_utils.safe_pickle import Record
-from torch_utils.safetensors_file import is_safetensors, load_tensors
+from torch_utils.safetensors_file import check_digest, is_safetensors, load_tensors
 from torch_utils.torch_files import CHECKPOINTS, is_zip, read_file
 from training import config as configs
 from training.networks import NetworkConfig
@@ -154,6 +154,7 @@ def _ours(path: Path, shapes: dict[str, Any],
 def _from_safetensors(path: Path, weights: str | None) -> Found:
     """Describe the network in a safetensors file of ours."""
     tensors, metadata = load_tensors(path)
+    check_digest(tensors, metadata, path)
     try:
         told = json.loads(metadata[METADATA])
         config = configs.decode(told['config']['network'], NetworkConfig, f'{path}: network')

@@ -104,6 +104,8 @@ class ImageFiles:
                 info.filename for info in archive.filelist).items() if count > 1)
             raise ValueError(f'{self.path}: {again} is in the zip more than once: make it anew, '
                              'with one file of each name')
+        if sum(info.compress_size for info in archive.filelist) > os.path.getsize(self.path):
+            raise ValueError(f'{self.path} is not a zip, or a damaged one: its files overlap')
         return [name for name in archive.NameToInfo if not name.endswith('/')]
 
     def _folder_names(self) -> Iterator[str]:

@@ -4,6 +4,7 @@ A dataset.json is often written on another computer than the one that holds the 
 compared without regard to how they spell a path or an accent, and to the folders above the set.
 """
 
+import itertools
 import json
 import posixpath
 import unicodedata
@@ -16,6 +17,7 @@ from limpid.labels import Labels
 from torch_utils.random import random_subset
 
 MOST_CLASSES = 2**16   # or one for each image
+MOST_DEPTH = 50        # folders above a set that may differ, and ways in which they may
 BRACKETS = 2**23       # in a dataset.json; that of ImageNet has 1.3 million
 
 SHAPE = '{"labels": [["name.png", label], ...]}'
@@ -94,12 +96,18 @@ def matched(pairs: Sequence[tuple[str, Any]], names: Sequence[str], where: str) 
                              f'{json.dumps(given[normal(name)])} and {json.dumps(label)}')
     files = {name: normal(name) for name in names}
     above, above_labels = common_folders(files.values()), common_folders(given or [''])
-    spellings = [(depth, '/'.join([*above_labels[:more], '']).lstrip('/'))
-                 for depth in range(len(above) + 1) for more in range(len(above_labels) + 1)]
+
+    def labelled(file: str, depth: int, more: int) -> str:
+        return '/'.join([*above_labels[:more], *file.split('/')[depth:]])
+
+    some = [files[names[i]] for i in (0, len(names) // 2, -1)] if names else []
+    depths = itertools.product(range(min(len(above), MOST_DEPTH) + 1),
+                               range(min(len(above_labels), MOST_DEPTH) + 1))
+    likely = (pair for pair in depths if any(labelled(file, *pair) in given for file in some))
     best: tuple[int, dict[str, str]] = 0, {}
-    for depth, prefix in spellings:
+    for depth, more in itertools.islice(likely, MOST_DEPTH):
         found = {name: key for name, file in files.items()
-                 if (key := prefix + '/'.join(file.split('/')[depth:])) in given}
+                 if (key := labelled(file, depth, more)) in given}
         if len(found) == len(files):
             return {name: given[key] for name, key in found.items()}
         best = max(best, (len(found), found), key=lambda pair: pair[0])

@@ -173,10 +173,10 @@ def read_bounded(path: str | os.PathLike[str], most: int) -> bytes:
     """Return the bytes of a regular file; raise ValueError for one of more than `most` bytes."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size   # to ask for `most` bytes would take its time
-        data = file.read(min(size, most) + 1)
+        data = file.read(min(size, most) + 1) if size <= most else b''
         if len(data) > size:   # it has grown, or does not tell its size
             data += file.read(most + 1 - len(data))
-    if len(data) > most:
+    if max(size, len(data)) > most:
         raise ValueError(f'{os.fspath(path)} has more than {most:,} bytes, the most for such a '
                          f'file')
     return data

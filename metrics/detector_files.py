@@ -21,7 +21,7 @@ from dnnlib.files import atomic_write, expanded, sha256_of_file
 from metrics import dinov2, lite0
 from metrics import weights as inception
 from torch_utils import torch_files
-from torch_utils.safetensors_file import is_safetensors, load_tensors, save_tensors
+from torch_utils.safetensors_file import is_safetensors, save_tensors
 
 # the first of each is the one to have
 PUBLISHED = {'inception': inception.PUBLISHED, 'dinov2': (dinov2.PUBLISHED,),
@@ -149,7 +149,7 @@ def _identified(path: Path, kind: str, form: str, weights: Mapping[str, Tensor])
 def _load(path: Path) -> tuple[str, str, dict[str, Tensor]]:
     """Return the kind, the format, and the weights under canonical names."""
     if is_safetensors(path):
-        tensors, _ = load_tensors(path)
+        tensors = inception.read_safetensors(path)
         kind = _kind(tensors)
         try:
             return kind, SAFETENSORS, CHECKS[kind](tensors)

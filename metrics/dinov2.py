@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from dnnlib.download import cached_path
 from metrics import weights as files
 from torch_utils import torch_files
-from torch_utils.safetensors_file import is_safetensors, load_tensors
+from torch_utils.safetensors_file import is_safetensors
 
 SIZE = 224          # pixels of the input, high and wide
 HEAD_DIM = 64       # the width of an attention head
@@ -138,7 +138,7 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     it.
     """
     if is_safetensors(path):
-        found, _ = load_tensors(path)
+        found = files.read_safetensors(Path(path))
     else:
         found = torch_files.read_file(path, torch_files.TENSORS, WHAT)
     try:

@@ -27,7 +27,7 @@ from dnnlib.console import shown
 from dnnlib.download import SAMPLES, as_fetched, fetch, is_url
 from dnnlib.files import atomic_write, open_regular
 from torch_utils import torch_files
-from torch_utils.arrays import NPY_START, check_ratio, read_npz
+from torch_utils.arrays import NPY_START, check_ratio, read_header, read_npz
 
 IMAGES, LABELS = 'arr_0', 'arr_1'   # the names that np.savez gives to unnamed arrays
 WHAT = 'batch of images'
@@ -221,13 +221,7 @@ def _array(file: IO[bytes], member: zipfile.ZipInfo | None, size: int) -> _Array
     Raises ValueError if the numbers do not fit behind it.
     """
     file.seek(0)
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f'its array has the npy version {version}')
-    if version == (1, 0):
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    else:
-        shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(file)
+    shape, fortran_order, dtype = read_header(file)
     found = _Array(member, shape, dtype, file.tell(), fortran_order)
     wanted, held = math.prod(shape) * dtype.itemsize, size - found.header
     if not dtype.hasobject and held != wanted:

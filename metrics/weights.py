@@ -30,7 +30,7 @@ from metrics.inception import STEM, Conv, weight_shapes
 from torch_utils import torch_files
 from torch_utils.digest import digest_of_tensors
 from torch_utils.safe_pickle import Global, Record, read_pickle, record
-from torch_utils.safetensors_file import is_safetensors, load_tensors
+from torch_utils.safetensors_file import check_digest, is_safetensors, load_tensors
 
 MAX_FILE = 300_000_000   # bytes; the largest published one has 96 million
 MAX_FIELDS = 100_000     # of a message in a GraphDef; the published graph has 2,000 nodes
@@ -314,6 +314,13 @@ def _tensors_of(value: object) -> Iterator[tuple[str, Tensor]]:
     return itertools.islice(tensors, 10_000)
 
 
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read a file of safetensors, whose digest must be right if it has one."""
+    tensors, metadata = load_tensors(path)
+    check_digest(tensors, metadata, path, digest)
+    return tensors
+
+
 def read_graphdef(path: Path) -> dict[str, Tensor]:
     """Read the constants of a TensorFlow graph, without TensorFlow."""
     with torch_files.damage_named(path, WHAT):
@@ -482,5 +489,5 @@ FORMATS: dict[str, Callable[[Path], dict[str, Tensor]]] = {
     'pickled object': read_object,
     'GraphDef': read_graphdef,
     'tgz': read_tgz,
-    'safetensors': lambda path: load_tensors(path)[0],
+    'safetensors': read_safetensors,
 }

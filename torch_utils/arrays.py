@@ -12,7 +12,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -30,21 +30,29 @@ def check_ratio(entry: zipfile.ZipInfo) -> None:
                          f'{entry.compress_size:,}')
 
 
+def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return the shape, whether columns come first, and the type of an array in numpy's format.
+
+    The position is left behind the description. Raises ValueError for a damaged one.
+    """
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f'an array is in version {version} of the format')
+    read = {1: np.lib.format.read_array_header_1_0,
+            2: np.lib.format.read_array_header_2_0}[version[0]]
+    try:
+        return read(file, max_header_size=MOST_HEADER)
+    except (SyntaxError, tokenize.TokenError, RecursionError, MemoryError, LookupError, TypeError,
+            OverflowError) as error:
+        raise ValueError('the description of an array is damaged') from error
+
+
 def read_array(file: IO[bytes], size: int) -> np.ndarray:
     """Return the array of a stream of `size` bytes in numpy's format.
 
     Raises ValueError for one of another size than it claims, and for pickled objects.
     """
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f'an array is in version {version} of the format')
-    read_header = {1: np.lib.format.read_array_header_1_0,
-                   2: np.lib.format.read_array_header_2_0}[version[0]]
-    try:
-        shape, in_columns, dtype = read_header(file, max_header_size=MOST_HEADER)
-    except (SyntaxError, tokenize.TokenError, RecursionError, MemoryError, LookupError, TypeError,
-            OverflowError) as error:
-        raise ValueError('the description of an array is damaged') from error
+    shape, in_columns, dtype = read_header(file)
     if dtype.hasobject:
         raise ValueError('an array holds pickled objects')
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size - file.tell():
@@ -91,6 +99,14 @@ def read_npz(path: str | os.PathLike[str], *names: str) -> dict[str, np.ndarray]
             with archive.open(entry) as stream:
                 arrays[name] = read_array(stream, entry.file_size)
     return arrays
+
+
+def floats(array: np.ndarray, name: str) -> np.ndarray:
+    """Return an array of floating-point numbers as float32; ValueError for one of another kind."""
+    if array.dtype.kind != 'f':
+        raise ValueError(f'its {name} are {array.dtype}, not floating-point numbers')
+    with np.errstate(over='ignore'):   # what is too large becomes infinite
+        return array.astype(np.float32)
 
 
 def names_in(path: str | os.PathLike[str]) -> list[str]:

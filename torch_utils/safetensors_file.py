@@ -7,15 +7,18 @@ header, the data; `data_offsets` count from the end of the header.
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
 import torch
 from torch import Tensor
 
+from dnnlib.console import shown
 from dnnlib.files import atomic_write, open_regular
+from torch_utils.digest import digest_of_tensors
 
+DIGEST = 'digest'    # the key of that of all tensors in a file of ours
 MAX_HEADER = 2**24   # bytes; a hundred thousand tensors take 10 MB
 DTYPES = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16,
           'I64': torch.int64, 'I32': torch.int32, 'I16': torch.int16, 'I8': torch.int8,
@@ -68,6 +71,22 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
                                                  for value in metadata.values()):
         raise ValueError(f'{Path(path)} is a damaged safetensors file: its metadata are no texts')
     return tensors, metadata
+
+
+def check_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
+                 path: str | os.PathLike[str],
+                 digest: Callable[[Mapping[str, Tensor]], str] = digest_of_tensors) -> bool:
+    """Return whether the texts of a file have a digest of its tensors.
+
+    Raises ValueError, which names the file, where that is another one than theirs.
+    """
+    if DIGEST not in metadata:
+        return False
+    found = digest(tensors)
+    if metadata[DIGEST] != found:
+        raise ValueError(f'{Path(path)} is damaged: its tensors have the digest {found}, not '
+                         f'{shown(metadata[DIGEST])} as it says')
+    return True
 
 
 def _read(file: IO[bytes]) -> tuple[dict[str, Tensor], object]:

@@ -234,7 +234,7 @@ def test_other_files_are_refused(tmp_path):
     path.write_bytes(whole[:-1])
     assert message() == 'its array, uint8 [23, 6, 5, 3], should have 2070 bytes, but has 2069'
     path.write_bytes(b'\x93NUMPY\x07\x00' + whole[8:])
-    assert message() == 'its array has the npy version (7, 0)'
+    assert message() == 'an array is in version (7, 0) of the format'
     path.unlink()
     path.mkdir()
     assert message() == f'{path} is a folder, not a batch of images (.npz or .npy)'

@@ -253,7 +253,7 @@ DAMAGED = {
     'a record in itself': b'\x80\x02'
     + name('torch.nn.modules.container', 'ModuleDict')
     + b')\x81q\x00h\x00b.',
-    'deep lists': b'\x80\x02' + b']' * 300_000 + b'a' * 299_999 + b'.',
+    'deep lists': b'\x80\x02' + b']' * 150_000 + b'a' * 149_999 + b'.',
     'deep tuples': b'\x80\x02)' + b'\x85' * 300_000 + b'.',
     'a deep key': b'\x80\x02})' + b'\x85' * 300_000 + b'K\x01s.',
     'deep records': b'\x80\x02'
@@ -409,8 +409,8 @@ MESSAGES = {
     'a web page': 'is damaged or not a checkpoint: it is a web page',
     'a list in itself': 'is damaged or not a checkpoint: its pickle refers to itself in a circle',
     'deep lists': 'its pickle is nested more than 200 deep',
-    'laughs': 'its pickle unfolds into more than 2000000 values',
-    'endless opcodes': 'its pickle has more than 2000000 opcodes',
+    'laughs': 'its pickle unfolds into more than 350000 values',
+    'endless opcodes': 'its pickle has more than 350000 opcodes',
     'a call for everything': 'its pickle makes more of its values than it has',
     'huge bytes': f'its pickle claims {1 << 62} bytes at byte 11 of 13',
     'a huge frame': f'its pickle claims a frame of {1 << 62} bytes where 2 are left',
