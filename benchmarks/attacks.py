@@ -665,7 +665,8 @@ def main(only: str, everything: bool) -> None:
         originals(folder / 'files', folder / 'mark')
         for script in ('generate', 'train', 'fid', 'flow', 'checkpoint', 'dataset_tool'):
             importlib.import_module(script)
-        for one in tqdm.tqdm([one for one in attacks(folder) if re.search(only, one.name)], disable=None):
+        chosen = [one for one in attacks(folder) if re.search(only, one.name)]
+        for one in tqdm.tqdm(chosen, disable=None):
             for command, found, fault in attack(one, folder):
                 rows.append((found.seconds, found.megabytes))
                 faults += bool(fault)

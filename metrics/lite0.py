@@ -27,7 +27,7 @@ from dnnlib.files import sha256_of_file
 from metrics import weights as files
 from metrics.dinov2 import resized  # to 224 x 224, which is the size of this network's images too
 from torch_utils import torch_files
-from torch_utils.safetensors_file import is_safetensors, load_tensors
+from torch_utils.safetensors_file import is_safetensors
 
 DIM, CLASSES, STEM = 1280, 1000, 32   # channels at the end, numbers of classes, channels at first
 EPSILON = 1e-3                 # the constant of the batch normalisation
@@ -155,7 +155,7 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     it.
     """
     if is_safetensors(path):
-        found, _ = load_tensors(path)
+        found = files.read_safetensors(Path(path))
     else:
         found = torch_files.read_file(path, torch_files.TENSORS, WHAT)
     try:
