@@ -27,6 +27,7 @@ IMAGE_FORMATS = {
 }
 FORMATS = sorted(set(IMAGE_FORMATS.values()))
 JSON = 'dataset.json'
+MOST_NAME = 4096   # characters of a name in a zip, like those of a path
 OTHER = 'with other endings'
 # Pillow warns of a number of pixels of its own, and calls compressed texts beside them damage.
 PIL.Image.MAX_IMAGE_PIXELS = None
@@ -104,6 +105,10 @@ class ImageFiles:
                 info.filename for info in archive.filelist).items() if count > 1)
             raise ValueError(f'{self.path}: {again} is in the zip more than once: make it anew, '
                              'with one file of each name')
+        longest = max(archive.NameToInfo, key=len, default='')
+        if len(longest) > MOST_NAME:   # much is done with the folders of a name
+            raise ValueError(f'{self.path} has a file with a name of {len(longest)} characters, '
+                             f'more than {MOST_NAME}')
         if sum(info.compress_size for info in archive.filelist) > os.path.getsize(self.path):
             raise ValueError(f'{self.path} is not a zip, or a damaged one: its files overlap')
         return [name for name in archive.NameToInfo if not name.endswith('/')]
