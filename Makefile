@@ -2,6 +2,7 @@
 # make fashion the same on the 60,000 images of Fashion-MNIST, where they are installed
 # make test    the tests
 # make lint    ruff and mypy
+# make peers   install other programs, for the tests that compare with them (tests/outside)
 # make gpu     the tests of fast networks and the benchmark of speed, on a machine with a GPU
 #
 # The first call makes .venv; CPU=1 takes the CPU build of torch, which is much smaller:
@@ -13,7 +14,7 @@ DEMO ?= short
 TORCH_INDEX = https://download.pytorch.org/whl/cpu
 BIN = .venv/bin
 
-.PHONY: help demo fashion test lint gpu clean
+.PHONY: help demo fashion test lint peers gpu clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile
@@ -40,6 +41,11 @@ test: .venv/.installed
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Without what they need beside: the tests take single modules of them.
+peers: .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps k-diffusion==0.1.1.post1 \
+	  prdc==0.2 ema-pytorch==0.8.3 lmdb
 
 gpu: .venv/.installed
 	$(BIN)/python -m pytest tests/training/test_compiled.py

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from limpid.checks import one_of
 from limpid.flow import Perturb, ProbabilityFlow
-from limpid.multistep import check_order
+from limpid.multistep import check_order, order_left
 
 Past = list[tuple[Tensor, Tensor]]   # (λ, D) of earlier steps, newest first
 
@@ -87,7 +87,10 @@ class Multistep3M:
     the second that of Multistep2M. As published d_2 is half of the h² D″ that the expansion asks
     for, so that the measured order is 2, with smaller errors than Multistep2M; with twice d_2 it is
     3. One evaluation per step.
+
+    lower_order_final  whether the last two steps have the orders 2 and 1
     """
+    lower_order_final: bool = False
 
     def __call__(self, flow: ProbabilityFlow, x: Tensor, times: Tensor,
                  perturb: Perturb) -> Tensor:
@@ -99,6 +102,7 @@ class Multistep3M:
             x = x / flow.scaling.s(sigma)
             D, h = flow.denoise(x, sigma), (sigma / sigma_next).log()
             past = [(-sigma.log(), D), *past[:2]]
+            past = past[:order_left(3, sigmas[i:], self.lower_order_final)]
             x = towards(x, D, sigma, sigma_next)
             if len(past) == 3:
                 d_1, d_2 = differences(past, h)
@@ -129,10 +133,13 @@ class UniPC:
     order    from 1 to 3; of fewer steps, as many as there are
     bh       B(h)
     correct  whether the corrector is used
+    lower_order_final  whether a step has at most as high an order as there are steps left, itself
+                       included
     """
     order: int = 3
     bh: str = 'bh2'
     correct: bool = True
+    lower_order_final: bool = False
 
     def __post_init__(self) -> None:
         check_order(self.order, 3)
@@ -150,7 +157,8 @@ class UniPC:
             here = -sigma.log(), flow.denoise(x, sigma)
             if before is not None and self.correct:
                 x = self.step(*before, sigma, past, here)
-            past, before = [here, *past[:self.order - 1]], (x, sigma)
+            order = order_left(self.order, sigmas[i:], self.lower_order_final)
+            past, before = [here, *past[:order - 1]], (x, sigma)
             x = flow.scaling.s(sigma_next) * self.step(x, sigma, sigma_next, past)
         return x
 

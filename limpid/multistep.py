@@ -27,6 +27,14 @@ def check_order(order: int, highest: int = 4) -> None:
         raise ValueError(f'order must be from 1 to {highest}, not {order}')
 
 
+def order_left(order: int, sigmas: Tensor, lower_order_final: bool) -> int:
+    """Return the order of a step: `order`, or at most the number of steps left where that is asked.
+
+    sigmas  the levels from this step on; repeated ones are no steps
+    """
+    return min(order, int((sigmas.diff() != 0).sum())) if lower_order_final else order
+
+
 def adams_weights(nodes: Sequence[float]) -> list[float]:
     """Return w with Σ_j w_j p(nodes_j) = ∫_0^1 p for all polynomials p of degree below the order.
 
@@ -109,9 +117,12 @@ class DEIS:
     order  from 1, which is Euler's method, to 4
     space  τ: t, the time of the VP schedule through the noise range of the steps (tAB); rho, σ
            itself (ρAB); log-rho, ln σ
+    lower_order_final  whether a step has at most as high an order as there are steps left, itself
+                       included
     """
     order: int = 4
     space: str = 't'
+    lower_order_final: bool = False
 
     def __post_init__(self) -> None:
         check_order(self.order)
@@ -130,6 +141,7 @@ class DEIS:
             x = x / s
             noise = (x - flow.denoise(x, sigma)) / sigma
             history = [(tau(sigma), noise), *history[:self.order - 1]]
+            history = history[:order_left(self.order, sigmas[i:], self.lower_order_final)]
             weights = self.weights(tau, [node for node, _ in history], sigma, sigma_next)
             x = s_next * (x + (sigma_next - sigma) * combined(weights, [e for _, e in history]))
         return x

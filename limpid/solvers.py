@@ -12,7 +12,7 @@ from torch import Tensor
 from limpid.checks import positive
 from limpid.exponential import DPMSolver2, Multistep3M, Singlestep2S, UniPC
 from limpid.flow import Perturb, ProbabilityFlow, Solver
-from limpid.multistep import DEIS, IPNDM, LMS, IPNDMv, adams_weights
+from limpid.multistep import DEIS, IPNDM, LMS, IPNDMv, adams_weights, order_left
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,22 @@ class Multistep2M:
     in ln σ, to the middle of the step, and r is the ratio of the step before to this one in ln σ.
     It is of second order with one evaluation per step. The first step uses D̄ = D_i. (Lu et al.
     2022, Algorithm 2; the schedule has no effect, since only σ enters.)
+
+    lower_order_final  whether the last step uses D̄ = D_i, too
     """
+    lower_order_final: bool = False
 
     def __call__(self, flow: ProbabilityFlow, x: Tensor, times: Tensor,
                  perturb: Perturb) -> Tensor:
+        sigmas = flow.schedule.sigma(times)
         previous: tuple[Tensor, Tensor] | None = None   # (D, ln σ) of the step before
-        for i, (sigma, sigma_next) in enumerate(pairwise(flow.schedule.sigma(times))):
+        for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
             x, _ = perturb(i, x)
             if sigma_next == sigma:
                 continue
             s, s_next = flow.scaling.s(sigma), flow.scaling.s(sigma_next)
             D = target = flow.denoise(x / s, sigma)
-            if previous is not None:
+            if previous is not None and order_left(2, sigmas[i:], self.lower_order_final) == 2:
                 D_previous, log_previous = previous
                 r = (log_previous - sigma.log()) / (sigma.log() - sigma_next.log())
                 target = D + (D - D_previous) / (2 * r)

@@ -160,6 +160,10 @@ OPTIONS = [
             help='The function B(h) of the unipc solver  [default: bh2]'),
     numbers('--correct', type=bool, metavar='BOOL',
             help='Whether the unipc solver corrects each step  [default: True]'),
+    numbers('--lower_order_final', type=bool, metavar='BOOL',
+            help='Whether the last steps of dpmpp-2m, dpmpp-3m, unipc and deis have lower orders: '
+                 'at most as high as there are steps left. Other programs do so for few steps  '
+                 '[default: False]'),
     numbers('--S_churn', 'S_churn', type=not_negative, metavar='FLOAT',
             help='The amount of fresh noise, for flow and angle; 0 makes the sampler '
                  'deterministic  [default: 0]'),
