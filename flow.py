@@ -1,4 +1,4 @@
-"""Run the probability flow in both directions: encode, decode, interpolate, likelihood."""
+"""Follow the probability flow: encode, decode, interpolate, likelihood, search for steps."""
 
 import dnnlib.early  # noqa: F401  # isort: skip  (before what takes seconds to import)
 
@@ -20,6 +20,7 @@ from dnnlib.cli import (
     CommandGroup,
     GroupedCommand,
     IntList,
+    Real,
     Whole,
     check_writable,
     heading,
@@ -29,15 +30,28 @@ from dnnlib.cli import (
 )
 from dnnlib.files import atomic_write, remove_leftovers
 from dnnlib.progress import Progress, progressing
+from evaluation.settings import text
 from limpid.denoiser import Conditioned, Denoiser, Network, Traits, traits
 from limpid.inversion import decode, encode, interpolate
 from limpid.likelihood import bits_per_dim, dequantize, log_likelihood, rademacher
+from limpid.pixels import working_precision
 from limpid.samplers import FlowSampler
 from limpid.seeds import StackedGenerator, latents_and_labels, share_of
+from limpid.step_search import GAMMA, best_path, candidates, euler_errors
 from limpid.steps import EDMSteps
 from limpid.values import SPREAD, is_images, to_network, to_picture, to_values
-from options.common import BATCH, DEVICE, count, exponent_rho, positive
-from options.network import NETWORK, WEIGHTS, class_numbers, files
+from options.common import BATCH, DEVICE, RNG, count, exponent_rho, positive
+from options.guidance import guidance_options
+from options.network import (
+    CLASSES,
+    CONDITIONS,
+    DRAW,
+    NETWORK,
+    WEIGHTS,
+    class_numbers,
+    files,
+    open_with_plan,
+)
 from options.sampler import resolve_sampler, sampler_options
 from torch_utils import distributed
 from torch_utils.arrays import floats, read_npz
@@ -111,6 +125,27 @@ LIKELIHOOD = [
            help='The number of draws of the dequantisation noise over which the result is '
                 'averaged'),
     *SPEED]
+STEPS = [
+    NETWORK, WEIGHTS, *CONDITIONS, CLASSES, DRAW,
+    files('--seeds', type=IntList(), default='0-63', show_default=True,
+          help='The random seeds of the images whose trajectories are followed'),
+    method('--steps', 'num_steps', type=Whole(2, 1000), metavar='INT', required=True,
+           help='The number N of noise levels to find, both ends included'),
+    method('--levels', type=Whole(3, 1001), metavar='INT', default=61, show_default=True,
+           help='The number of levels to choose from. Heun\'s method follows the trajectories '
+                'through all of them'),
+    method('--sigma_min', type=positive, metavar='FLOAT', default=EDMSteps.sigma_min,
+           show_default=True,
+           help='The lowest noise level, but never less than the network supports'),
+    method('--sigma_max', type=positive, metavar='FLOAT', default=EDMSteps.sigma_max,
+           show_default=True,
+           help='The highest noise level, but never more than the network supports'),
+    method('--rho', type=exponent_rho, metavar='FLOAT', default=EDMSteps.rho, show_default=True,
+           help='The exponent ρ of the levels to choose from'),
+    method('--gamma', type=Real(above=0, most=100), metavar='FLOAT', default=GAMMA,
+           show_default=True,
+           help='The weight of a step\'s error, relative to that of the step before'),
+    guidance_options, BATCH, RNG, DEVICE]
 
 EXAMPLES = {
     'encode': """
@@ -131,6 +166,10 @@ EXAMPLES = {
         python flow.py likelihood --network=out/demo/run/network-snapshot-000064.pkl \\
             --images=datasets/digits-16x16.zip --max-images=64 --dest=out/bits.csv
         """,
+    'steps': """
+        # Seven levels for six steps; the last line is the option --sigmas of generate.py
+        python flow.py steps --network=out/demo/run/network-snapshot-000064.pkl --steps=7
+        """,
 }
 
 
@@ -139,8 +178,8 @@ def main() -> None:
     """Follow the probability flow in both directions.
 
     The commands turn images into latents and back, draw paths between images, and compute how
-    likely the network finds an image. Under torchrun the devices share the work, and the results
-    are the same.
+    likely the network finds an image and which few noise levels suit it. Under torchrun the devices
+    share the work, and the results are the same.
     """
 
 
@@ -300,6 +339,56 @@ def likelihood_command(network_path: str, weights: str | None, images: str, dest
               f'{len(bits)} images at sigma_min={max(sigma_min, traits(net).sigma_min):g}')
         print(f'Wrote the number of each image to {dest}')
     distributed.shutdown()
+
+
+@command('steps', STEPS)
+def steps_command(network_path: str, weights: str | None, classes: list[int | str] | None,
+                  seeds: list[int], num_steps: int, levels: int, sigma_min: float,
+                  sigma_max: float, rho: float, gamma: float, batch: int, rng: str | None,
+                  device: str, **options: Any) -> None:  # noqa: ANN401 (of network and guidance)
+    """Search for the few noise levels that suit a network best (Chen et al. 2024, GITS).
+
+    Trajectories of a few images are followed through many levels. The error of one of Euler's steps
+    between any two of these levels is measured on them, and the levels with the least sum of errors
+    follow by dynamic programming. The last line is the option --sigmas for generate.py; these
+    levels are for any solver, and with --final=sigma-min they are the steps that were searched for.
+    """
+    if num_steps > levels:
+        raise ValueError(f'--steps={num_steps} is more than the --levels={levels} to choose from')
+    chosen = distributed.init(device)
+    opened = open_with_plan(network_path, weights, options, chosen)
+    for note in opened.notes:
+        distributed.print0(f'Note: {note}')
+    net = opened.net
+    numbers = class_numbers(classes, traits(net))
+    sigmas = candidates(Conditioned(net).levels(EDMSteps(sigma_min, sigma_max, rho), levels))
+    rank = distributed.get_rank()
+    shares = [share for share in share_of(seeds, batch, rank, distributed.get_world_size())
+              if len(share)]
+    errors = torch.zeros([len(sigmas)] * 2, dtype=torch.float64)
+    with Progress(len(shares) * (len(sigmas) - 1), unit='steps', quiet=rank != 0) as progress:
+        for share in shares:
+            part = [seeds[i] for i in share]
+            labels = None if numbers is None else [numbers[i % len(numbers)] for i in share]
+            noise, drawn = latents_and_labels(net, part, labels,
+                                              StackedGenerator(part, chosen, source=rng))
+            errors += euler_errors(Conditioned(net, drawn),
+                                   working_precision(noise) * sigmas[0], sigmas,
+                                   progress.advance)
+    costs = torch.stack(distributed.gather_objects(errors)).sum(dim=0) / len(seeds)
+    _check_finite(costs, f'the trajectories of --network={network_path}')
+    path = best_path(costs, num_steps, gamma)
+    distributed.print0(f'Entries {path} of {len(sigmas)} levels')
+    distributed.print0(_sigmas_option([float(sigmas[i]) for i in path], traits(net)))
+    distributed.shutdown()
+
+
+def _sigmas_option(levels: Sequence[float], told: Traits) -> str:
+    """Write levels as an option, with six digits where the network supports these."""
+    rounded = [float(f'{level:.6g}') for level in levels]
+    return '--sigmas=' + ','.join(
+        text(short if told.sigma_min <= short <= told.sigma_max else level)
+        for short, level in zip(rounded, levels, strict=True))
 
 
 def _check_finite(numbers: Tensor, what: str) -> None:

@@ -1,6 +1,7 @@
 """flow.py as its users see it, on one process and on two."""
 
 import csv
+import json
 import os
 
 import numpy as np
@@ -11,6 +12,11 @@ from click.testing import CliRunner
 
 import flow
 import generate
+from checkpoints.open import ideal_denoiser
+from limpid.denoiser import Conditioned
+from limpid.seeds import StackedGenerator
+from limpid.step_search import best_path, euler_errors
+from limpid.steps import EDMSteps
 from tests.commands.test_generate import snapshots  # noqa: F401 (fixture)
 from tests.training.test_training_loop import digits, torchrun  # noqa: F401 (fixture)
 
@@ -180,3 +186,37 @@ def test_numbers_that_are_not_finite_are_never_written(digits, tmp_path, monkeyp
         assert result.exit_code == 1, result.output
         assert 'came out as numbers that are not finite, and were not written' in result.output
         assert os.listdir(tmp_path) == before
+
+
+def test_few_levels_are_found_and_taken_back(digits, tmp_path):  # noqa: F811
+    """The entries are those of the library, on one process and two; generate.py takes the line."""
+    common = [f'--network=ideal:{digits}', '--steps=4', '--levels=11', '--seeds=0-5', '--batch=2',
+              '--class=3', '--device=cpu']
+    result = run(flow.main, 'steps', *common)
+    assert result.exit_code == 0, result.output
+    entries, option = result.output.splitlines()[-2:]
+    sigmas = EDMSteps().sigmas(11)
+    path = json.loads(entries.removeprefix('Entries ').removesuffix(' of 11 levels'))
+    assert option == '--sigmas=80,' + ','.join(f'{float(sigmas[i]):.6g}'
+                                               for i in path[1:-1]) + ',0.002'
+    two = torchrun(2, 'flow.py', 'steps', *common)
+    assert two.returncode == 0 and two.stdout.splitlines()[-2:] == [entries, option]
+
+    net = ideal_denoiser(str(digits))
+    noise = StackedGenerator(range(6), torch.device('cpu')).randn([6, 1, 8, 8]).double()
+    label = torch.nn.functional.one_hot(torch.tensor([3]), 10).float()
+    errors = euler_errors(Conditioned(net, label), noise * 80, sigmas)
+    assert best_path(errors, 4) == path
+
+    made = run(generate.main, f'--network=ideal:{digits}', '--seeds=0', f'--outdir={tmp_path}',
+               '--solver=euler', '--final=sigma-min', '--stats', '--device=cpu', option)
+    assert made.exit_code == 0 and 'Evaluations of the network: 3 per image' in made.output
+
+
+def test_levels_that_cannot_be_searched(digits):  # noqa: F811
+    for more, expected in [
+            (['--steps=8', '--levels=7'], '--steps=8 is more than the --levels=7 to choose from'),
+            (['--steps=3', '--sigma_min=90'], 'no noise levels are left: ')]:
+        result = run(flow.main, 'steps', f'--network=ideal:{digits}', '--device=cpu', *more)
+        assert result.exit_code == 2 and result.output.startswith(f'Error: {expected}')
+        assert result.output.count('\n') == 1
