@@ -5,7 +5,7 @@ import dnnlib.early  # noqa: F401  # isort: skip  (before what takes seconds to 
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from dnnlib.cli import (
     CommandGroup,
     FloatList,
     GroupedCommand,
+    IntList,
     Place,
     Real,
     Whole,
@@ -33,10 +34,12 @@ from evaluation.generated import GeneratedImages
 from evaluation.images import open_images, open_reference
 from evaluation.lines import result_lines, summary_lines
 from evaluation.nearest import find_nearest, save_picture, write_csv
+from evaluation.nfe_table import laid_out, write_layout
 from evaluation.picture import draw
 from evaluation.report import rank_key, report, usable, write_json, write_report
 from evaluation.search import Grids, numbers_of, search_settings
 from evaluation.settings import (
+    FLAGS,
     NUMBERS,
     combinations,
     searched_options,
@@ -45,7 +48,7 @@ from evaluation.settings import (
     text,
 )
 from evaluation.sweep import Sweep, averages, networks
-from evaluation.table import Network, Protocol, Row, Table, measure_points
+from evaluation.table import SETTINGS, Network, Point, Protocol, Row, Table, measure_points
 from limpid.samplers import Churn
 from metrics.compare import compare_files
 from metrics.definitions import (
@@ -213,6 +216,12 @@ SWEEP = [
     NUM_GENERATED, FIRST_SEED,
     number('--blocks', 'The number of blocks of seeds for each point. The block with the best '
                        'first number counts, as in papers, which take 3', 1, 1),
+    reports('--layout', type=click.Choice(['curves', 'nfe']), default='curves', show_default=True,
+            help='nfe: also write the table that papers on few steps print, samplers down and NFE '
+                 'across: nfe.md, nfe.tex and nfe.csv'),
+    reports('--nfe', 'budgets', type=IntList(),
+            help='The evaluations of the network, such as 3-10, in place of --steps: each sampler '
+                 'takes the steps that have them'),
     METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, swept_options, BATCH, RNG, DEVICE]
 SEARCH = [
     network_options, CLASSES, DRAW, REF,
@@ -287,6 +296,10 @@ EXAMPLES = {
         # Which solver is best at each cost? 12 points, with one curve for Euler and one for Heun
         torchrun --standalone --nproc_per_node=8 -- fid.py sweep --network=net.pkl \\
             --ref=cifar10-32x32.npz --dest=out/sweep --steps=8,12,18,32,64,128 --solver=euler,heun
+
+        # The table of papers on few steps: solvers down, NFE across
+        python fid.py sweep --network=net.pkl --ref=cifar10-32x32.npz --dest=out/few --layout=nfe \\
+            --nfe=3-10 --final=sigma-min --solver=euler,heun,dpmpp-3m,unipc,deis,ipndm
 
         # Figure 5b: the effect of S_churn
         python fid.py sweep --network=net.pkl --ref=cifar10-32x32.npz --dest=out/churn \\
@@ -576,8 +589,9 @@ def detector(paths: tuple[str, ...], fetch: str | None, dest: str | None) -> Non
 @command(SWEEP)
 def sweep(network_path: str, weights: str | None, ema_length: list[float] | None,
           classes: list[int | str] | None, ref: str, dest: str, num: int, seed: int, blocks: int,
-          metrics: str, detector: str, precision: str, allow_mismatch: bool, batch: int,
-          rng: str | None, device: str, **options: Any) -> None:  # noqa: ANN401 (click's)
+          layout: str, budgets: list[int] | None, metrics: str, detector: str, precision: str,
+          allow_mismatch: bool, batch: int, rng: str | None, device: str,
+          **options: Any) -> None:  # noqa: ANN401 (click's)
     """Judge a network with many samplers: write a table and a picture, and name the best.
 
     Each sampler option takes several values, separated by commas (--sigmas, which is a list
@@ -594,6 +608,7 @@ def sweep(network_path: str, weights: str | None, ema_length: list[float] | None
     """
     names = check_metrics(metrics.split(','))
     check_count(names, num)
+    check_budgets(budgets, options)
     check_writable('--dest', dest, folder=True)
     pyplot()   # fail now, not after the measurements, if pictures cannot be drawn
     chosen = start(device)
@@ -607,7 +622,11 @@ def sweep(network_path: str, weights: str | None, ema_length: list[float] | None
     sweeping = Sweep(judge, device=chosen, classes=classes, rng=rng, batch=batch, opening=opening,
                      draw=options.pop('draw'))
     protocol = Protocol(num, seed, blocks)
-    points = sweeping.plan(chosen_networks, combinations(options), protocol)
+    given, gaps, wanted = combinations(options), list[Row](), dict[str, int]()
+    if budgets is None:
+        points = sweeping.plan(chosen_networks, given, protocol)
+    else:
+        points, wanted, gaps = sweeping.plan_nfe(chosen_networks, given, budgets, protocol)
     with Table(dest, 'sweep.csv') as table:
         images = f'{blocks} x {num}' if blocks > 1 else f'{num}'
         distributed.print0(f'Points: {len(points)} of {images} images, measured before: '
@@ -621,9 +640,46 @@ def sweep(network_path: str, weights: str | None, ema_length: list[float] | None
             title = (TAPS[tap_of('fid', judge.main)].number if names[0] == 'fid'
                      else sweeping.metric)
             save_report(table.folder, rows, sweeping.metric, f'{title} of {num} images')
+            if layout == 'nfe':
+                save_layout(table.folder, shown_rows(points, rows, wanted) + gaps,
+                            sweeping.metric, f'{title} of {num} images')
     distributed.shutdown()
     if any('error' in row for row in rows):
         raise click.exceptions.Exit(1)
+
+
+def check_budgets(budgets: list[int] | None, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for --nfe beside an option that chooses the steps, and for an NFE of 0."""
+    if budgets is None:
+        return
+    for name in ('num_steps', 'sigmas'):
+        if options[name] is not None:
+            raise ValueError(f'--nfe={budgets[0]} chooses the number of steps: leave out '
+                             f'--{FLAGS[name]}')
+    if min(budgets) < 1:
+        raise ValueError('--nfe=0: a sampler evaluates the network at least once')
+
+
+def shown_rows(points: Sequence[Point], rows: Sequence[Row], wanted: Mapping[str, int]
+               ) -> list[Row]:
+    """Return the rows that have an NFE, under the settings of this command.
+
+    A refused point has no NFE but that which was wanted; without one it is left out.
+    """
+    found = []
+    for point, row in zip(points, rows, strict=True):
+        cells = {name: cell for name, cell in row.items() if name not in SETTINGS} | point.row
+        if 'nfe' not in cells and point.key in wanted:
+            cells['nfe'] = str(wanted[point.key])
+        if 'nfe' in cells:
+            found.append(cells)
+    return found
+
+
+def save_layout(folder: Path, rows: Sequence[Row], metric: str, title: str) -> None:
+    """Write and print the table of samplers and NFE; collective."""
+    text = distributed.on_rank_0(lambda: write_layout(folder, laid_out(rows, metric), title))
+    distributed.print0(f'\n{text.rstrip()}')
 
 
 def save_report(folder: Path, rows: Sequence[Row], metric: str, label: str) -> None:

@@ -8,6 +8,7 @@
 """
 
 import hashlib
+import itertools
 import os
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from checkpoints.reconstruct import reconstructed
 from dnnlib.cli import with_flags
 from evaluation.blocks import summary
 from evaluation.generated import GeneratedImages, digest_of
+from evaluation.nfe_table import IMPOSSIBLE, gap, steps_for
 from evaluation.search import effect_of
 from evaluation.settings import FLAGS, spelled, text
 from evaluation.table import Network, Point, Protocol, RefusedError, Row
@@ -135,6 +137,28 @@ class Sweep:
                 point = self.point(network, given, protocol)
                 points.setdefault(point.key, point)
         return list(points.values())
+
+    def plan_nfe(self, networks: Iterable[Network], options: Sequence[Mapping[str, Any]],
+                 budgets: Sequence[int], protocol: Protocol
+                 ) -> tuple[list[Point], dict[str, int], list[Row]]:
+        """Return points with these evaluations of the network, and what cannot be measured.
+
+        With the points come the NFE wanted, by their keys; the rows are those of `gap`. Options
+        that are refused become points all the same, so that the table says why.
+        """
+        points, wanted, gaps = dict[str, Point](), dict[str, int](), list[Row]()
+        for network, given, nfe in itertools.product(list(networks), options, budgets):
+            try:
+                num_steps = steps_for(self.opened(network, given), given, nfe)
+            except ValueError:
+                num_steps = nfe
+            if num_steps is None:
+                gaps.append(gap(network, given, nfe, IMPOSSIBLE))
+                continue
+            point = self.point(network, {**given, 'num_steps': num_steps}, protocol)
+            points.setdefault(point.key, point)
+            wanted.setdefault(point.key, nfe)
+        return list(points.values()), wanted, gaps
 
     def point(self, network: Network, options: Mapping[str, Any], protocol: Protocol) -> Point:
         """Return the point of these settings, with its key.
