@@ -64,6 +64,14 @@ class GroupedCommand(click.Command):
         """Return the text of `--help`, and keep it for the next time."""
         return kept(super().get_help(ctx))
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the command line, where `--afs=-0.4` is a value of an option that may have none."""
+        free = {f'{name}=-' for option in self.params for name in option.opts
+                if getattr(option, '_flag_needs_value', False)}
+        # click takes what begins with a dash for the next option, even behind an equals sign
+        return super().parse_args(ctx, [arg.replace('=-', '= -', 1) if arg.startswith(tuple(free))
+                                        else arg for arg in args])
+
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write usage, description, the options under their headings, and the examples."""
         text, _, examples = inspect.cleandoc(self.callback.__doc__ or '').partition('Examples:\n')
