@@ -2,6 +2,7 @@
 
     python -m benchmarks.published                 # all checks
     python -m benchmarks.published detectors cifar10
+    python -m benchmarks.published --few-steps   # a table of FID in 3 to 10 evaluations
 
 The tests do none of this, since they use no network. The checks:
 
@@ -12,6 +13,8 @@ adm        The published ImageNet-256 samples of ADM-G, ADM-U against the publis
            them.
 
 Every line gives the number found and the number expected; the exit code is 1 where they differ.
+With --few-steps the table of zju-pi/diff-sampler is measured instead: see benchmarks/few_steps.py,
+which also says how that program counts steps. --dry-run needs no file, and shows what would run.
 """
 
 import sys
@@ -19,19 +22,21 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import torch
 
-from dnnlib.cli import one_line_errors
+from benchmarks import few_steps as table_of_few_steps
+from dnnlib.cli import IntList, one_line_errors
 from dnnlib.download import fetch
 from evaluation.images import open_images
 from metrics.detector_files import identify
 from metrics.judge import Judge, Result
 from metrics.sample_batch import write_sample_batch
 from metrics.weights import NGC_URL, PUBLISHED
-from options.common import DEVICE
+from options.common import BATCH, DEVICE, images_to_draw
 from torch_utils import distributed
 
 CIFAR10 = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
@@ -97,19 +102,56 @@ CHECKS: dict[str, Callable[[torch.device], Iterator[Line]]] = {'detectors': dete
                                                                'cifar10': cifar10, 'adm': adm}
 
 
-@click.command()
+def check_few_steps(checks: tuple[str, ...], few_steps: bool, dry_run: bool,
+                    budgets: list[int]) -> None:
+    """Raise ValueError for options and checks that do not go together."""
+    if few_steps and checks:
+        raise ValueError(f'--few-steps takes no checks: leave out {", ".join(checks)}')
+    if dry_run and not few_steps:
+        raise ValueError('--dry-run would have no effect without --few-steps')
+    if min(budgets) < 1:
+        raise ValueError('--nfe=0: a sampler evaluates the network at least once')
+
+
+@click.command(context_settings={'max_content_width': 110})
 @click.argument('checks', nargs=-1, type=click.Choice(list(CHECKS)))
+@click.option('--few-steps', is_flag=True,
+              help='Measure the table of FID in few steps of zju-pi/diff-sampler instead')
+@click.option('--dry-run', is_flag=True, help='--few-steps: say what would be measured')
+@click.option('--network', help='--few-steps: the checkpoint', metavar='PATH|URL',
+              default=table_of_few_steps.CHECKPOINT, show_default=True)
+@click.option('--ref', help='--few-steps: the reference', metavar='NPZ|URL', default=EDM_CIFAR10,
+              show_default=True)
+@click.option('--dest', help='--few-steps: the folder of the table', metavar='DIR',
+              default='out/few-steps', show_default=True)
+@click.option('--nfe', 'budgets', help='--few-steps: the evaluations of the network',
+              type=IntList(), default='3-10', show_default=True)
+@click.option('--num', help='--few-steps: the number of images for each cell', metavar='INT',
+              type=images_to_draw, default=50000, show_default=True)
+@click.option('--detector', help='--few-steps: the detector of fid.py', metavar='NAME|PATH',
+              default='inception', show_default=True)
+@BATCH
 @DEVICE
 @one_line_errors
-def main(checks: tuple[str, ...], device: str) -> None:
+def main(checks: tuple[str, ...], few_steps: bool, dry_run: bool, budgets: list[int], device: str,
+         **options: Any) -> None:  # noqa: ANN401 (those of --few-steps)
     """Compare with published numbers: all of them, or those of the CHECKS.
 
     detectors: the published files of Inception's weights hold the same weights. cifar10: the FID of
     CIFAR-10's training images against EDM's reference of them is 0. adm: the published samples of
-    ADM have the published numbers. All of it downloads about 12 GB.
+    ADM have the published numbers. All of it downloads about 12 GB. --few-steps measures FID of
+    EDM's CIFAR-10 network for 8 solvers instead, and goes on where it was stopped.
     """
+    check_few_steps(checks, few_steps, dry_run, budgets)
+    if dry_run:
+        print('\n'.join(table_of_few_steps.dry_run(budgets)))
+        return
     chosen = distributed.init(device)
     torch.backends.cudnn.deterministic = True
+    if few_steps:
+        lines, agree = table_of_few_steps.measure(budgets=budgets, device=chosen, **options)
+        distributed.print0('\n'.join(lines))
+        sys.exit(0 if agree else 1)
     agree = True
     for name in checks or CHECKS:
         for what, found, expected, good in CHECKS[name](chosen):

@@ -4,13 +4,15 @@ import io
 import tarfile
 
 import numpy as np
+import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import published
+from benchmarks import few_steps, published
 from metrics.detectors import load_detector
 from metrics.reference_files import write_reference
 from metrics.statistics import Moments, Statistics
+from tests.commands.test_fid import smooth_images, write
 from tests.inception_weights import random_weights
 
 
@@ -69,3 +71,52 @@ def test_the_training_set_against_its_own_statistics(tmp_path, monkeypatch):
     result = run(monkeypatch, {published.CIFAR10: tmp_path / 'cifar.tgz'}, 'cifar10')
     assert result.exit_code == 0, result.output
     assert 'agrees   FID of the CIFAR-10 training set: ' in result.output
+
+
+def test_a_dry_run_of_few_steps_lists_steps_and_dashes():
+    """Of each cell of the published table, and of no other, there is a number of steps."""
+    result = CliRunner().invoke(published.main, ['--few-steps', '--dry-run'])
+    assert result.exit_code == 0, result.output
+    lines = [line.strip('| ').split(' | ') for line in result.output.splitlines()][2:]
+    assert [line[0] for line in lines] == [row.name for row in few_steps.TABLE]
+    for line, row in zip(lines, few_steps.TABLE, strict=True):
+        assert line[1].startswith('`--') and '--final=sigma-min' in line[1]
+        twice = row.name in ('Heun', 'DPM-Solver-2')
+        assert line[2:] == [str((nfe // 2 if twice else nfe) + 1) if nfe in row.fid else '–'
+                            for nfe in range(3, 11)]
+    assert sum(len(row.fid) for row in few_steps.TABLE) == 6 * 8 + 2 * 4
+
+
+def test_few_steps_end_to_end(tmp_path):
+    """With an ideal denoiser and random features, whose numbers are far from the published."""
+    data = write(tmp_path / 'data.zip', smooth_images(20, size=8))
+    options = ['--few-steps', f'--network=ideal:{data}', f'--ref={data}', '--detector=demo',
+               '--num=10', '--nfe=3,4', f'--dest={tmp_path}/out', '--device=cpu']
+    result = CliRunner().invoke(published.main, options)
+    assert result.exit_code == 1, result.output
+    text = (tmp_path / 'out' / 'few-steps.md').read_text()
+    lines = [line.strip('| ').split(' | ') for line in text.splitlines()]
+    assert lines[3][:2] == ['Heun', '–'] and lines[3][2].endswith(' / 319.87 !')
+    assert lines[2][1].endswith(' / 93.36 !') and len(lines) == 2 + 8
+    rows = (tmp_path / 'out' / 'sweep.csv').read_bytes()
+    again = CliRunner().invoke(published.main, options)   # nothing is measured twice
+    assert again.output == text and rows == (tmp_path / 'out' / 'sweep.csv').read_bytes()
+
+
+def test_cells_that_agree_with_the_published_ones():
+    found = {row.name: {nfe: {'fid': str(value * 1.02)} for nfe, value in row.fid.items()}
+             for row in few_steps.TABLE}
+    lines, agree = few_steps.compared(found, 'fid', few_steps.BUDGETS)
+    assert agree and lines[0][1] == '95.23 / 93.36' and lines[1][1] == '–'
+    found['Euler'][3] = {'fid': '97'}
+    lines, agree = few_steps.compared(found, 'fid', few_steps.BUDGETS)
+    assert not agree and lines[0][1] == '97.00 / 93.36 !'
+
+
+@pytest.mark.parametrize(('options', 'expected'), [
+    (['--few-steps', 'adm'], '--few-steps takes no checks: leave out adm'),
+    (['--dry-run'], '--dry-run would have no effect without --few-steps'),
+    (['--few-steps', '--nfe=0'], '--nfe=0: a sampler evaluates the network at least once')])
+def test_options_of_few_steps_that_do_not_fit(options, expected):
+    result = CliRunner().invoke(published.main, options)
+    assert result.exit_code == 2 and result.output == f'Error: {expected}\n'
