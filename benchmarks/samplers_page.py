@@ -249,6 +249,9 @@ def introduction(say: Facts, setting: Setting) -> str:
 Written by `python -m benchmarks.samplers`, which measures every number below and draws the picture,
 in about {minutes:.0f} minutes of one CPU core (torch {torch.__version__}).
 
+[Few steps, measured](few-steps.md) has the solvers that were made for 3 to 10 evaluations, on
+images of clothes and on a trained network.
+
 ![Quality against evaluations](samplers.png)
 
 The denoiser is the ideal one of {setting.real:,} real images (Eq. 57 of Karras et al. 2022). It

@@ -115,8 +115,8 @@ class DEIS:
     `order`. Evaluations of the network: one per step.
 
     order  from 1, which is Euler's method, to 4
-    space  τ: t, the time of the VP schedule through the noise range of the steps (tAB); rho, σ
-           itself (ρAB); log-rho, ln σ
+    space  τ: t, the time of the VP schedule through the noise range of the steps, or of Song's
+           where there is none (tAB); rho, σ itself (ρAB); log-rho, ln σ
     lower_order_final  whether a step has at most as high an order as there are steps left, itself
                        included
     """

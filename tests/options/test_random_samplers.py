@@ -57,7 +57,7 @@ REASONS = {
         'sigma_min', 'sigma_max'} & o.keys(),
     r'steps are more than the \d+ timesteps': lambda o: o.get('disc') in DISCRETE,
     r'no VP schedule goes from': lambda o: o.get('schedule') == 'vp' or o.get('disc') in (
-        'vp', 'vp-poly', 'beta') or o.get('solver') == 'deis',
+        'vp', 'vp-poly', 'beta'),
     r'a multistep solver cannot take': lambda o: o.get('S_churn') and o.get('solver') in MULTISTEP,
     r'^afs replaces the first': lambda o: 'afs' in o and o.get('num_steps') in (1, None),
     r'^S_churn=.* beyond what the schedule reaches': lambda o: o.get('schedule') == 'vp',
@@ -100,8 +100,7 @@ def test_every_range_that_rises_draws_under_every_schedule(seed):
         options = {'disc': disc, 'schedule': schedule, 'sigma_min': low, 'sigma_max': high,
                    'num_steps': rng.choice([2, 3, 9]), 'solver': rng.choice(list(SOLVERS)),
                    'scaling': rng.choice(['vp', 'none'])}
-        needs_vp = schedule == 'vp' or disc in ('vp', 'vp-poly', 'beta') or (
-            options['solver'] == 'deis')
+        needs_vp = schedule == 'vp' or disc in ('vp', 'vp-poly', 'beta')
         net = Gaussian(traits=Traits(image_shape=(1, 2, 2), label_dim=0))
         if needs_vp and not rises:
             with pytest.raises(ValueError, match='no VP schedule goes from'):
