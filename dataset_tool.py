@@ -105,7 +105,8 @@ def main(source: str, dest: str, labels: str | None, report: str | None, **optio
 
     The images may be BMP, GIF, JPEG, PNG, PPM, TIFF or WebP. Transparent parts become white, and
     16-bit values become 8-bit ones. The results must be of one size, all greyscale or all RGB.
-    Arrays of other types or numbers of channels stay as they are, in .npy files.
+    Arrays of other types or numbers of channels stay as they are, in .npy files, beside the mean
+    and the standard deviation of each channel.
 
     Labels come from --labels, or from dataset.json in the source, {"labels": [["cats/1.png", 0],
     ...]}, where a label is a class from 0 or a list of numbers, for every image; without these,

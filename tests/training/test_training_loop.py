@@ -346,13 +346,21 @@ def train_arguments(digits, outdir):
             '--workers=0', '--label-dropout=0.1', '--device=cpu']
 
 
-def test_two_processes_train_like_one(digits, tmp_path):
+def test_two_processes_train_like_one(digits, tmp_path, monkeypatch):
     """The same images, noise and noise levels: the same run up to the order of floating-point
-    sums."""
-    result = torchrun(2, 'tests/training/train_worker.py',
+    sums. Both processes read one file of decoded images, and share the held-out ones."""
+    monkeypatch.setenv('LIMPID_CACHE_DIR', str(tmp_path / 'cache'))
+    outcome = CliRunner().invoke(dataset_tool.main, [
+        'split', digits, f'--dest={tmp_path}/train.zip', f'--val={tmp_path}/val.zip',
+        '--count=20'])
+    assert outcome.exit_code == 0, outcome.output
+    held_out = f'--val={tmp_path}/val.zip', '--val-num=7'
+    result = torchrun(2, 'tests/training/train_worker.py', '--cache=mmap', *held_out,
                       *train_arguments(digits, tmp_path / 'two'), '--batch-gpu=3')
     assert result.returncode == 0, result.stderr
-    outcome = CliRunner().invoke(train.main, train_arguments(digits, tmp_path / 'one'))
+    assert (result.stdout + result.stderr).count('Decoding 100 images to ') == 1
+    outcome = CliRunner().invoke(train.main, [*train_arguments(digits, tmp_path / 'one'),
+                                              *held_out])
     assert outcome.exit_code == 0, outcome.output
     one, _ = load_snapshot(tmp_path / 'one' / 'network-snapshot-000000.pkl')
     two, _ = load_snapshot(tmp_path / 'two' / 'network-snapshot-000000.pkl')
@@ -360,8 +368,10 @@ def test_two_processes_train_like_one(digits, tmp_path):
         # a key's bias has no gradient but rounding, which Adam makes steps of
         if not name.endswith('qkv.bias'):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
-    losses = [[json.loads(line)['Loss/loss']
-               for line in (tmp_path / name / 'stats.jsonl').read_text().splitlines()[1:]]
+    losses = [[json.loads(line)[entry]
+               for entry, first in (('Loss/loss', 1), ('Validation/loss', 0),
+                                    ('Validation/train_loss', 0))
+               for line in (tmp_path / name / 'stats.jsonl').read_text().splitlines()[first:]]
               for name in ['one', 'two']]
     for a, b in zip(*losses, strict=True):
         assert a['num'] == b['num']
