@@ -77,7 +77,7 @@ def dry_run(budgets: Sequence[int]) -> list[str]:
         lines.append([row.name, f'`{spelled(row.options)}`',
                       *(DASH if count is None else str(count) for count in counts)])
     head = ['--steps by NFE', 'options', *map(str, budgets)]
-    return [table(head, lines)]
+    return [table(head, lines), '', (__doc__ or '').strip().split('\n\n')[-1]]
 
 
 def measure(network: str, ref: str, dest: str, budgets: Sequence[int], num: int, detector: str,

@@ -77,7 +77,9 @@ def test_a_dry_run_of_few_steps_lists_steps_and_dashes():
     """Of each cell of the published table, and of no other, there is a number of steps."""
     result = CliRunner().invoke(published.main, ['--few-steps', '--dry-run'])
     assert result.exit_code == 0, result.output
-    lines = [line.strip('| ').split(' | ') for line in result.output.splitlines()][2:]
+    lines = [line.strip('| ').split(' | ') for line in result.output.splitlines()
+             if line.startswith('|')][2:]
+    assert '\nHow that program counts: its `num_steps` is the number of time' in result.output
     assert [line[0] for line in lines] == [row.name for row in few_steps.TABLE]
     for line, row in zip(lines, few_steps.TABLE, strict=True):
         assert line[1].startswith('`--') and '--final=sigma-min' in line[1]
