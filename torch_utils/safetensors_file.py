@@ -19,7 +19,8 @@ from dnnlib.files import atomic_write, open_regular
 from torch_utils.digest import digest_of_tensors
 
 DIGEST = 'digest'    # the key of that of all tensors in a file of ours
-MAX_HEADER = 2**24   # bytes; a hundred thousand tensors take 10 MB
+MOST_TENSORS = 20_000
+MAX_HEADER = 2**24   # bytes; ten thousand tensors take 1 MB
 DTYPES = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16,
           'I64': torch.int64, 'I32': torch.int32, 'I16': torch.int16, 'I8': torch.int8,
           'U8': torch.uint8}
@@ -98,6 +99,8 @@ def _read(file: IO[bytes]) -> tuple[dict[str, Tensor], object]:
         raise ValueError(f'it claims a header of {length} bytes')
     header = json.loads(file.read(length))
     metadata = header.pop('__metadata__', {})
+    if len(header) > MOST_TENSORS:
+        raise ValueError(f'it claims {len(header):,} tensors, more than {MOST_TENSORS:,}')
     tensors, position = {}, 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]['data_offsets']):
         dtype, shape, offsets = DTYPES[entry['dtype']], entry['shape'], entry['data_offsets']
