@@ -67,6 +67,8 @@ from metrics.judge import JPEG, MAX_FEATURES, PARAMETERS, Judge, Result
 from metrics.neighbours import AMONG, THRESHOLD, describe, table_of
 from metrics.one_pass import Measured, Wanted, measure
 from metrics.reference_files import write_reference
+from options.batches import BATCH as DRAWN_BATCH
+from options.batches import for_detector
 from options.common import BATCH, DEVICE, RNG, images_to_draw, workers
 from options.guidance import guidance_options
 from options.network import CLASSES, CONDITIONS, DRAW, network_options, open_with_plan
@@ -150,7 +152,7 @@ GEN = [
     number('--blocks', 'The number of blocks of seeds, one after the other. Papers report the '
                        'lowest result of 3 blocks', 1, 1),
     METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, STATE, SAVE, JSON, sampler_options,
-    guidance_options, BATCH, RNG, DEVICE]
+    guidance_options, DRAWN_BATCH, RNG, DEVICE]
 MAKE_REF = [
     files('--data', 'path', help='The real images: a folder, a zip or an npz file',
           metavar='DIR|ZIP|NPZ', required=True),
@@ -222,7 +224,7 @@ SWEEP = [
     reports('--nfe', 'budgets', type=IntList(),
             help='The evaluations of the network, such as 3-10, in place of --steps: each sampler '
                  'takes the steps that have them'),
-    METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, swept_options, BATCH, RNG, DEVICE]
+    METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, swept_options, DRAWN_BATCH, RNG, DEVICE]
 SEARCH = [
     network_options, CLASSES, DRAW, REF,
     files('--dest', help='The folder of search.csv and search.json', metavar='DIR', required=True),
@@ -240,7 +242,7 @@ SEARCH = [
     number('--confirm-blocks', 'The number of blocks of seeds of that second measurement. The '
                                'block with the best first number counts, as in papers, which '
                                'take 3', 1, 1),
-    METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, searched_options, BATCH, RNG, DEVICE]
+    METRICS_OPTION, DETECTOR, PRECISION, MISMATCH, searched_options, DRAWN_BATCH, RNG, DEVICE]
 
 EXAMPLES = {
     'calc': """
@@ -386,8 +388,8 @@ def calc(path: str, ref: str, num: int, seed: int, metrics: str, detector: str, 
 @command(GEN)
 def gen(network_path: str, weights: str | None, classes: list[int | str] | None, ref: str, num: int,
         seed: int, blocks: int, metrics: str, detector: str, precision: str, allow_mismatch: bool,
-        state: str | None, save: str | None, json_path: str | None, batch: int, rng: str | None,
-        device: str, **options: Any) -> None:  # noqa: ANN401 (click's)
+        state: str | None, save: str | None, json_path: str | None, batch: int | str,
+        rng: str | None, device: str, **options: Any) -> None:  # noqa: ANN401 (click's)
     """Judge the images that a network generates from seeds, without writing any.
 
     The images are those that generate.py writes for the same seeds and options. The last line is
@@ -409,8 +411,9 @@ def gen(network_path: str, weights: str | None, classes: list[int | str] | None,
                                rng=rng, batch=batch, source=network_path)
 
     check_kind(images_of(protocol.seeds(0)), detector)
-    judge = Judge(open_reference(ref), names, device=chosen, detector=detector, batch=batch,
-                  precision=precision, allow_mismatch=allow_mismatch)
+    judge = Judge(open_reference(ref), names, device=chosen, detector=detector,
+                  batch=for_detector(batch), precision=precision,
+                  allow_mismatch=allow_mismatch)
     results = []
     for seeds in map(protocol.seeds, range(blocks)):
         block = f'{seeds[0]}-{seeds[-1]}'
@@ -590,7 +593,7 @@ def detector(paths: tuple[str, ...], fetch: str | None, dest: str | None) -> Non
 def sweep(network_path: str, weights: str | None, ema_length: list[float] | None,
           classes: list[int | str] | None, ref: str, dest: str, num: int, seed: int, blocks: int,
           layout: str, budgets: list[int] | None, metrics: str, detector: str, precision: str,
-          allow_mismatch: bool, batch: int, rng: str | None, device: str,
+          allow_mismatch: bool, batch: int | str, rng: str | None, device: str,
           **options: Any) -> None:  # noqa: ANN401 (click's)
     """Judge a network with many samplers: write a table and a picture, and name the best.
 
@@ -616,8 +619,9 @@ def sweep(network_path: str, weights: str | None, ema_length: list[float] | None
         raise ValueError('--ema-length and --weights exclude each other: both choose an average')
     chosen_networks = (averages(network_path, ema_length, Path(dest)) if ema_length
                        else networks(network_path, weights))
-    judge = Judge(open_reference(ref), names, device=chosen, detector=detector, batch=batch,
-                  precision=precision, allow_mismatch=allow_mismatch)
+    judge = Judge(open_reference(ref), names, device=chosen, detector=detector,
+                  batch=for_detector(batch), precision=precision,
+                  allow_mismatch=allow_mismatch)
     opening = {name: options.pop(name) for name in NETWORK_NAMES}
     sweeping = Sweep(judge, device=chosen, classes=classes, rng=rng, batch=batch, opening=opening,
                      draw=options.pop('draw'))
@@ -695,7 +699,8 @@ def save_report(folder: Path, rows: Sequence[Row], metric: str, label: str) -> N
 def search(network_path: str, weights: str | None, classes: list[int | str] | None, ref: str,
            dest: str, rounds: int, num: int, seed: int, confirm: int, confirm_num: int,
            confirm_blocks: int, metrics: str, detector: str, precision: str,
-           allow_mismatch: bool, batch: int, rng: str | None, device: str, **options: Any) -> None:  # noqa: ANN401 (click's)
+           allow_mismatch: bool, batch: int | str, rng: str | None, device: str,
+           **options: Any) -> None:  # noqa: ANN401 (click's)
     """Search for the best S_churn, S_min, S_max and S_noise of a network, by the first of the
     --metrics.
 
@@ -712,8 +717,9 @@ def search(network_path: str, weights: str | None, classes: list[int | str] | No
     grids = Grids(**{name: tuple(values) for name in NUMBERS
                      if (values := options.pop(f'grid_{name}')) is not None})
     chosen = start(device)
-    judge = Judge(open_reference(ref), names, device=chosen, detector=detector, batch=batch,
-                  precision=precision, allow_mismatch=allow_mismatch)
+    judge = Judge(open_reference(ref), names, device=chosen, detector=detector,
+                  batch=for_detector(batch), precision=precision,
+                  allow_mismatch=allow_mismatch)
     opening = {name: options.pop(name) for name in NETWORK_NAMES}
     sweeping = Sweep(judge, device=chosen, classes=classes, rng=rng, batch=batch, opening=opening,
                      draw=options.pop('draw'))

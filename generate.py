@@ -28,13 +28,15 @@ from limpid.denoiser import Counting, Network, traits
 from limpid.sampling import Plan
 from limpid.seeds import StackedGenerator, generate, latents_and_labels, share_of
 from limpid.values import is_images, picture_of
-from options.common import BATCH, DEVICE, RNG
+from options.batches import BATCH, limit_of
+from options.common import DEVICE, RNG
 from options.guidance import guidance_options
 from options.network import CLASSES, DRAW, class_numbers, files, network_options, open_with_plan
 from options.sampler import sampler_options
 from options.speed import COMPILE, PRECISION, hasten
 from torch_utils import distributed
 from torch_utils.grids import save_grid, save_values
+from torch_utils.memory import BatchLimit
 
 TRAJECTORY = 12, 16   # the largest numbers of noise levels and of images that are shown
 
@@ -115,7 +117,7 @@ EXAMPLES = """
 @naming_flags(['weights'])
 def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] | None,
          subdirs: bool, classes: list[int | str] | None, grid: tuple[int, int] | None,
-         trajectory: bool, stats: bool, batch: int, device: str, rng: str | None,
+         trajectory: bool, stats: bool, batch: int | str, device: str, rng: str | None,
          precision: str | None, compiled: bool,
          **options: Any) -> None:  # noqa: ANN401 (of the network, the sampler and guidance)
     """Generate images from a trained network.
@@ -132,6 +134,8 @@ def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] |
     chosen = distributed.init(device)
     opened = open_with_plan(network_path, weights, options, chosen)
     numbers = class_numbers(classes, traits(opened.net))
+    limit = limit_of(batch, opened.net, chosen, len(seeds))   # before anything is compiled
+    opened.forget_counts()
     hasten(opened.counted, precision, compiled)
     opened.say()
     net = Counting(opened.net, keep_sigmas=stats, keep_frames=trajectory)
@@ -143,7 +147,7 @@ def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] |
     distributed.on_rank_0(lambda: forget_killed(outdir, seeds, subdirs))
     in_grid: dict[int, np.ndarray] = {}   # images by position
     frames: dict[int, np.ndarray] = {}    # the way to each of them: [noise levels, C, H, W]
-    for positions, images in drawn(net, opened.plan, seeds, numbers, batch, chosen, rng):
+    for positions, images in drawn(net, opened.plan, seeds, numbers, limit, chosen, rng):
         if trajectory and positions[0] < TRAJECTORY[1]:
             frames.update(zip(positions, frames_of(net, pictures(net, images)), strict=True))
         net.frames.clear()
@@ -198,21 +202,22 @@ def check_names(seeds: Sequence[int]) -> None:
 
 
 def drawn(net: Counting, plan: Plan, seeds: Sequence[int], classes: Sequence[int] | None,
-          batch: int, device: torch.device,
+          limit: BatchLimit, device: torch.device,
           rng: str | None) -> Iterator[tuple[list[int], np.ndarray]]:
     """Draw this rank's share of the images, batch by batch.
 
     Yields the positions of the images in `seeds`, and the images, uint8 or float32 [B, C, H, W].
     """
-    rank = distributed.get_rank()
-    shares = share_of(seeds, batch, rank, distributed.get_world_size())
-    for share in progressing(shares, len(shares), unit='batches', quiet=rank != 0):
-        positions = share.tolist()
-        if not positions:
-            continue
+    def draw(positions: Sequence[int]) -> np.ndarray:
         labels = None if classes is None else [classes[i % len(classes)] for i in positions]
         images = generate(net, plan, [seeds[i] for i in positions], labels, device, rng)
-        yield positions, images.cpu().numpy()
+        return images.cpu().numpy()
+
+    rank = distributed.get_rank()
+    shares = share_of(seeds, limit.size, rank, distributed.get_world_size())
+    for share in progressing(shares, len(shares), unit='batches', quiet=rank != 0):
+        for positions, images in limit.pieces(share.tolist(), draw):
+            yield list(positions), images
 
 
 def forget_killed(outdir: str, seeds: Sequence[int], subdirs: bool) -> None:

@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from options.continuing import (
     with_contents,
     with_option,
     with_stored_augment_dim,
+    with_stored_batch_gpu,
 )
 from options.presets import remarks
 from options.training import LAST_OPTIONS, OPTIONS, check_batch, data_config, resolve, run_name
@@ -55,8 +57,10 @@ from training.config import TrainConfig
 from training.course import note_on_sigma_data
 from training.dataset import ImageFolderDataset
 from training.loggers import Loggers, check_loggers
+from training.micro_batch import largest_micro_batch
 from training.run_card import run_card
 from training.run_folder import STATE, files_of, set_aside, set_aside_later, tidy
+from training.sharding import check_sharding
 from training.state import TrainState, latest_state, permission_for
 from training.stats_file import strict
 from training.stopping import graceful_signals
@@ -232,6 +236,8 @@ def train(given: dict[str, Any], config: TrainConfig, dataset: ImageFolderDatase
         option = '--precision=fp16' if given['precision'] else '--fp16=1'
         raise ValueError(f'{option} would have no effect on the CPU, where the network works in '
                          f'float32: leave it out')
+    check_sharding(config, {'--batch-gpu=auto': given['batch_gpu'] == 'auto',
+                            '--val': given['val'] is not None})
     fixed = known_folder(given)
     stored = state_to_resume(given['resume'], fixed)
     if stored is not None and fixed is not None:
@@ -240,6 +246,7 @@ def train(given: dict[str, Any], config: TrainConfig, dataset: ImageFolderDatase
     if stored is not None:
         stored = stored[0], with_contents(stored[1], dataset, contents)
         config = with_stored_augment_dim(config, stored[1])
+        config = with_stored_batch_gpu(config, stored[1], given['batch_gpu'])
     state, origin = prepared(config, device, stored, given, contents)
     evaluation = None if evaluated is None else WhileTraining(evaluated, state.ema.net, device)
     if state.nimg >= config.total_nimg:
@@ -252,6 +259,8 @@ def train(given: dict[str, Any], config: TrainConfig, dataset: ImageFolderDatase
                 raise ValueError(f'{done}; give a longer --duration')
             distributed.print0(f'Done: {done}.')
             return 0
+    if given['batch_gpu'] == 'auto':
+        config = replace(config, batch_gpu=largest_micro_batch(config, state, device))
     name = run_name(config, given)
     other = None if fixed or given['resume'] else unfinished_run(given['outdir'], name, config)
     run_dir = make_run_dir(fixed, given['outdir'], name)
@@ -565,13 +574,14 @@ def announce(config: TrainConfig, state: TrainState, run_dir: Path, device: str,
         data = f'{data}, {size}, {kind.format(network.label_dim)}'
         if known is not None and not vectors and len(known.occurring) < network.label_dim:
             data = f'{data}, of which {len(known.occurring)} have images'
+    accumulated = f', {config.batch_gpu} at a time' if config.batch_gpu else ''
     summary = {
         'Run folder': run_dir,
         'Data set': data,
         'Network': f'{network.model_type}, {type(network.precond).__name__} preconditioning, '
                    f'{num_parameters:,} parameters, {network.precision}',
         'Loss': f'{config.loss.noise_distribution}, {type(config.loss.weighting).__name__}',
-        'Batch': f'{config.batch_size} on {distributed.get_world_size()} x {device}',
+        'Batch': f'{config.batch_size} on {distributed.get_world_size()} x {device}{accumulated}',
         'Weights': origin,
         'Duration': f'{config.total_nimg / 1000:g} kimg, {steps} steps',
         'Pictures': cost_of_pictures(config, state),

@@ -15,6 +15,7 @@ from limpid.ideal import IdealDenoiser
 from limpid.sampling import Plan
 from limpid.seeds import generate
 from limpid.values import is_images
+from options.batches import limit_of
 from options.network import class_numbers
 from torch_utils.digest import digest_of_tensors
 
@@ -26,7 +27,7 @@ class GeneratedImages:
     classes  numbers or names of classes, repeated over the seeds as in generate.py; None: each seed
              draws its own label
     rng      the type of device on which random numbers are drawn; None: `device`
-    batch    the number of images at a time
+    batch    the largest number of images at a time, or 'auto' (options.batches; collective)
     source   the name of the network, for reports
     stopping a function called before each range of positions; if it returns true, the images end
     """
@@ -34,11 +35,12 @@ class GeneratedImages:
 
     def __init__(self, net: Network, plan: Plan, seeds: Sequence[int], *, device: torch.device,
                  classes: Sequence[int | str] | None = None, rng: str | None = None,
-                 batch: int = 64, source: str = 'a network',
+                 batch: int | str = 64, source: str = 'a network',
                  stopping: Callable[[], bool] = lambda: False) -> None:
         self.net, self.plan, self.seeds = net, plan, seeds
         self.classes = class_numbers(classes, traits(net))
-        self.device, self.rng, self.batch, self.source = device, rng, batch, source
+        self.device, self.rng, self.source = device, rng, source
+        self.limit = limit_of(batch, net, device, len(seeds))
         self.stopping = stopping
         shape = traits(net).image_shape
         assert shape is not None, 'a network that was opened tells the shape of its images'
@@ -63,10 +65,10 @@ class GeneratedImages:
         for part in parts:
             if self.stopping():
                 return
-            pieces = [part[i:i + self.batch] for i in range(0, len(part), self.batch)]
-            yield torch.cat([self._generate(piece) for piece in pieces]).to(device)
+            made = [images for _, images in self.limit.pieces(part, self._generate)]
+            yield torch.cat(made).to(device)
 
-    def _generate(self, positions: range) -> Tensor:
+    def _generate(self, positions: Sequence[int]) -> Tensor:
         classes = (
             None
             if self.classes is None

@@ -88,7 +88,7 @@ class Sweep:
 
     def __init__(self, judge: Judge, *, device: torch.device,
                  classes: Sequence[int | str] | None = None, rng: str | None = None,
-                 batch: int = 64, draw: str = 'even',
+                 batch: int | str = 64, draw: str = 'even',
                  opening: Mapping[str, Any] | None = None) -> None:
         self.draw = draw
         self.judge, self.device, self.batch = judge, device, batch

@@ -328,11 +328,11 @@ class Counting:
 
     def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None,
                  **conditions: Any) -> Any:  # noqa: ANN401 (what the network takes and answers)
-        self.calls += 1
+        D = self.net(x, sigma, class_labels, **conditions)
+        self.calls += 1   # where that was not too much for the memory
         self.images += len(x)
         if self.keep_sigmas:
             self.sigmas.append(sigma.detach().mean())   # stays on its device, so nothing waits
-        D = self.net(x, sigma, class_labels, **conditions)
         if self.keep_frames:
             if sigma.numel() > 1:
                 raise ValueError('a trajectory needs one noise level for all images; this sampler '

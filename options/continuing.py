@@ -118,6 +118,17 @@ def with_stored_augment_dim(config: TrainConfig, stored: dict[str, Any]) -> Trai
     return config
 
 
+def with_stored_batch_gpu(config: TrainConfig, stored: dict[str, Any],
+                          asked: int | str | None) -> TrainConfig:
+    """Return `config` with the number of images at a time of a stored run, for --batch-gpu=auto.
+
+    With another number the sums of gradients round otherwise, and masks of dropout are others.
+    """
+    found = (stored['config'] or {}).get('batch_gpu')
+    is_count = type(found) is int and found > 0
+    return replace(config, batch_gpu=found) if asked == 'auto' and is_count else config
+
+
 def with_contents(stored: dict[str, Any], dataset: ImageFolderDataset,
                   contents: str) -> dict[str, Any]:
     """Return a stored run with the `contents` of its data set as the fingerprint of its data.

@@ -79,6 +79,11 @@ class Opened:
         for note in self.notes:
             distributed.print0(f'Note: {note}')
 
+    def forget_counts(self) -> None:
+        """Start the count of evaluations again."""
+        for network in self.counted:
+            network.calls = network.images = 0
+
     @property
     def evaluations(self) -> int:
         """Network evaluations on this rank so far, counted per image; guidance takes two."""

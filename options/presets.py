@@ -143,7 +143,7 @@ PRESETS['imagenet64-cond-adm-E'] = Preset(
 # What a preset says nothing of: files, reports, speed. Everything else departs from it.
 APART = {'Files', 'Reports and files written', 'Interruptions and numerical trouble',
          'Evaluation while training', 'Other options'}
-SPEED = {'batch_gpu', 'compile', 'bench', 'cache', 'workers', 'device'}
+SPEED = {'batch_gpu', 'compile', 'checkpointing', 'shard', 'bench', 'cache', 'workers', 'device'}
 
 
 def command_options(preset: Preset) -> str:

@@ -193,9 +193,10 @@ OPTIONS = [   # those that `--help` lists first, in its order
           help='Training duration, in millions of images'),
     hyper('--batch', type=count, metavar='INT', default=TrainConfig.batch_size, show_default=True,
           help='Total batch size over all devices'),
-    hyper('--batch-gpu', type=count, metavar='INT',
+    hyper('--batch-gpu', type=NumberOr('auto', integer=True), metavar='INT|auto',
           help='Largest number of images at a time on one device. If its share of the batch is '
-               'larger, gradients are accumulated  [default: no limit]'),
+               'larger, gradients are accumulated. auto halves it before the first step until '
+               'the memory is enough, and a continued run keeps it  [default: no limit]'),
     hyper('--lr', type=positive, metavar='FLOAT', default=OptimizerConfig.lr, show_default=True,
           help='Learning rate of Adam'),
     hyper('--lr-rampup', type=not_negative, metavar='MIMG',
@@ -241,6 +242,10 @@ OPTIONS = [   # those that `--help` lists first, in its order
           help='Keep only the inputs of each residual block, and compute it once more in the '
                'backward pass: far less memory, and about a third more work. Gradients keep their '
                'bits. Without the recording of --compile'),
+    speed('--shard', **boolean, default=False,
+          help='Divide weights, gradients, moments and averages among the processes (FSDP2), for '
+               'models that outgrow a device. Files are those of a run without it. Not with '
+               '--compile, --batch-gpu=auto, --val or --nan-then=rollback'),
     speed('--ls', type=NumberOr('dynamic'), metavar='FLOAT|dynamic', default=1, show_default=True,
           help='Loss scaling: a number, or dynamic, which is halved after an overflow and doubled '
                'after 2000 steps without one'),
@@ -343,7 +348,7 @@ def resolve(given: dict[str, Any], data: DataConfig, dataset: ImageFolderDataset
         label_dropout=given['label_dropout'],
         seed=given['seed'],
         batch_size=given['batch'],
-        batch_gpu=given['batch_gpu'],
+        batch_gpu=None if given['batch_gpu'] == 'auto' else given['batch_gpu'],
         loss_scaling=None if ls == 'dynamic' else float(ls),
         nan=NanConfig(given['nan_policy'], given['nan_limit'], given['nan_then']),
         total_nimg=max(round(given['duration'] * 1e6), 1),
@@ -359,6 +364,7 @@ def resolve(given: dict[str, Any], data: DataConfig, dataset: ImageFolderDataset
         cudnn_benchmark=given['bench'],
         compile=given['compile'],
         checkpointing=given['checkpointing'],
+        shard=given['shard'],
     )
 
 

@@ -121,6 +121,7 @@ class TrainConfig:
     cudnn_benchmark: bool = True
     compile: bool = False   # the residual blocks, by torch.compile
     checkpointing: bool = False   # of activations, in the residual blocks
+    shard: bool = False   # divide weights, moments and averages among the ranks
 
 
 def encode(config: object) -> Any:  # noqa: ANN401 (dictionaries of plain values)

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from torch_utils.tensors import local
+
 N = TypeVar('N', bound=nn.Module)
 
 
@@ -73,7 +75,8 @@ class EMA(Generic[N]):
     @torch.no_grad()
     def update(self, net: N, beta: float) -> None:
         """Set average ← β average + (1 − β) weights; buffers are copied, never averaged."""
-        torch._foreach_lerp_(list(self.net.parameters()), list(net.parameters()), 1 - beta)
+        torch._foreach_lerp_([local(p) for p in self.net.parameters()],
+                             [local(p) for p in net.parameters()], 1 - beta)
         for average, buffer in zip(self.net.buffers(), net.buffers(), strict=True):
             average.copy_(buffer)
 

@@ -56,11 +56,12 @@ class Evaluation(Protocol):
 
 
 def judge(evaluation: Evaluation, state: TrainState, run_dir: Path, reporter: Reporter,
-          clock: Clock, stopping: Callable[[], bool]) -> bool:
+          clock: Clock, stopping: Callable[[], bool], net: Denoiser | None = None) -> bool:
     """Judge the averaged network, note its numbers and choose the best snapshot.
 
     Returns False if it was stopped. If images are not finite, a line says so, the numbers are
-    stored without a value, and training goes on. Collective.
+    stored without a value, and training goes on. `net` is that network where the state has only
+    parts of it. Collective.
     """
     def asked() -> bool:
         reporter.progress()   # a batch of images is as indivisible as a step
@@ -69,7 +70,7 @@ def judge(evaluation: Evaluation, state: TrainState, run_dir: Path, reporter: Re
     start, trouble = time.monotonic(), ''
     with clock.pausing_training():
         try:
-            found = evaluation.numbers(state.ema.net, run_dir, asked)
+            found = evaluation.numbers(net or state.ema.net, run_dir, asked)
         except (ValueError, ArithmeticError, LINALG_ERROR) as error:
             found, trouble = {}, f'no numbers: {" ".join(str(error).split())}'
         if found is None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from limpid.denoiser import Denoiser
 from torch_utils import distributed
 from torch_utils.grids import save_grid
 from training.clock import Clock
@@ -13,6 +14,7 @@ from training.dataset import ImageFolderDataset
 from training.loggers import Loggers
 from training.pictures import generate_grid, grid_labels, names_in, real_images
 from training.run_folder import fresh, prune_states, thin_snapshots
+from training.sharding import whole_network, whole_state
 from training.state import TrainState, save_snapshot, save_state
 
 
@@ -45,15 +47,25 @@ class Saver:
     def snapshot(self) -> None:
         """Write the averaged network and, once it was trained, a picture from it; collective."""
         with self.clock.pausing_training(is_save=True):
+            state = self._whole_state()
             if self.is_first:
-                written = save_snapshot(self.state, self.config, self.run_dir)
+                written = save_snapshot(state, self.config, self.run_dir)
                 thin_snapshots(self.run_dir, self.config.keep_snapshots, written)
             if self.config.pictures and self.state.nimg > 0:
                 self._picture()
 
+    def _whole_state(self) -> TrainState:
+        return whole_state(self.state, self.config) if self.config.shard else self.state
+
+    def drawing_network(self) -> Denoiser:
+        """Return the averaged network, whole where it is divided among the ranks; collective."""
+        net = self.state.ema.net
+        return whole_network(net, self.config, self.device) if self.config.shard else net
+
     def _picture(self) -> None:
         labels, columns = grid_labels(self.dataset, self.config.pictures)
-        images = generate_grid(self.state.ema.net, labels, self.device, self.config.picture_steps)
+        images = generate_grid(self.drawing_network(), labels, self.device,
+                               self.config.picture_steps)
         if self.is_first and images is not None:
             path = fresh(self.run_dir / f'fakes{self.state.nimg // 1000:06d}.png')
             save_grid(images, path, columns, names_in(self.dataset, labels))
@@ -69,12 +81,15 @@ class Saver:
         and moments are the same on all ranks. What the others have counted since the last tick is
         missing from it.
         """
+        if alone and self.config.shard:
+            return   # it has only a part
         mine = self.state.stats.state_dict()
         stats = [mine] if alone else distributed.gather_objects(mine)
         self.state.seconds = self.clock.seconds()
         with self.clock.pausing_training(is_save=True):
+            state = self._whole_state()
             if self.is_first or alone:
-                written = save_state(self.state, self.config, self.run_dir, self.fingerprint,
+                written = save_state(state, self.config, self.run_dir, self.fingerprint,
                                      stats)
                 prune_states(self.run_dir, self.config.keep_states, written)
         self.saved, self.clock.last_state = self.state.nimg, time.monotonic()

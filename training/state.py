@@ -263,7 +263,7 @@ def latest_state(run_dir: Path, say: Callable[[str], None]) -> tuple[Path, dict[
 MAY_CHANGE = {'total_nimg', 'tick_nimg', 'snapshot_nimg', 'state_nimg',
               'state_seconds', 'batch_gpu', 'data.workers', 'data.cache', 'data.path',
               'data.on_bad_image', 'keep_states', 'keep_snapshots', 'pictures', 'picture_steps',
-              'compile', 'checkpointing'}
+              'compile', 'checkpointing', 'shard'}
 NETWORK_MAY_CHANGE = {'network.model.dropout', 'network.model.label_dropout', 'network.sigma_min',
                       'network.sigma_max'}
 

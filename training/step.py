@@ -12,6 +12,7 @@ from limpid.loss import DenoisingLoss, Loss, VelocityLoss
 from limpid.values import to_network
 from torch_utils import distributed
 from torch_utils.random import generator_at, normal_at, seed_of
+from torch_utils.tensors import local, whole
 from training.augment import Augmentation, AugmentPipe
 from training.compiled import Recorder, checkpoint_blocks, hasten
 from training.config import TrainConfig, learning_rate
@@ -65,6 +66,11 @@ class Given:
         return u
 
 
+def norm_of(gradients: list[Tensor]) -> Tensor:
+    """Return the norm of all gradients together, also of those that are divided among ranks."""
+    return whole(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+
+
 class StepFunction:
     """One training step with Adam on this rank's share of a batch (Section 5)."""
 
@@ -91,7 +97,7 @@ class StepFunction:
                     and isinstance(config.loss, DenoisingLoss | VelocityLoss)):
                 self.loss = replace(config.loss, noise_distribution=Given())
                 self.recorder = Recorder(self._gradient)
-        if self.world_size > 1:
+        if self.world_size > 1 and not config.shard:
             ddp = torch.nn.parallel.DistributedDataParallel
             known = inspect.signature(ddp).parameters   # torch 2.13 has another name for it
             sync = ('forward_sync_buffers' if 'forward_sync_buffers' in known
@@ -141,7 +147,9 @@ class StepFunction:
         return course.verdict() if course is not None else ''
 
     def _sync_only_if(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if last or self.world_size == 1 else self.net.no_sync()
+        # Sums of divided gradients are divided, too: whole ones would take the memory of a model.
+        alone = last or self.world_size == 1 or self.config.shard
+        return contextlib.nullcontext() if alone else self.net.no_sync()
 
     def _accumulate(self, images: Tensor, labels: Tensor, randomness: Randomness,
                     mine: slice, part: slice, number: int) -> None:
@@ -212,7 +220,8 @@ class StepFunction:
         """
         state, config = self.state, self.config
         gradients = [p.grad for p in state.net.parameters() if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        norm = norm_of(gradients)
+        gradients = [local(gradient) for gradient in gradients]
         state.stats.add('Loss/nonfinite_gradients', (~norm.isfinite()).to(torch.float32))
         finite = bool(norm.isfinite())   # the one place where a step waits for the device
         scale = state.loss_scale.scale
@@ -226,7 +235,7 @@ class StepFunction:
             if not finite:
                 for gradient in gradients:
                     torch.nan_to_num(gradient, nan=0, posinf=1e5, neginf=-1e5, out=gradient)
-                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+                norm = norm_of([p.grad for p in state.net.parameters() if p.grad is not None])
             if state.loss_scale.dynamic:   # a static one stays: Adam does not see it
                 torch._foreach_div_(gradients, scale)
                 norm, scale = norm / scale, 1.0

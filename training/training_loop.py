@@ -30,6 +30,7 @@ from training.loggers import Loggers
 from training.networks import build_network
 from training.reporter import Reporter
 from training.saver import Saver
+from training.sharding import shard
 from training.state import (
     OTHER_DATA,
     LossScale,
@@ -141,6 +142,8 @@ def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device:
     if dataset.cache == 'mmap':   # all ranks wait here for the one that makes the file
         dataset.share(distributed.on_rank_0(dataset.key))
     images_and_labels = stream_of(dataset, config, state, device)
+    if config.shard:
+        shard(state, device)
     step = StepFunction(config, state, device)
     clock = Clock(state.seconds)
     loggers = loggers or Loggers()
@@ -167,7 +170,8 @@ def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device:
             elif judging and config.state_seconds is not None and state.bad_steps == 0:
                 saver.last_state()   # judging takes long, and the clock saves between steps only
             stopped = (evaluation is not None and judging
-                       and not judge(evaluation, state, run_dir, reporter, clock, stopping))
+                       and not judge(evaluation, state, run_dir, reporter, clock, stopping,
+                                      saver.drawing_network()))
             if now.end and not stopped:
                 break
             batch, trouble = next_batch(images_and_labels)
@@ -306,7 +310,9 @@ def _set_precision_flags(config: TrainConfig) -> None:
 def build(config: TrainConfig, device: torch.device) -> TrainState:
     """Return the state of a run at nimg = 0, with the same weights on every rank."""
     torch.manual_seed(seed_of(config.seed, WEIGHTS))
-    net = build_network(config.network).train().requires_grad_(True).to(device)
+    # What is divided among the ranks later on may be too large for one of them.
+    place = torch.device('cpu') if config.shard else device
+    net = build_network(config.network).train().requires_grad_(True).to(place)
     beta1, beta2 = config.optimizer.betas
     decay = config.optimizer.weight_decay
     Adam = torch.optim.AdamW if decay else torch.optim.Adam
