@@ -3,7 +3,7 @@
 # make test    the tests
 # make lint    ruff and mypy
 # make peers   install other programs, for the tests that compare with them (tests/outside)
-# make gpu     the tests of fast networks and the benchmark of speed, on a machine with a GPU
+# make gpu     the checks and benchmarks for a GPU, to out/gpu/report.md
 #
 # The first call makes .venv; CPU=1 takes the CPU build of torch, which is much smaller:
 #   make demo CPU=1
@@ -48,8 +48,7 @@ peers: .venv/.installed
 	  prdc==0.2 ema-pytorch==0.8.3 lmdb
 
 gpu: .venv/.installed
-	$(BIN)/python -m pytest tests/training/test_compiled.py
-	$(BIN)/python -m benchmarks.speed --dest=out/speed
+	$(BIN)/python -m benchmarks.gpu --dest=out/gpu
 
 clean:
 	rm -rf out .pytest_cache .ruff_cache .mypy_cache
