@@ -166,7 +166,7 @@ def test_each_network_and_loss_takes_a_step(name):
     for _ in range(4):   # the first has the learning rate 0, and two pass through ADM's zeros
         step(images.reshape(4, 3, 8, 8), labels)
     assert state.nimg == 16 and state.bad_steps == 0
-    assert all(bool(losses.isfinite().all()) for losses in step.losses)
+    assert all(bool(losses.isfinite().all()) for losses, _ in step.losses)
     moved = [key for key, value in state.net.named_parameters()
              if not torch.equal(value, before[key])]
     assert len(moved) > .5 * len(before)
