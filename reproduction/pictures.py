@@ -18,6 +18,8 @@ if TYPE_CHECKING:   # matplotlib is an extra
 SWEPT = {'nfe': 'NFE', 'S_churn': 'S_churn'}   # columns of sweep.csv that are axes
 CURVES = {'sigma': 'σ', 'log SNR': 't', '√ᾱ': 't'}   # panels of JSON files: the name of x
 
+LARGEST_LOSS = 3.0   # that is drawn; VP's and VE's grow with σ² before training
+
 Curve = tuple[list[float], list[float]]
 
 
@@ -87,7 +89,7 @@ def _draw_panel(ax: 'Axes', panel: Panel, metric: str) -> None:
             _draw_curves(ax, line, panel.x)
         ax.set(xlabel=CURVES[panel.x], ylabel='loss' if panel.x == 'sigma' else panel.x)
         if panel.x == 'sigma':
-            ax.set(xscale='log', ylim=(0, None))
+            ax.set(xscale='log', ylim=(0, LARGEST_LOSS))
     else:
         for line in panel.lines:
             x, y = points(line, panel.x, metric)
