@@ -1,5 +1,6 @@
 """Randomness as a function of known numbers, so that the state of no generator is ever saved."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 PIECE = 2**15   # numbers: fewer than the threads that GPUs of 32 multiprocessors run at a time
+ALL = slice(None)
 
 
 def seed_of(*keys: int) -> int:
@@ -28,30 +30,41 @@ def generator_at(*keys: int, device: torch.device | str = 'cpu') -> torch.Genera
     return torch.Generator(device).manual_seed(seed_of(*keys))
 
 
-def normal_at(shape: Sequence[int], *keys: int, device: torch.device) -> Tensor:
+def normal_at(shape: Sequence[int], *keys: int, device: torch.device,
+              rows: slice = ALL) -> Tensor:
     """Draw standard normal numbers that depend on `keys` alone, float32 of `shape` on `device`.
+
+    `rows`, some of the first dimension, returns these alone, with the bits that they have among all
+    of them. On a GPU hardly any others are drawn, so that a process of many draws its own.
 
     They are not the same on CUDA as on the CPU, but the same on all models of GPU. Of a long row of
     numbers torch gives each thread of a GPU several, and models differ in how many threads there
     are; so there the numbers come in pieces, see `normal_in_pieces`.
     """
     if device.type == 'cuda':
-        return normal_in_pieces(shape, *keys, device=device)
-    return torch.randn(list(shape), device=device, generator=generator_at(*keys, device=device))
+        return normal_in_pieces(shape, *keys, device=device, rows=rows)
+    generator = generator_at(*keys, device=device)
+    return torch.randn(list(shape), device=device, generator=generator)[rows]
 
 
-def normal_in_pieces(shape: Sequence[int], *keys: int, device: torch.device) -> Tensor:
+def normal_in_pieces(shape: Sequence[int], *keys: int, device: torch.device,
+                     rows: slice = ALL) -> Tensor:
     """Draw standard normal numbers in pieces of PIECE, each from a generator with its own seed.
 
+    Of these numbers, in a row, the pieces are drawn that have a part of `rows`, as in normal_at.
     The seeds are the 64-bit words that numpy's SeedSequence makes of `keys`; the first one is
     `seed_of(*keys)`.
     """
-    numbers = torch.empty(list(shape), device=device)
-    pieces = numbers.view(-1).split(PIECE)
+    total, width = math.prod(shape), math.prod(shape[1:])
+    first, stop, _ = rows.indices(shape[0])
+    begin, end = first * width // PIECE, -(-stop * width // PIECE)   # of the pieces
+    numbers = torch.empty(min(end * PIECE, total) - begin * PIECE, device=device)
     generator = torch.Generator(device)
-    for piece, seed in zip(pieces, _seeds_of(keys, len(pieces)), strict=True):
+    seeds = _seeds_of(keys, -(-total // PIECE))[begin:end]
+    for piece, seed in zip(numbers.split(PIECE), seeds, strict=True):
         piece.normal_(generator=generator.manual_seed(seed))
-    return numbers
+    start = first * width - begin * PIECE
+    return numbers[start:start + (stop - first) * width].view(stop - first, *shape[1:])
 
 
 def random_subset(count: int, size: int, seed: int = 0) -> np.ndarray:

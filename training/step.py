@@ -11,7 +11,7 @@ from torch import Tensor
 from limpid.loss import DenoisingLoss, Loss, VelocityLoss
 from limpid.values import to_network
 from torch_utils import distributed
-from torch_utils.random import generator_at, normal_at, seed_of
+from torch_utils.random import ALL, generator_at, normal_at, seed_of
 from torch_utils.tensors import local, whole
 from training.augment import Augmentation, AugmentPipe
 from training.compiled import Recorder, checkpoint_blocks, hasten
@@ -27,18 +27,18 @@ WEIGHTS, NOISE_LEVEL, NOISE, AUGMENT, LABEL_DROPOUT, DROPOUT, VALIDATION = range
 
 @dataclass(frozen=True)
 class Randomness:
-    """All random numbers of a step, for the whole batch, except those of dropout."""
-    u: Tensor                # [batch] float64 on the CPU: the noise level's quantile
-    noise: Tensor            # [batch, C, H, W] on the device
-    keep_labels: Tensor      # [batch, 1] on the CPU: 0 where the label is dropped
-    augmentation: Augmentation | None   # that of the whole batch
+    """All random numbers of a step, except those of dropout, for some rows of the batch."""
+    u: Tensor                # [rows] float64 on the CPU: the noise level's quantile
+    noise: Tensor            # [rows, C, H, W] on the device
+    keep_labels: Tensor      # [rows, 1] on the CPU: 0 where the label is dropped
+    augmentation: Augmentation | None
 
 
 def draw(config: TrainConfig, pipe: AugmentPipe | None, nimg: int, image_shape: list[int],
-         device: torch.device) -> Randomness:
-    """Return the randomness of the step at `nimg`.
+         device: torch.device, rows: slice = ALL) -> Randomness:
+    """Return the randomness of the step at `nimg`, for these rows of the batch.
 
-    It is a function of (seed, nimg), whatever the number of ranks.
+    It is a function of (seed, nimg), whatever the number of ranks and their rows.
     """
     batch = config.batch_size
 
@@ -46,10 +46,13 @@ def draw(config: TrainConfig, pipe: AugmentPipe | None, nimg: int, image_shape: 
         return generator_at(config.seed, nimg, purpose)
 
     u = torch.rand([batch], dtype=torch.float64, generator=generator(NOISE_LEVEL)).clamp(min=2**-53)
-    noise = normal_at([batch, *image_shape], config.seed, nimg, NOISE, device=device)
+    noise = normal_at([batch, *image_shape], config.seed, nimg, NOISE, device=device,
+                      rows=rows)
     keep = torch.rand([batch, 1], generator=generator(LABEL_DROPOUT)) >= config.label_dropout
-    augmentation = None if pipe is None else pipe.draw(batch, image_shape, generator(AUGMENT))
-    return Randomness(u, noise, keep.to(torch.float32), augmentation)
+    augmentation = None
+    if pipe is not None:
+        augmentation = pipe.draw(batch, image_shape, generator(AUGMENT))[rows]
+    return Randomness(u[rows], noise, keep[rows].to(torch.float32), augmentation)
 
 
 def range_of(loss: Loss, u: Tensor) -> Tensor:
@@ -124,14 +127,14 @@ class StepFunction:
         state, config = self.state, self.config
         share = len(images)
         mine = slice(self.rank * share, (self.rank + 1) * share)
-        randomness = draw(config, self.pipe, state.nimg, list(images.shape[1:]), self.device)
+        randomness = draw(config, self.pipe, state.nimg, list(images.shape[1:]), self.device, mine)
         self._forget_gradients()
         self.losses = []
         micro = min(config.batch_gpu or share, share)
         for number, start in enumerate(range(0, share, micro)):
             part = slice(start, min(start + micro, share))
             with self._sync_only_if(part.stop == share):
-                self._accumulate(images, labels, randomness, mine, part, number)
+                self._accumulate(images, labels, randomness, part, number)
         # Up to here the state is as it was before the step, and an error leaves it so.
         state.is_whole = False
         self._update()
@@ -152,25 +155,20 @@ class StepFunction:
         return contextlib.nullcontext() if alone else self.net.no_sync()
 
     def _accumulate(self, images: Tensor, labels: Tensor, randomness: Randomness,
-                    mine: slice, part: slice, number: int) -> None:
-        """Add the gradient of one micro-batch.
-
-        The micro-batch has the rows `part` of this rank's share, which has the rows `mine` of the
-        batch.
-        """
+                    part: slice, number: int) -> None:
+        """Add the gradient of a micro-batch: of the rows `part` of this rank's share."""
         config = self.config
-        rows = slice(mine.start + part.start, mine.start + part.stop)
         y = to_network(images[part].to(self.device, non_blocking=True),
                        self.state.net.standardization)
         conditions = {}
         if randomness.augmentation is not None:
-            augmentation = randomness.augmentation[rows]
+            augmentation = randomness.augmentation[part]
             y, conditions['augment_labels'] = augmentation.apply(y)
-        kept = (labels[part] * randomness.keep_labels[rows]).to(self.device, non_blocking=True)
+        kept = (labels[part] * randomness.keep_labels[part]).to(self.device, non_blocking=True)
         # DDP averages over ranks; with this factor the gradient is that of the mean over the batch.
         factor = self.state.loss_scale.scale * self.world_size / config.batch_size
         given: dict[str, Any] = {
-            'y': y, 'u': randomness.u[rows], 'noise': randomness.noise[rows],
+            'y': y, 'u': randomness.u[part], 'noise': randomness.noise[part],
             'class_labels': kept if config.network.label_dim else None, 'factor': factor,
             **conditions}
         seed = None
@@ -183,8 +181,8 @@ class StepFunction:
         else:
             loss = self._replayed(self.recorder, given, seed)
         if self.course is not None:
-            self.course.note(randomness.u[rows], y, loss)
-        self.losses.append((loss, range_of(config.loss, randomness.u[rows])
+            self.course.note(randomness.u[part], y, loss)
+        self.losses.append((loss, range_of(config.loss, randomness.u[part])
                             .to(self.device, non_blocking=True)))
 
     def _gradient(self, y: Tensor, u: Tensor, noise: Tensor, class_labels: Tensor | None,

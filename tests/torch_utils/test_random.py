@@ -2,6 +2,7 @@
 published comparisons take."""
 
 import numpy as np
+import pytest
 import torch
 
 from torch_utils import random
@@ -57,7 +58,26 @@ def test_pieces_come_from_generators_of_their_own():
     assert torch.equal(few, torch.randn([5, 7], generator=generator_at(0, 160, 2)))
 
 
+@pytest.mark.parametrize('draw', [normal_at, normal_in_pieces])
+def test_some_rows_have_the_bits_that_they_have_among_all(draw):
+    """Rows of 12,288 numbers end within pieces; the last piece of 40 rows is a short one."""
+    shape = [40, 3, 64, 64]
+    whole = draw(shape, 5, 6, device=CPU)
+    for first, stop in [(0, 40), (0, 8), (3, 5), (8, 16), (39, 40), (7, 7)]:
+        rows = draw(shape, 5, 6, device=CPU, rows=slice(first, stop))
+        assert torch.equal(rows, whole[first:stop])
+
+
+def test_no_more_is_drawn_than_the_pieces_that_rows_lie_in(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(torch.Tensor, 'normal_', lambda piece, generator: drawn.append(len(piece)))
+    normal_in_pieces([64, 3, 64, 64], 1, device=CPU, rows=slice(8, 16))   # 98,304 to 196,608
+    assert drawn == [PIECE] * 3
+
+
 def test_noise_comes_in_pieces_on_a_gpu(monkeypatch):
     monkeypatch.setattr(random, 'normal_in_pieces',
-                        lambda shape, *keys, device: (shape, keys, device.type))
-    assert normal_at([8, 3], 1, 2, device=torch.device('cuda')) == ([8, 3], (1, 2), 'cuda')
+                        lambda shape, *keys, device, rows: (shape, keys, device.type, rows))
+    rows = slice(2, 4)
+    assert normal_at([8, 3], 1, 2, device=torch.device('cuda'), rows=rows) == (
+        [8, 3], (1, 2), 'cuda', rows)

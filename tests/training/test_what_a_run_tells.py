@@ -87,8 +87,7 @@ def test_the_norm_of_the_gradient_is_that_of_the_mean_over_the_batch(digits, los
     scale = state.loss_scale.scale
     step = StepFunction(config, state, CPU)
     images, labels = images_of(config)
-    step._accumulate(images, labels, draw(config, step.pipe, 0, [1, 8, 8], CPU), slice(0, 16),
-                     slice(0, 16), 0)
+    step._accumulate(images, labels, draw(config, step.pipe, 0, [1, 8, 8], CPU), slice(0, 16), 0)
     squares = sum(float(p.grad.double().square().sum()) for p in state.net.parameters()
                   if p.grad is not None)
     told = run_steps(config, 1).stats.take()['Training/gradient_norm']
