@@ -16,6 +16,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import shutil
 import signal
 import struct
@@ -41,14 +42,14 @@ from benchmarks.originals import constant, field, originals, png, write_zip
 from torch_utils import checkpoint
 from torch_utils.safetensors_file import load_tensors, save_tensors
 
-PATIENCE = 30   # seconds after which a command is killed
+CPU_PATIENCE, PATIENCE = 20, 300   # seconds of a processor, and of any clock, before a kill
 
 # Commands, by what they read: {} is the folder of the files, {0} the file in it.
 NETWORK = ('generate.py --network={0} --outdir={}/out --seeds=0 --steps=2 --device=cpu',
            'checkpoint.py inspect {0}', 'checkpoint.py verify {0}')
 IMAGES = ('dataset_tool.py --source={0} --dest={}/out.zip --workers=1',
           'dataset_tool.py check {0} --workers=1',
-          'train.py --data={0} --run={}/run --cond=1 --cbase=8 --cres=1 --blocks=1 --attn=4 '
+          'train.py --data={0} --run={}/run --cond=1 --cbase=8 --cres=1 --blocks=1 --attn=8 '
           '--batch=4 --duration=0.000008 --workers=0 --device=cpu',
           'fid.py ref --data={0} --dest={}/ref.npz --detector=demo --workers=0 --device=cpu',
           'generate.py --network=ideal:{0} --outdir={}/out --seeds=0 --steps=2 --device=cpu')
@@ -62,9 +63,9 @@ LATENTS = ('flow.py decode --network={}/files/network-snapshot-000001.pkl --late
 DETECTOR = ('fid.py detector {0}',)
 LABELS = ('dataset_tool.py --source={}/files/set.zip --labels={0} --dest={}/out.zip --workers=1',)
 SWEEP = ('fid.py sweep --network={}/files/network-snapshot-000001.pkl --ref={}/files/ref.npz '
-         '--dest={0} --num=2 --grid-steps=2 --detector=demo --device=cpu',)
-RUN = ('train.py --run={0} --data={}/files/set.zip --cond=1 --cbase=8 --cres=1 --blocks=1 --attn=4 '
-       '--batch=4 --duration=0.000008 --workers=0 --device=cpu',)
+         '--dest={0} --num=2 --steps=2 --detector=demo --device=cpu',)
+RUN = ('train.py --run={0} --data={}/files/set.zip --cond=1 --cbase=8 --cres=1 --blocks=1 '
+       '--attn=8 --batch=4 --duration=0.000008 --workers=0 --device=cpu',)
 
 
 Change = Callable[[Any], object]   # of a configuration, in place
@@ -104,13 +105,13 @@ class Found:
 def run(command: str, folder: Path, file: Path) -> Found:
     """Run a command in a copy of this process; `folder` has the files, and `file` is one."""
     words = command.replace('{0}', str(file)).replace('{}', str(folder)).split()
-    log, start = folder / 'log', time.perf_counter()
+    log, start = folder / 'log', time.monotonic()
     child = os.fork()
     if child == 0:
         _become(words, log)
     while (ended := os.wait4(child, os.WNOHANG))[0] == 0:
         time.sleep(0.005)
-        if time.perf_counter() - start > PATIENCE:
+        if time.monotonic() - start > PATIENCE:
             os.kill(child, signal.SIGKILL)
     seconds, code = ended[2].ru_utime + ended[2].ru_stime, os.waitstatus_to_exitcode(ended[1])
     *said, used = log.read_text(errors='replace').rpartition(USED)
@@ -126,6 +127,7 @@ def _become(words: list[str], log: Path) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_PATIENCE, CPU_PATIENCE))
     before = memory()
     try:
         sys.stdout, sys.stderr = (io.TextIOWrapper(os.fdopen(n, 'wb', 0), write_through=True)
@@ -344,13 +346,13 @@ def in_folder(name: str, content: bytes) -> Callable[[Path], None]:
     return make
 
 
-def unfolding(levels: int, width: int, end: bytes = b'.') -> bytes:
-    """Return a pickle of a list of `width` times itself, so many levels deep."""
-    data = b'\x80\x02]q\x00'
+def unfolding(levels: int, width: int) -> bytes:
+    """Return a pickle of a list of lists, each of which has `width` times the one before it."""
+    data = b'\x80\x02](]q\x00'
     for level in range(levels):
-        data += b']' + b'q' + bytes([level + 1]) + b'(' + b'h' + bytes([level])
+        data += b']q' + bytes([level + 1]) + b'(' + b'h' + bytes([level])
         data += (b'h' + bytes([level])) * (width - 1) + b'e'
-    return data + end
+    return data + b'e.'
 
 
 def opcodes(code: bytes, count: int) -> bytes:

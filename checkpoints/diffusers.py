@@ -24,7 +24,14 @@ from checkpoints.assemble import LARGEST
 from checkpoints.diffusers_unet import PREDICTIONS, TIMESTEPS, DiffusersDenoiser, config_of
 from dnnlib.console import shown
 from dnnlib.files import read_bounded
-from limpid.levels import CosineBetas, DiscreteSchedule, GivenBetas, LinearBetas, ScaledLinearBetas
+from limpid.levels import (
+    MOST_TIMESTEPS,
+    CosineBetas,
+    DiscreteSchedule,
+    GivenBetas,
+    LinearBetas,
+    ScaledLinearBetas,
+)
 from limpid.resolution import Resolution, height_and_width, resolution_of
 from torch_utils import checkpoint
 from torch_utils.arrays import floats, is_npy, read_npy, read_npz
@@ -34,7 +41,6 @@ from torch_utils.torch_files import TENSORS, read_file
 MODELS = ('UNet2DModel', 'UNet2DConditionModel')
 STEM = 'diffusion_pytorch_model'   # the beginning of the names of weight files
 LINEAR = {'linear': LinearBetas, 'scaled_linear': ScaledLinearBetas}   # by beta_schedule
-MAX_TIMESTEPS = 2**20
 
 # The names of layers of attention in earlier versions of diffusers, and in many published files.
 OLD_NAMES = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
@@ -109,9 +115,9 @@ def read_schedule(config: dict[str, Any], path: Path) -> tuple[DiscreteSchedule,
         raise ValueError(f'{path}: prediction_type is {shown(repr(prediction_type), 60)}, not one '
                          f'of {", ".join(PREDICTIONS)}')
     T = config.get('num_train_timesteps')
-    if type(T) is not int or not 2 <= T <= MAX_TIMESTEPS:
+    if type(T) is not int or not 2 <= T <= MOST_TIMESTEPS:
         raise ValueError(f'{path}: num_train_timesteps is {shown(repr(T), 60)}, not a whole number '
-                         f'from 2 to {MAX_TIMESTEPS}')
+                         f'from 2 to {MOST_TIMESTEPS}')
     try:
         schedule = _schedule(config, T)
         if not bool((schedule.log_alpha_bar.diff() < 0).all()):
@@ -164,6 +170,7 @@ def _parts(folder: Path) -> tuple[Path, Path]:
 
 LARGEST_JSON = 2**24   # bytes of a configuration
 MOST_ENTRIES = 100     # of its lists, and layers of a block
+MOST_LAYERS = 512      # of all blocks together; Stable Diffusion XL has 6 * 2 * 10 at most
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -187,6 +194,7 @@ def _build(config: dict[str, Any], path: Path) -> nn.Module:
                          f'{" or ".join(MODELS)}')
     try:
         _check_sizes(config)   # before what takes seconds to import
+        _check_layers(config)
     except ValueError as error:
         raise ValueError(f'{path}: its arguments do not make a network: {error}') from None
     try:
@@ -229,6 +237,26 @@ def _check_sizes(value: object, name: str = '') -> None:
         most = MOST_ENTRIES if 'layers' in name else LARGEST
         if abs(value) > most:
             raise ValueError(f'{shown(name)} is {shown(repr(value))}')
+
+
+def _check_layers(config: dict[str, Any]) -> None:
+    """Raise ValueError for more layers than any network has, each of which takes time to make."""
+    blocks = sum(len(value) for key, value in config.items()
+                 if key.endswith('_block_types') and isinstance(value, list))
+    most = {key: max(_numbers(value), default=1) for key, value in config.items()
+            if 'layers' in key}
+    layers = max(most.pop('layers_per_block', 1), 1)
+    inner = max([1, *most.values()])   # of transformers, forwards or in reverse
+    if blocks * layers * inner > MOST_LAYERS:
+        raise ValueError(f'{blocks} blocks of {layers} times {inner} layers are more than '
+                         f'{MOST_LAYERS}')
+
+
+def _numbers(value: object) -> list[float]:
+    """Return the numbers in lists, which may be nested."""
+    if isinstance(value, list):
+        return [number for item in value for number in _numbers(item)]
+    return [value] if isinstance(value, int | float) else []
 
 
 def _check_shape(config: Mapping[str, Any], path: Path) -> tuple[int, Resolution]:

@@ -18,7 +18,9 @@ from torch_utils.random import random_subset
 
 MOST_CLASSES = 2**16   # or one for each image
 MOST_DEPTH = 50        # folders above a set that may differ, and ways in which they may
-BRACKETS = 2**23       # in a dataset.json; that of ImageNet has 1.3 million
+BRACKETS = 2**22       # in a dataset.json; that of ImageNet has 1.3 million, and ...
+COMMAS = 2**23         # ... 2.6 million of these
+LARGEST = float(np.finfo(np.float32).max)
 
 SHAPE = '{"labels": [["name.png", label], ...]}'
 
@@ -40,8 +42,7 @@ def parse(data: bytes, where: str) -> list[tuple[str, Any]] | None:
 
     Raises ValueError, which names `where` it was found, for anything of another shape.
     """
-    if data.count(b'[') + data.count(b'{') > BRACKETS:
-        raise ValueError(f'{where} has more than {BRACKETS:,} brackets: it should be {SHAPE}')
+    check_size(data, where)
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -54,9 +55,17 @@ def parse(data: bytes, where: str) -> list[tuple[str, Any]] | None:
     return [(name, label) for name, label in pairs]
 
 
+def check_size(data: bytes, where: str) -> None:
+    """Raise ValueError, which names `where` it was found, for JSON that becomes far larger."""
+    if data.count(b'[') + data.count(b'{') > BRACKETS:
+        raise ValueError(f'{where} has more than {BRACKETS:,} brackets')
+    if data.count(b',') > COMMAS:
+        raise ValueError(f'{where} has more than {COMMAS:,} commas')
+
+
 def class_names(data: bytes) -> tuple[str, ...]:
     """Return the names of the classes in a dataset.json, "classes": ["cat", ...]; () for none."""
-    content = json.loads(data)
+    content = json.loads(data) if b'"classes"' in data else None
     names = content.get('classes') if isinstance(content, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return ()
@@ -131,6 +140,9 @@ def label_array(labels: dict[str, Any], names: list[str], where: str) -> np.ndar
     """
     for name in names:
         label, first = labels[name], labels[names[0]]
+        if isinstance(label, list) and len(label) > MOST_CLASSES:
+            raise ValueError(f'{where}: the label of {name} has {len(label)} numbers, more than '
+                             f'{MOST_CLASSES}')
         if not (_is_class(label) or _is_vector(label)):
             raise ValueError(f'{where}: the label of {name} is {json.dumps(label)}, '
                              'which is neither an integer from 0 nor a list of finite numbers')
@@ -150,7 +162,7 @@ def _is_class(label: object) -> TypeGuard[int]:
 
 def _is_vector(label: object) -> TypeGuard[list[float]]:
     return isinstance(label, list) and len(label) > 0 and all(
-        type(value) in (int, float) and abs(value) <= np.finfo(np.float32).max for value in label)
+        type(value) in (int, float) and abs(value) <= LARGEST for value in label)
 
 
 def _length(label: int | list[float]) -> int:

@@ -6,7 +6,7 @@ import io
 import json
 from typing import Any
 
-from data.labels import label_array, matched
+from data.labels import check_size, label_array, matched
 from data.limits import JSON_BYTES
 from data.source import Source
 from dnnlib.files import read_bounded
@@ -39,6 +39,7 @@ def with_labels(source: Source, path: str) -> Source:
 def read(path: str) -> list[tuple[str, Any]]:
     """Return the pairs of a name and a label in a file; see `with_labels`."""
     data = read_bounded(path, JSON_BYTES)
+    check_size(data, path)
     try:
         text = data.decode('utf-8-sig')
         pairs = _json(text) if text.lstrip()[:1] in ('{', '[') else _csv(text)

@@ -398,7 +398,7 @@ def _fields(message: memoryview) -> list[tuple[int, Any]]:
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
     """Read an integer of seven bits a byte, lowest first; return it and where it ends."""
     value = 0
-    for i in range(10):
+    for i in range(min(10, len(message) - at)):
         value |= (message[at + i] & 127) << (7 * i)
         if message[at + i] < 128:
             return value, at + i + 1

@@ -62,20 +62,22 @@ def read(path: str, dimensions: int) -> np.ndarray:
         with open_regular(path) as raw:
             compressed = raw.read(2) == b'\x1f\x8b'
             raw.seek(0)
-            return _array(io.BufferedReader(Unfolded(raw, MOST_BYTES)) if compressed else raw,
-                          dimensions)
+            if not compressed:
+                return _array(raw, dimensions, MOST_BYTES)
+            unfolded = Unfolded(raw, MOST_BYTES)
+            return _array(io.BufferedReader(unfolded), dimensions, unfolded.most)
     except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
         raise ValueError(f'{path} is no IDX file of {dimensions} dimensions, or a damaged one: '
                          f'{error}') from error
 
 
-def _array(file: IO[bytes], dimensions: int) -> np.ndarray:
+def _array(file: IO[bytes], dimensions: int, most: int) -> np.ndarray:
     if (magic := file.read(4)) != bytes([0, 0, 8, dimensions]):
         raise ValueError(f'it begins with {magic.hex() or "nothing"}')
     shape = struct.unpack(f'>{dimensions}I', file.read(4 * dimensions))
     size = math.prod(shape)
-    if size > MOST_BYTES:
-        raise ValueError(f'it claims {size:,} bytes, more than {MOST_BYTES:,}')
+    if size > most:
+        raise ValueError(f'it claims {size:,} bytes, more than {most:,}')
     data = bytearray()   # it grows with what is there, whatever is claimed
     while len(data) <= size and (block := file.read(2**22)):
         data += block

@@ -4,7 +4,8 @@ import functools
 import json
 import os
 import tarfile
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import IO, Any, NamedTuple
 
 from data.image_files import IMAGE_FORMATS, decode
 from data.limits import IMAGE_BYTES
@@ -70,10 +71,8 @@ def _files(path: str) -> list[str]:
 
 def _scan(file: str, number: int, prefix: str, places: dict[str, Place],
           labels: dict[str, Any]) -> None:
-    with open_regular(file) as raw, tarfile.open(fileobj=raw, mode='r:') as archive:
-        for member in archive:
-            if member.size < 0:
-                raise tarfile.ReadError(f'a member of {member.size} bytes')
+    with open_regular(file) as raw:
+        for archive, member in _members(raw):
             name, ending = member.name, os.path.splitext(member.name)[1].lower()
             if not member.isreg() or os.path.basename(name).startswith('.'):
                 continue
@@ -88,6 +87,18 @@ def _scan(file: str, number: int, prefix: str, places: dict[str, Place],
                 label = _label(content.read(), ending, f'{file}: {name}')
                 if label is not None:
                     labels[_key(number, name)] = label
+
+
+def _members(raw: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """Yield each member of a tar. Raises tarfile.TarError, also for sizes below 0."""
+    try:
+        with tarfile.open(fileobj=raw, mode='r:') as archive:
+            for member in archive:
+                if member.size < 0:
+                    raise tarfile.ReadError(f'a member of {member.size} bytes')
+                yield archive, member
+    except ValueError as error:   # of a header that continues for a negative number of bytes
+        raise tarfile.ReadError(str(error)) from None
 
 
 def _label(data: bytes, ending: str, where: str) -> Any:   # noqa: ANN401 (judged by label_array)

@@ -584,7 +584,7 @@ def test_without_diffusers(tmp_path, monkeypatch):
         ),
         (
             {'num_train_timesteps': 1},
-            ': num_train_timesteps is 1, not a whole number from 2 to 1048576',
+            ': num_train_timesteps is 1, not a whole number from 2 to 100000',
         ),
         (
             {'beta_end': None},
