@@ -157,7 +157,8 @@ def attack(one: Attack, folder: Path) -> Iterator[tuple[str, Found, str]]:
         fault = found.fault()
         if tree(folder / 'files') != real or (folder / 'mark').exists():
             fault = fault or 'touched another file'
-        if not before <= _listed(file):
+        named = {'--dest={0}', '--run={0}'} & {*command.split()}   # for its own results
+        if not named and not before <= _listed(file):
             fault = fault or 'changed the file'
         yield command.partition(' -')[0].partition(' {')[0], found, fault
         for path in folder.iterdir():
