@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dnnlib.console import shown
 from limpid.denoiser import Denoiser
+from limpid.levels import DiscreteSchedule
 from limpid.preconditioning import IDDPM
 from limpid.resolution import height_and_width
 from torch_utils import checkpoint
@@ -155,6 +156,9 @@ def _check_arguments(config: NetworkConfig, count: int) -> None:
         raise ValueError(f'it has {blocks} blocks, but only {count} tensors')
     if not 0 <= config.sigma_min < config.sigma_max:
         raise ValueError(f'its noise levels go from {config.sigma_min} to {config.sigma_max}')
+    schedule = getattr(config.precond, 'schedule', None)
+    if isinstance(schedule, DiscreteSchedule) and not len(schedule.log_alpha_bar):   # or it raises
+        raise ValueError('it has no noise levels')
 
 
 def _is_like(value: object, default: object) -> bool:

@@ -11,6 +11,7 @@ from data.limits import JSON_BYTES
 from data.source import Source
 from dnnlib.files import read_bounded
 
+MOST_LINES = 1_500_000   # of a CSV; that of ImageNet has 1.3 million
 SHAPE = ('a CSV with a line `name,label` for each image, or JSON {"name": label, ...} or '
          '{"labels": [["name", label], ...]}')
 
@@ -63,6 +64,8 @@ def _json(text: str) -> list[tuple[str, Any]]:
 
 
 def _csv(text: str) -> list[tuple[str, Any]]:
+    if text.count('\n') > MOST_LINES:
+        raise ValueError(f'it has more than {MOST_LINES:,} lines')
     first = text.partition('\n')[0]
     delimiter = next((mark for mark in (',', ';', '\t') if mark in first), ',')
     rows = [row for row in csv.reader(io.StringIO(text, newline=''), delimiter=delimiter) if row]

@@ -52,6 +52,7 @@ REFUSED = [
     ('class-negative/set', 0, '{0}: dataset.json: the label of 0.png is -1, which is neither an '
      'integer from 0 nor a list of finite numbers'),
     ('digits.csv', 0, f'{LABELS}: field larger than field limit (131072)'),
+    ('lines.csv', 0, f'{LABELS}: it has more than 1,500,000 lines'),
     ('array-images-2^29.npz', 0, f'{NO_BATCH}: its array, uint8 [536870912, 8, 8, 3], should have '
      '103079215104 bytes, but has 0'),
     ('array-images-2^29.npz', 2, f'{NO_LATENTS}: an array [536870912, 8, 8, 3] of uint8 does not '
@@ -71,6 +72,8 @@ REFUSED = [
     ('pickle-hostile.pkl', 3, '{0} is not a file of statistics of ours or of a kind known here: '
      'it refers to posix.system; nothing in it was executed'),
     ('config-blocks-1e6.safetensors', 1, f'{UNFIT}: it has 1000000 blocks, but only 72 tensors'),
+    ('snapshot-cosine-1e+09.pkl', 1, f'{UNFIT}: the number of timesteps T must be from 1 to '
+     '100,000, not 1000000000'),
     ('snapshot-labels-1e9.pkl', 1, f'{UNFIT}: label_dim is 1000000000'),
     ('header-claims.safetensors', 1, "{0} is a damaged safetensors file: the tensor 'a' does not "
      'lie where it should'),
