@@ -204,7 +204,7 @@ class ImageFiles:
         if file is None:
             return None
         where = f'{self.path}: {file}'
-        pairs = labels.parse(self.read(file, JSON_BYTES), where)
+        pairs = labels.parse(self._contents(file), where)
         if pairs is None:
             return None
         found = labels.matched(pairs, self.names, where)
@@ -213,12 +213,17 @@ class ImageFiles:
     def class_names(self) -> tuple[str, ...]:
         """Return the names of the classes, if the dataset.json of the set tells them."""
         file = self._json()
-        return () if file is None else labels.class_names(self.read(file, JSON_BYTES))
+        return () if file is None else labels.class_names(self._contents(file))
 
     def standardization(self) -> dict[str, Any] | None:
         """Return the mean and std of arrays as the dataset.json of the set tells them."""
         file = self._json()
-        return None if file is None else arrays.told(self.read(file, JSON_BYTES))
+        return None if file is None else arrays.told(self._contents(file))
+
+    def _contents(self, file: str) -> bytes:
+        data = self.read(file, JSON_BYTES)
+        labels.check_size(data, f'{self.path}: {file}')
+        return data
 
     def _json(self) -> str | None:
         """Return the name of the dataset.json that holds the labels, if there is one.

@@ -50,7 +50,7 @@ def to_grey_or_rgb(image: Image, color: str | None = None) -> Image:
     """
     if image.mode.startswith('I;16') or (
             image.mode == 'I' and image.format in ('PNG', 'PPM')):
-        image = PIL.Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
+        image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ('I', 'F'):
         raise ValueError('its pixels have 32 bits: save it with 8 or 16, or give '
                          '--color=keep')

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dnnlib.files import atomic_write, held
+from dnnlib.files import atomic_write, held, read_bounded
 from evaluation.settings import FLAGS, text
 from torch_utils import distributed
 
@@ -129,9 +129,7 @@ class Table:
 
     def _read(self) -> dict[str, Row]:
         try:
-            if self.path.stat().st_size > LARGEST:
-                raise KeyError('size')
-            text = self.path.read_text(encoding='utf-8', errors='surrogateescape')
+            text = read_bounded(self.path, LARGEST).decode('utf-8', 'surrogateescape')
             lines = csv.DictReader(io.StringIO(text, newline=''), strict=True)
             if 'point' not in (lines.fieldnames or ()):
                 raise KeyError('point')

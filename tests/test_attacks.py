@@ -88,6 +88,8 @@ REFUSED = [
     ('graph-fields.pb', 0, f'{NO_WEIGHTS}: one of its messages has more than 100,000 fields'),
     ('graph-varint.pb', 0, f'{NO_WEIGHTS}: it is no Protocol Buffers message'),
     ('pipe-network.pkl', 1, PIPE), ('zero-detector.pt', 0, PIPE),
+    *((f'{kind}-sweep.csv-inside', 0, '{0}/sweep.csv is not a table of fid.py, or a damaged one: '
+       'move it away, or name another --dest') for kind in ('pipe', 'zero', 'sparse')),
     ('sparse-labels.json', 0, '{0} has more than 67,108,864 bytes, the most for such a file')]
 
 
@@ -168,7 +170,7 @@ def test_labels_of_many_numbers(tmp_path):
     file.write_text(json.dumps({'labels': [['0.png', [0.5] * (2**16 + 1)]]}))
     assert refusal(open_source, str(tmp_path)) == (
         f'{tmp_path}: dataset.json: the label of 0.png has 65537 numbers, more than 65536')
-    file.write_text(f'{{"labels": [{"0," * 2**23}0, 0]}}')
+    file.write_text(f'{{"classes": [{"0," * 2**23}0, 0]}}')
     assert refusal(open_source, str(tmp_path)) == (
         f'{tmp_path}: dataset.json has more than 8,388,608 commas')
 
