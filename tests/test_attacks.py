@@ -90,6 +90,7 @@ REFUSED = [
     ('pipe-network.pkl', 1, PIPE), ('zero-detector.pt', 0, PIPE),
     *((f'{kind}-sweep.csv-inside', 0, '{0}/sweep.csv is not a table of fid.py, or a damaged one: '
        'move it away, or name another --dest') for kind in ('pipe', 'zero', 'sparse')),
+    ('pipe-log.txt-inside', 0, '{0}/log.txt is a device or pipe, not a file: delete it'),
     ('sparse-labels.json', 0, '{0} has more than 67,108,864 bytes, the most for such a file')]
 
 

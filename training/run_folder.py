@@ -67,6 +67,8 @@ def tidy(run_dir: Path) -> None:
         if path.is_symlink() and path.name in ADDED_TO:
             raise ValueError(f'{path} is a link, and a run writes into its own folder alone: '
                              f'delete it')
+        if path.name in ADDED_TO and not path.is_file() and not path.is_dir():
+            raise ValueError(f'{path} is a device or pipe, not a file: delete it')
 
 
 def set_aside(run_dir: Path) -> Path | None:
