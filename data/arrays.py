@@ -12,6 +12,7 @@ from limpid.values import Standardization
 from torch_utils.arrays import read_array
 
 NPY = '.npy'
+ROWS = 256   # of an array at a time
 
 
 def is_array(name: str) -> bool:
@@ -54,8 +55,11 @@ def stored_as(array: np.ndarray) -> np.ndarray:
 
 def sums(array: np.ndarray) -> tuple[float, ...]:
     """Return the means over the pixels of v and of v², for each channel: 2 C numbers."""
-    v = array.astype(np.float64)
-    return (*v.mean(axis=(1, 2)).tolist(), *np.square(v).mean(axis=(1, 2)).tolist())
+    totals = np.zeros([2, len(array)])
+    for start in range(0, array.shape[1], ROWS):   # so that a large array takes little more
+        v = array[:, start:start + ROWS].astype(np.float64)
+        totals += [v.sum(axis=(1, 2)), np.square(v).sum(axis=(1, 2))]
+    return tuple((totals / array[0].size).ravel().tolist())
 
 
 def standardization_of(rows: Iterable[Sequence[float]]) -> Standardization:

@@ -95,11 +95,12 @@ def outcome(job: Job, index: int, name: str) -> Outcome:
     w, h = size_of(image)
     data = encoded(result) if job.encode else b''
     is_array = isinstance(result, np.ndarray)
+    needs_sums = is_array and job.encode and job.send
     return Outcome(index, name, 'npy' if is_array else 'png', (W, H), kind_of(result),
                    tuple(found), tuple(dict.fromkeys(done)),
                    enlarged=(w < W or h < H) and (w, h) != (W, H) and not job.canvas,
                    crc=zlib.crc32(data), length=len(data), data=data if job.send else b'',
-                   sums=arrays.sums(np.asarray(result)) if is_array and job.encode else ())
+                   sums=arrays.sums(np.asarray(result)) if needs_sums else ())
 
 
 def prepared(job: Job, image: Image | np.ndarray) -> Image | np.ndarray | None:

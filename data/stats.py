@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from data import arrays
 from data.parallel import in_order, processors
 from data.prepare import Job, prepared
 from data.source import Source
@@ -42,9 +43,6 @@ class Stats:
     brightness_range: tuple[float, float]
 
 
-ROWS = 256   # of an image at a time
-
-
 @dataclass(frozen=True)
 class _Sums:
     """Work for each image: [2, C] mean over the pixels of x and x²; x in 0..1 for uint8."""
@@ -52,16 +50,14 @@ class _Sums:
 
     def __call__(self, index: int, name: str) -> np.ndarray:
         pixels = _pixels(self.source, name)
-        sums = np.zeros([2, len(pixels)])
-        for start in range(0, pixels.shape[1], ROWS):   # so that a large image takes little more
-            x = _scaled(pixels[:, start:start + ROWS])
-            sums += [x.sum(axis=(1, 2)), np.square(x).sum(axis=(1, 2))]
-        return sums / (pixels.shape[1] * pixels.shape[2])
+        unit = 255 if pixels.dtype == np.uint8 else 1
+        return np.reshape(arrays.sums(pixels), [2, -1]) / [[unit], [unit**2]]
 
 
 def scaled(source: Source, name: str) -> np.ndarray:
     """Return float64 [C, H, W]: uint8 is divided by 255, all else is as it is."""
-    return _scaled(_pixels(source, name))
+    pixels = _pixels(source, name)
+    return pixels / 255 if pixels.dtype == np.uint8 else pixels.astype(np.float64)
 
 
 def _pixels(source: Source, name: str) -> np.ndarray:
@@ -70,10 +66,6 @@ def _pixels(source: Source, name: str) -> np.ndarray:
     if not isinstance(image, np.ndarray):
         pixels = np.atleast_3d(pixels).transpose(2, 0, 1)
     return pixels
-
-
-def _scaled(pixels: np.ndarray) -> np.ndarray:
-    return pixels / 255 if pixels.dtype == np.uint8 else pixels.astype(np.float64)
 
 
 def stats_of(source: Source, workers: int = 1) -> Stats:
