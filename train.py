@@ -173,8 +173,8 @@ def main(**given: Any) -> None:  # noqa: ANN401 (click's own)
     device = distributed.init(given['device'])
     data = data_config(given)
     with data.open() as dataset:
-        if dataset.files.note():
-            distributed.print0(f'Note: {dataset.files.note()}')
+        if dataset.files.note() and distributed.get_rank() == 0:
+            click.echo(f'Note: {dataset.files.note()}', err=given['dry_run'])
         config = resolve(given, data, dataset)
         evaluated = eval_config(config.tick_nimg, given)
         if evaluated is not None and dataset.standardization and evaluated.detector != 'arrays':

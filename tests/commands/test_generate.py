@@ -381,7 +381,7 @@ def test_dry_run_prints_the_options_and_makes_nothing(digits, tmp_path):  # noqa
     result = run(train.main, f'--data={digits}', f'--outdir={tmp_path}/runs', '--cres=1,2',
                  '--precond=iddpm', '-n', '--device=cpu')
     assert result.exit_code == 0, result.output
-    config = configs.decode(json.loads(result.output), configs.TrainConfig)
+    config = configs.decode(json.loads(result.stdout), configs.TrainConfig)
     assert type(
         config.loss).__name__ == 'HybridLoss' and config.seed == 0 and config.batch_size == 512
     assert (config.total_nimg, config.tick_nimg, config.snapshot_nimg,

@@ -78,7 +78,7 @@ def resolved(digits, *options):  # noqa: F811
     result = run(train.main, f'--data={digits}', '--outdir=nowhere', '--cres=1,2', '-n',
                  '--device=cpu', *options)
     assert result.exit_code == 0, result.output
-    return configs.decode(json.loads(result.output), TrainConfig)
+    return configs.decode(json.loads(result.stdout), TrainConfig)
 
 
 def test_a_preconditioner(digits, monkeypatch):  # noqa: F811
@@ -120,7 +120,7 @@ def test_a_backbone(digits, monkeypatch):  # noqa: F811
     result = run(train.main, f'--data={digits}', '--outdir=nowhere', '-n', '--device=cpu',
                  '--arch=toy')
     assert result.exit_code == 0, result.output
-    network = configs.decode(json.loads(result.output), TrainConfig).network
+    network = configs.decode(json.loads(result.stdout), TrainConfig).network
     assert network.model == {'width': 5, 'dropout': 0.13, 'augment_dim': 9}
     assert build_network(network).model.enter.out_channels == 5
 

@@ -816,7 +816,7 @@ def test_two_processes_train_v_like_one(digits, tmp_path):  # noqa: F811
 
 def resolved(digits, *more):  # noqa: F811
     result = CliRunner().invoke(train.main, [*arguments(digits, '--outdir=nowhere', '-n'), *more])
-    return configs.decode(json.loads(result.output),
+    return configs.decode(json.loads(result.stdout),
                           TrainConfig) if result.exit_code == 0 else result.output
 
 

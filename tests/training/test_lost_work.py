@@ -187,7 +187,7 @@ def test_the_clock_of_the_options(digits, tmp_path):  # noqa: F811
     for more, expected in [([], 900), (['--dump-minutes=2.5'], 150),
                            (['--dump-minutes=never'], None)]:
         result = run(train.main, *arguments(digits, tmp_path, '-n', *more))
-        config = json.loads(result.output)
+        config = json.loads(result.stdout)
         assert config['state_seconds'] == expected and config['keep_states'] == 3
     result = run(train.main, *arguments(digits, tmp_path, '-n', '--dump-minutes=0'))
     assert result.exit_code == 2 and "'0' is neither a positive number nor never" in result.output
