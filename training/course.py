@@ -1,5 +1,6 @@
 """Whether a run starts as it should: the loss of an untrained network, the spread of its data."""
 
+import copy
 import math
 from dataclasses import dataclass, field
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from limpid.loss import DenoisingLoss, Loss, VelocityLoss
 from limpid.preconditioning import EDM, Preconditioner
+from limpid.values import to_network
 from torch_utils.random import random_subset
 from training.config import TrainConfig
 from training.dataset import ImageFolderDataset
@@ -83,16 +85,19 @@ def first_step(config: TrainConfig) -> FirstStep | None:
 
 
 def spread(dataset: ImageFolderDataset) -> tuple[float, int] | None:
-    """Return the standard deviation of images in [-1, 1], and of how many it is.
+    """Return the standard deviation of images as a network sees them, and of how many it is.
 
     None stands for a data set of which an image cannot be read.
     """
     count = min(len(dataset), SAMPLE, max(NUMBERS // math.prod(dataset.image_shape), 1))
+    sample = copy.copy(dataset)
+    sample.cache = 'off'   # the file of all images is not made for these, least of all by a dry run
     try:
-        images, _ = dataset.batch(random_subset(len(dataset), count, 0))
+        images, _ = sample.batch(random_subset(len(dataset), count, 0))
     except ValueError:
         return None   # training will say which one
-    return float(images.std(dtype='float64')) / 127.5, count
+    seen = to_network(torch.from_numpy(images), dataset.standardization, torch.float64)
+    return float(seen.std(correction=0)), count
 
 
 def note_on_sigma_data(config: TrainConfig, dataset: ImageFolderDataset) -> str:

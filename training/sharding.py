@@ -77,7 +77,7 @@ def whole_network(net: Denoiser, config: TrainConfig, device: torch.device | str
     with torch.random.fork_rng([]):
         plain = build_network(config.network).to(device)
     plain.load_state_dict({name: whole(tensor) for name, tensor in net.state_dict().items()})
-    plain.known_labels = net.known_labels
+    plain.known_labels, plain.standardization = net.known_labels, net.standardization
     return plain.eval().requires_grad_(False)
 
 

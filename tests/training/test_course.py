@@ -130,6 +130,19 @@ def test_the_spread_of_the_data(half_black, digits):  # noqa: F811
     assert spread(dataset) == pytest.approx((images.std(), 100), rel=1e-12)
 
 
+def test_the_spread_of_arrays_is_what_a_network_sees(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        np.save(tmp_path / f'{i}.npy', (100 + 40 * rng.standard_normal([5, 4, 4])).astype('f4'))
+    assert spread(ImageFolderDataset(tmp_path)) == (pytest.approx(0.5, rel=1e-6), 4)
+
+
+def test_the_spread_is_measured_without_the_file_of_all_images(half_black, tmp_path, monkeypatch):
+    monkeypatch.setenv('LIMPID_CACHE_DIR', str(tmp_path / 'cache'))
+    assert spread(ImageFolderDataset(half_black, cache='mmap')) == (1.0, 3)
+    assert not (tmp_path / 'cache').exists()
+
+
 def test_the_note_says_what_sets_it(half_black, tmp_path):
     note = ('Note: the standard deviation of the data is 1.00 (3 images), and sigma_data=0.5: '
             '--sigma_data=1.00 fits the network to them (the EDM paper has 0.5 for all of its data '

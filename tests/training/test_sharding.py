@@ -7,10 +7,12 @@ import torch
 from click.testing import CliRunner
 
 import train
+from limpid.values import Standardization
 from tests.training.test_training_loop import digits, small_config, torchrun, train_arguments  # noqa: F401
 from torch_utils import distributed
 from training.config import NanConfig
-from training.sharding import check_sharding
+from training.networks import build_network
+from training.sharding import check_sharding, whole_network
 from training.state import load_state
 
 
@@ -54,6 +56,13 @@ def test_moments_and_statistics_are_whole_too(states):
             for moment in ('exp_avg', 'exp_avg_sq'):
                 assert a[moment].shape == b[moment].shape
                 assert error(a[moment], b[moment]) < 1e-3, (name, moment)
+
+
+def test_a_whole_network_knows_what_the_divided_one_knows(digits):  # noqa: F811
+    config = small_config(digits)
+    net = build_network(config.network)
+    net.standardization = Standardization((0.5,), (2.0,))
+    assert whole_network(net, config, 'cpu').standardization == Standardization((0.5,), (2.0,))
 
 
 @pytest.mark.parametrize('changes, others, option', [
