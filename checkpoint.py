@@ -42,7 +42,6 @@ files = heading('Network and files')
 SETTINGS: dict[str, Any] = {'max_content_width': 110}
 
 
-
 class _File(click.Argument):
     heading = 'Network and files'
 

@@ -60,7 +60,7 @@ from metrics.definitions import (
     tap_of,
 )
 from metrics.detector_files import convert, described, fetch_published, identify, search_report
-from metrics.detectors import PRECISIONS, distinct, load_extractors, main_tap
+from metrics.detectors import PRECISIONS, TAKEN, distinct, load_extractors, main_tap
 from metrics.features import TAPS
 from metrics.images import Images, check_kind
 from metrics.judge import JPEG, MAX_FEATURES, PARAMETERS, Judge, Result
@@ -82,7 +82,6 @@ files = heading('Images and files')
 method = heading('Measurement')
 reports = heading('Reports and files written')
 
-DETECTORS_TAKEN = 'inception|efficientnet-lite0|dinov2|demo|arrays|PATH|MODULE:FUNCTION'
 WIDE = {'max_content_width': 110}
 DETECTOR_HELP = (
     'The network that turns images into features. inception is that of the published FID, with '
@@ -95,7 +94,7 @@ DETECTOR_HELP = (
     'into features [B,d], and its distance is fd_net; this runs the module')
 METRICS_HELP = f'The metrics to compute, separated by commas: {", ".join(METRICS)}'
 
-DETECTOR = method('--detector', help=DETECTOR_HELP, metavar=DETECTORS_TAKEN,
+DETECTOR = method('--detector', help=DETECTOR_HELP, metavar=TAKEN,
                   default='inception', show_default=True)
 PRECISION = method(
     '--precision', type=click.Choice(PRECISIONS), default='float32', show_default=True,

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from dnnlib.cli import CommandGroup, GroupedCommand, Whole, heading, one_line_errors
+from dnnlib.cli import CommandGroup, GroupedCommand, Whole, heading, one_line_errors, with_each
 from dnnlib.files import atomic_write
 from dnnlib.markdown import table as markdown
 from reproduction import pictures, tables
@@ -56,9 +56,7 @@ def command(*options: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], cl
     """Make a function a command of reproduce.py with these options."""
     def decorate(function: Callable[..., Any]) -> click.Command:
         name = function.__name__.rstrip('_')
-        wrapped: Any = one_line_errors(function)
-        for option in reversed(options):
-            wrapped = option(wrapped)
+        wrapped = with_each(options, one_line_errors(function))
         return main.command(name, cls=GroupedCommand, context_settings=WIDE,
                             examples=EXAMPLES[name])(wrapped)
     return decorate

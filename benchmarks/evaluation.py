@@ -46,6 +46,7 @@ from metrics.one_pass import Measured
 from tests.inception_weights import random_weights
 from torch_utils import distributed
 from torch_utils.grids import save_png
+from training.run_card import processor
 
 DIM = 2048
 BATCH = 64
@@ -264,18 +265,10 @@ def distance_table(points: dict[str, dict[str, Point]], exact: dict[str, float])
 
 def machine(device: torch.device) -> str:
     """Describe the hardware and the libraries on which the times depend."""
-    models = [line.split(':')[1].strip() for line in cpuinfo() if line.startswith('model name')]
-    processor = models[0] if models else platform.machine()
     where = f'{torch.cuda.get_device_name(device)}, ' if device.type == 'cuda' else ''
-    return (f'{where}{processor}, {os.cpu_count()} cores; Python {platform.python_version()}, '
+    return (f'{where}{processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, '
             f'torch {torch.__version__}, numpy {np.__version__}, scipy {scipy.__version__}, '
             f'pillow {PIL.__version__}')
-
-
-def cpuinfo() -> list[str]:
-    """Return the lines of /proc/cpuinfo, where there is such a file."""
-    path = Path('/proc/cpuinfo')
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def report(command: str, setting: Job, where: str, versions: str, passes: dict[str, Point],

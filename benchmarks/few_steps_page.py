@@ -49,7 +49,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EXACT = END | {'solver': 'heun', 'num_steps': 80}
 SEARCHED: dict[str, dict[str, Any]] = {
     'Euler, searched': {'solver': 'euler'},
-            'iPNDM-4, searched': {'solver': 'ipndm', 'order': 4}}
+    'iPNDM-4, searched': {'solver': 'ipndm', 'order': 4}}
 MORE = {'DPM++(2M)': END | {'solver': 'dpmpp-2m'}}
 NAMES = (*(row.name for row in TABLE), *MORE, *SEARCHED)
 

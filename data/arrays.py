@@ -28,7 +28,7 @@ def decode_array(where: str, data: bytes) -> np.ndarray:
     """
     try:
         array = read_array(io.BytesIO(data), len(data))
-    except Exception as error:   # numpy's reader of headers raises a dozen unrelated kinds
+    except (ValueError, EOFError) as error:
         raise ValueError(f'{where} is not an array, or a damaged one: '
                          f'{shown(str(error), 200)}') from error
     if array.ndim == 2:

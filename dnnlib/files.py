@@ -173,7 +173,7 @@ def read_bounded(path: str | os.PathLike[str], most: int) -> bytes:
     """Return the bytes of a regular file; raise ValueError for one of more than `most` bytes."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size   # to ask for `most` bytes would take its time
-        data = file.read(min(size, most) + 1) if size <= most else b''
+        data = file.read(size + 1) if size <= most else b''
         if len(data) > size:   # it has grown, or does not tell its size
             data += file.read(most + 1 - len(data))
     if max(size, len(data)) > most:
@@ -208,6 +208,16 @@ class Unfolded(io.RawIOBase):
         if self.left < 0:
             raise ValueError(f'it unfolds to more than {self.most:,} bytes')
         return count
+
+
+def unfolded(file: IO[bytes], most: int) -> tuple[IO[bytes], int]:
+    """Return a file, or what it unfolds to if it is a gzip, and the most bytes that it may have."""
+    compressed = file.read(2) == b'\x1f\x8b'
+    file.seek(0)
+    if not compressed:
+        return file, most
+    stream = Unfolded(file, most)
+    return io.BufferedReader(stream), stream.most
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:

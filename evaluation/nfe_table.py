@@ -1,6 +1,6 @@
 """A sweep as papers on few steps print it: samplers down, evaluations of the network across.
 
-    points, gaps = sweep.plan_nfe(networks, combinations(options), range(3, 11), protocol)
+    points, wanted, gaps = sweep.plan_nfe(networks, combinations(options), range(3, 11), protocol)
     rows = measure_points(points, table, sweep)
     write_layout('out/sweep', laid_out([*rows, *gaps], 'fid'), 'FID of 50000 images')
 

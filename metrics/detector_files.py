@@ -190,7 +190,7 @@ WRITERS: dict[str, Callable[[Mapping[str, Tensor], str, Path], None]] = {
 }
 CHECKS: dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
     'inception': inception.to_canonical,
-    'dinov2': lambda tensors: inception.checked(tensors, dinov2.weight_shapes()),
+    'dinov2': dinov2.to_canonical,
     'efficientnet-lite0': lite0.to_canonical,
 }
 LOADERS = {'dinov2': dinov2.load_weights, 'efficientnet-lite0': lite0.load_weights}

@@ -32,6 +32,9 @@ DETECTORS: dict[str, Callable[[torch.device, torch.dtype], FeatureExtractor]] = 
     'arrays': ArrayDetector,
 }
 
+# What --detector takes, as its help shows it.
+TAKEN = '|'.join((*DETECTORS, 'PATH', 'MODULE:FUNCTION'))
+
 # Taps of metrics that have a detector of their own, whatever --detector is.
 FIXED = ('dinov2', 'efficientnet_lite0')
 

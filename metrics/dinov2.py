@@ -19,8 +19,6 @@ from torch.nn import functional as F
 
 from dnnlib.download import cached_path
 from metrics import weights as files
-from torch_utils import torch_files
-from torch_utils.safetensors_file import is_safetensors
 
 SIZE = 224          # pixels of the input, high and wide
 HEAD_DIM = 64       # the width of an attention head
@@ -132,19 +130,13 @@ def resized_positions(positions: Tensor, patches: int) -> Tensor:
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the weights in the published file; nothing in it is executed.
+    """Read the weights in the published file; see metrics.weights.load_state_dict."""
+    return files.load_state_dict(path, WHAT, 'DINOv2 ViT-L/14', to_canonical)
 
-    Raises FileNotFoundError, or ValueError in one line that names the file and what is wrong with
-    it.
-    """
-    if is_safetensors(path):
-        found = files.read_safetensors(Path(path))
-    else:
-        found = torch_files.read_file(path, torch_files.TENSORS, WHAT)
-    try:
-        return files.checked(found if isinstance(found, dict) else {}, weight_shapes())
-    except ValueError as error:
-        raise ValueError(f'{path} does not have the weights of DINOv2 ViT-L/14: {error}') from None
+
+def to_canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Check names, shapes and values. Raises ValueError."""
+    return files.checked(tensors, weight_shapes())
 
 
 def locate(source: str | os.PathLike[str] | None = None) -> Path:

@@ -157,36 +157,34 @@ class InceptionDetector:
         return self.network.logits(pool_3)
 
 
-class DINOv2Detector:
+class _OneTap:
+    """A network whose answers are the features of its one tap; `weights` are those it loads."""
+    taps: tuple[str, ...]
+    Network: type[DINOv2] | type[Lite0]
+
+    def __init__(self, weights: Mapping[str, Tensor], device: torch.device | str = 'cpu',
+                 dtype: torch.dtype = torch.float32) -> None:
+        self.digest = digest(weights)
+        self.network = self.Network(weights, device, dtype)
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        return {self.taps[0]: self.network(as_rgb(images))}
+
+
+class DINOv2Detector(_OneTap):
     """The class token of DINOv2's ViT-L/14, after EDM2's bicubic resize.
 
     `weights` are those of metrics.dinov2.load_weights.
     """
-    taps = ('dinov2',)
-
-    def __init__(self, weights: Mapping[str, Tensor], device: torch.device | str = 'cpu',
-                 dtype: torch.dtype = torch.float32) -> None:
-        self.digest = digest(weights)
-        self.network = DINOv2(weights, device, dtype)
-
-    def features(self, images: Tensor) -> dict[str, Tensor]:
-        return {'dinov2': self.network(as_rgb(images))}
+    taps, Network = ('dinov2',), DINOv2
 
 
-class Lite0Detector:
+class Lite0Detector(_OneTap):
     """EfficientNet-Lite0, after a bicubic resize.
 
     `weights` are those of metrics.lite0.load_weights.
     """
-    taps = ('efficientnet_lite0',)
-
-    def __init__(self, weights: Mapping[str, Tensor], device: torch.device | str = 'cpu',
-                 dtype: torch.dtype = torch.float32) -> None:
-        self.digest = digest(weights)
-        self.network = Lite0(weights, device, dtype)
-
-    def features(self, images: Tensor) -> dict[str, Tensor]:
-        return {'efficientnet_lite0': self.network(as_rgb(images))}
+    taps, Network = ('efficientnet_lite0',), Lite0
 
 
 def as_rgb(images: Tensor) -> Tensor:

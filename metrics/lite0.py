@@ -26,8 +26,6 @@ from torch.nn import functional as F
 from dnnlib.files import sha256_of_file
 from metrics import weights as files
 from metrics.dinov2 import resized  # to 224 x 224, which is the size of this network's images too
-from torch_utils import torch_files
-from torch_utils.safetensors_file import is_safetensors
 
 DIM, CLASSES, STEM = 1280, 1000, 32   # channels at the end, numbers of classes, channels at first
 EPSILON = 1e-3                 # the constant of the batch normalisation
@@ -149,20 +147,8 @@ class Lite0:
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the weights in the published file; nothing in it is executed.
-
-    Raises FileNotFoundError, or ValueError in one line that names the file and what is wrong with
-    it.
-    """
-    if is_safetensors(path):
-        found = files.read_safetensors(Path(path))
-    else:
-        found = torch_files.read_file(path, torch_files.TENSORS, WHAT)
-    try:
-        return to_canonical(found if isinstance(found, dict) else {})
-    except ValueError as error:
-        raise ValueError(f'{path} does not have the weights of EfficientNet-Lite0: {error}'
-                         ) from None
+    """Read the weights in the published file; see metrics.weights.load_state_dict."""
+    return files.load_state_dict(path, WHAT, 'EfficientNet-Lite0', to_canonical)
 
 
 def to_canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -321,6 +321,24 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def load_state_dict(path: str | os.PathLike[str], what: str, network: str,
+                    canonical: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+                    ) -> dict[str, Tensor]:
+    """Read a published state dict, or safetensors of it, and return it as `canonical` does.
+
+    `what` and `network` are for messages. Nothing in the file is executed. Raises
+    FileNotFoundError, or ValueError in one line that names the file and what is wrong with it.
+    """
+    if is_safetensors(path):
+        found = read_safetensors(Path(path))
+    else:
+        found = torch_files.read_file(path, torch_files.TENSORS, what)
+    try:
+        return canonical(found if isinstance(found, dict) else {})
+    except ValueError as error:
+        raise ValueError(f'{path} does not have the weights of {network}: {error}') from None
+
+
 def read_graphdef(path: Path) -> dict[str, Tensor]:
     """Read the constants of a TensorFlow graph, without TensorFlow."""
     with torch_files.damage_named(path, WHAT):

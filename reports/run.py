@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.files import read_bounded
+from training.stats_file import LARGEST as LARGEST_STATISTICS
 from training.stats_file import number_in, read_statistics
 
 LARGEST = 2**24       # bytes of a file other than stats.jsonl
@@ -91,7 +92,7 @@ def _statistics(folder: Path, own: list[str], troubles: list[str]) -> list[dict[
         return []
     lines = read_statistics(folder / 'stats.jsonl')
     whole = [line for line in lines if number_in(line, 'Progress/kimg') is not None]
-    count = sum(1 for text in read_bounded(folder / 'stats.jsonl', 2**28).splitlines()
+    count = sum(1 for text in read_bounded(folder / 'stats.jsonl', LARGEST_STATISTICS).splitlines()
                 if text.strip())
     if count > len(whole):
         damaged = count - len(whole)

@@ -28,42 +28,35 @@ from limpid.preconditioning import EDM
 from options.common import BATCH, DEVICE
 from torch_utils import distributed
 from torch_utils.random import generator_at, random_subset
+from training.course import untrained_loss
 from training.dataset import ImageFolderDataset
+from training.step import Given
 
 SIGMAS = torch.logspace(math.log10(0.005), math.log10(50), 41, dtype=torch.float64)
 
 
-class Constant:
-    """A noise distribution of a single level."""
-
-    def __init__(self, sigma: float) -> None:
-        self.sigma = sigma
-
-    def quantile(self, u: Tensor) -> Tensor:
-        """Return the level for any u."""
-        return torch.full_like(u, self.sigma)
+LOSS = DenoisingLoss(Given(), weighting=InverseCOut(EDM()))   # u is the noise level itself
 
 
 @torch.no_grad()
 def losses(net: Network, images: Tensor, labels: Tensor | None, sigma: float, batch: int,
            device: torch.device) -> Tensor:
     """Return the loss of each image, [N] float64, with noise that depends on its number alone."""
-    loss = DenoisingLoss(Constant(sigma), weighting=InverseCOut(EDM()))
     found = []
     for start in range(0, len(images), batch):
         y = images[start:start + batch].to(device)
         noise = torch.stack([torch.randn(y.shape[1:], generator=generator_at(start + k))
                              for k in range(len(y))]).to(device)
         given = None if labels is None else labels[start:start + batch].to(device)
-        u = torch.full([len(y)], 0.5, dtype=torch.float64)
-        found.append(loss(net, y, u, noise, given).flatten(1).double().mean(dim=1).cpu())
+        u = torch.full([len(y)], sigma, dtype=torch.float64)
+        found.append(LOSS(net, y, u, noise, given).flatten(1).double().mean(dim=1).cpu())
     return torch.cat(found)
 
 
-def expected_at_first(sigma: float, second_moment: float, sigma_data: float = 0.5) -> float:
-    """Return the loss of EDM's preconditioner where F = 0: (σ_d² + σ² m₂/σ_d²)/(σ² + σ_d²)."""
-    return ((sigma_data**2 + sigma**2 * second_moment / sigma_data**2)
-            / (sigma**2 + sigma_data**2))
+def expected_at_first(sigma: float, second_moment: float) -> float:
+    """Return the loss of EDM's preconditioner where F = 0: training.course.untrained_loss."""
+    level, moment = torch.tensor([[sigma], [second_moment]], dtype=torch.float64)
+    return float(untrained_loss(LOSS, EDM(), level, moment, 1)[0])
 
 
 def p_train(sigma: float, distribution: LogNormal = LogNormal()) -> float:

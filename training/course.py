@@ -13,7 +13,7 @@ from limpid.values import to_network
 from torch_utils.random import random_subset
 from training.config import TrainConfig
 from training.dataset import ImageFolderDataset
-from training.stats_file import SIGMA_EDGES, SIGMA_RANGES
+from training.stats_file import SIGMA_RANGES, place_of
 
 SAMPLE, NUMBERS = 256, 2**24   # images whose spread is measured, or fewer: so many values in all
 FAR = 1.25            # the factor between that and sigma_data from which on a note is worth it
@@ -56,7 +56,7 @@ class FirstStep:
     def verdict(self) -> str:
         """Return a line that compares the loss with its closed form, a warning if it is far off."""
         sigma, *others = torch.cat(self.parts, dim=1)
-        ranges = torch.bucketize(sigma, torch.tensor(SIGMA_EDGES, dtype=sigma.dtype), right=True)
+        ranges = place_of(sigma)
         off = []
         for i, (low, high) in enumerate(SIGMA_RANGES.values()):
             measured, expected, error = _means(*(x[ranges == i] for x in others))

@@ -8,6 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from dnnlib.files import atomic_write, read_bounded
 
 LARGEST = 2**28   # bytes: some hundred thousand ticks
@@ -21,6 +24,11 @@ SIGMA_RANGES = {
     **{f'Loss/sigma_{low:g}_to_{high:g}': (low, high) for low, high in pairwise(SIGMA_EDGES)},
     f'Loss/sigma_above_{SIGMA_EDGES[-1]:g}': (SIGMA_EDGES[-1], math.inf),
 }
+
+
+def place_of(sigma: Tensor) -> Tensor:
+    """Return the place in SIGMA_RANGES of each noise level: int64, of the shape of `sigma`."""
+    return torch.bucketize(sigma, torch.tensor(SIGMA_EDGES, dtype=sigma.dtype), right=True)
 
 
 def forget_statistics(path: Path, nimg: int) -> None:

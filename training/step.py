@@ -19,7 +19,7 @@ from training.config import TrainConfig, learning_rate
 from training.course import FirstStep, first_step
 from training.ema import HalfLife
 from training.state import TrainState
-from training.stats_file import SIGMA_EDGES, SIGMA_RANGES
+from training.stats_file import SIGMA_RANGES, place_of
 
 # The purposes of the random streams of a step. They are part of the seed: never renumber them.
 WEIGHTS, NOISE_LEVEL, NOISE, AUGMENT, LABEL_DROPOUT, DROPOUT, VALIDATION = range(7)
@@ -57,8 +57,7 @@ def draw(config: TrainConfig, pipe: AugmentPipe | None, nimg: int, image_shape: 
 
 def range_of(loss: Loss, u: Tensor) -> Tensor:
     """Return the place in SIGMA_RANGES of the noise levels at quantiles u [B]; int64 [B]."""
-    sigma = loss.noise_distribution.quantile(u)
-    return torch.bucketize(sigma, torch.tensor(SIGMA_EDGES, dtype=sigma.dtype), right=True)
+    return place_of(loss.noise_distribution.quantile(u))
 
 
 @dataclass(frozen=True)

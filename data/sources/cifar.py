@@ -5,12 +5,12 @@ import os
 import re
 import tarfile
 import zlib
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from data.source import NumberedArrays, Source
-from dnnlib.files import Unfolded, open_regular
+from dnnlib.files import open_regular, unfolded
 from torch_utils.safe_pickle import Allowed, Record, read_pickle, record
 
 NAME = re.compile(r'cifar-100?-python\.tar(\.gz)?')
@@ -66,7 +66,8 @@ def _members(path: str, wanted: re.Pattern[str]) -> dict[str, dict[str, Any]]:
     """Return the dictionaries in the archive with wanted names, sorted by name."""
     found: dict[str, dict[str, Any]] = {}
     try:
-        with open_regular(path) as raw, tarfile.open(fileobj=_unpacked(raw), mode='r|') as archive:
+        with (open_regular(path) as raw,
+              tarfile.open(fileobj=unfolded(raw, MOST_IN_ALL)[0], mode='r|') as archive):
             for member in archive:
                 name = os.path.basename(member.name)
                 if member.size < 0:
@@ -84,12 +85,6 @@ def _members(path: str, wanted: re.Pattern[str]) -> dict[str, dict[str, Any]]:
         missing = 'test_batch and no test' if wanted is TESTING else 'data_batch_1 and no train'
         raise ValueError(f'{path} holds no {missing}')
     return dict(sorted(found.items()))
-
-
-def _unpacked(raw: IO[bytes]) -> IO[bytes]:
-    compressed = raw.read(2) == b'\x1f\x8b'
-    raw.seek(0)
-    return io.BufferedReader(Unfolded(raw, MOST_IN_ALL)) if compressed else raw
 
 
 def _dictionary(data: bytes, name: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """IDX files, the format of MNIST, Fashion-MNIST, EMNIST, ..., with the labels beside the images."""
 
-import io
 import math
 import os
 import re
@@ -12,7 +11,7 @@ import numpy as np
 
 from data.limits import IMAGE_PIXELS
 from data.source import NumberedArrays, Source
-from dnnlib.files import Unfolded, open_regular
+from dnnlib.files import open_regular, unfolded
 
 NAME = re.compile(r'.*idx3-ubyte(\.gz)?', re.IGNORECASE)
 MOST_BYTES = 2**32   # of pixels
@@ -60,12 +59,8 @@ def read(path: str, dimensions: int) -> np.ndarray:
     """
     try:
         with open_regular(path) as raw:
-            compressed = raw.read(2) == b'\x1f\x8b'
-            raw.seek(0)
-            if not compressed:
-                return _array(raw, dimensions, MOST_BYTES)
-            unfolded = Unfolded(raw, MOST_BYTES)
-            return _array(io.BufferedReader(unfolded), dimensions, unfolded.most)
+            file, most = unfolded(raw, MOST_BYTES)
+            return _array(file, dimensions, most)
     except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
         raise ValueError(f'{path} is no IDX file of {dimensions} dimensions, or a damaged one: '
                          f'{error}') from error
