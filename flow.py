@@ -55,7 +55,8 @@ from options.network import (
 from options.sampler import resolve_sampler, sampler_options
 from torch_utils import distributed
 from torch_utils.arrays import floats, read_npz
-from torch_utils.grids import save_grid, save_values, tile, to_pil
+from torch_utils.grids import save_grid, tile, to_pil
+from torch_utils.writers import Writers
 from training.dataset import ImageFolderDataset
 
 method = heading('Method')
@@ -251,11 +252,12 @@ def decode_command(network_path: str, weights: str | None, latents: str, outdir:
         x = flow.decode(flow.denoise(labels, positions), z)
         _check_finite(x, f'the images of --latents={latents}')
         values = to_values(x, told.standardization).cpu().numpy()
-        for position, image in zip(positions, values, strict=True):
-            save_values(image, Path(outdir) / f'{position:06d}.{ending}')
+        writers.write(values, [Path(outdir) / f'{position:06d}.{ending}' for position in positions])
         return {}
 
-    if _shared_work(len(stored), batch, work) is not None:
+    with Writers() as writers:
+        done = _shared_work(len(stored), batch, work)
+    if done is not None:
         print(f'Wrote {len(stored)} images to {outdir}')
     distributed.shutdown()
 

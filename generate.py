@@ -35,8 +35,9 @@ from options.network import CLASSES, DRAW, class_numbers, files, network_options
 from options.sampler import sampler_options
 from options.speed import COMPILE, PRECISION, hasten
 from torch_utils import distributed
-from torch_utils.grids import save_grid, save_values
+from torch_utils.grids import save_grid
 from torch_utils.memory import BatchLimit
+from torch_utils.writers import Writers
 
 TRAJECTORY = 12, 16   # the largest numbers of noise levels and of images that are shown
 
@@ -147,16 +148,17 @@ def main(network_path: str, weights: str | None, outdir: str, seeds: list[int] |
     distributed.on_rank_0(lambda: forget_killed(outdir, seeds, subdirs))
     in_grid: dict[int, np.ndarray] = {}   # images by position
     frames: dict[int, np.ndarray] = {}    # the way to each of them: [noise levels, C, H, W]
-    for positions, images in drawn(net, opened.plan, seeds, numbers, limit, chosen, rng):
-        if trajectory and positions[0] < TRAJECTORY[1]:
-            frames.update(zip(positions, frames_of(net, pictures(net, images)), strict=True))
-        net.frames.clear()
-        net.keep_sigmas = False   # those of the first batch are enough
-        if grid:
-            in_grid.update(zip(positions, pictures(net, images), strict=True))
-        else:
-            for i, image in zip(positions, images, strict=True):
-                save_values(image, file_of(outdir, seeds[i], subdirs, ending))
+    with Writers() as writers:
+        for positions, images in drawn(net, opened.plan, seeds, numbers, limit, chosen, rng):
+            if trajectory and positions[0] < TRAJECTORY[1]:
+                frames.update(zip(positions, frames_of(net, pictures(net, images)), strict=True))
+            net.frames.clear()
+            net.keep_sigmas = False   # those of the first batch are enough
+            if grid:
+                in_grid.update(zip(positions, pictures(net, images), strict=True))
+            else:
+                writers.write(images, [file_of(outdir, seeds[i], subdirs, ending)
+                                       for i in positions])
     seconds = time.monotonic() - start
     if grid:
         write_grid(Path(outdir) / 'grid.png', in_grid, grid[1],

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import re
+import secrets
 import shutil
 import stat
 import tempfile
@@ -40,8 +41,8 @@ def atomic_write(path: str | os.PathLike[str], durable: bool = True) -> Iterator
     path.parent.mkdir(parents=True, exist_ok=True)
     if durable:
         remove_leftovers(path.parent, re.escape(path.name))
-    handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
-    file = _Noting(io.FileIO(handle, 'w+'))
+    temporary = path.parent / f'.{path.name}.{secrets.token_hex(4)}.tmp'
+    file = _Noting(io.FileIO(os.open(temporary, _NEW, 0o666), 'w+'))
     try:
         with file:
             _lock(file)   # as long as this process lives, nobody takes it for a leftover
@@ -50,11 +51,11 @@ def atomic_write(path: str | os.PathLike[str], durable: bool = True) -> Iterator
             if durable:
                 os.fsync(file.fileno())
             if os.name != 'nt':   # while the lock is held; Windows moves no open file
-                _publish(temporary, path)
+                os.replace(temporary, path)
         if os.name == 'nt':
-            _publish(temporary, path)
+            os.replace(temporary, path)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         failure = file.failure or error
         if isinstance(failure, OSError) and _is_about_space(failure):
             failure.filename = str(path)
@@ -113,11 +114,9 @@ class _Noting(io.BufferedRandom):
             raise
 
 
-def _publish(temporary: str, path: Path) -> None:
-    os.chmod(temporary, 0o666 & ~_umask())   # mkstemp's are for the owner's eyes only
-    os.replace(temporary, path)
-
-
+# Like tempfile's, but with the rights that any new file gets: to ask for the umask is to set it,
+# which threads that write at the same time would see.
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, 'O_BINARY', 0)
 LEFTOVER = re.compile(r'\.(.+)\.[a-z0-9_]{8}\.tmp')
 SETTLED = 2.0   # seconds after which a temporary file is old enough to be judged by its lock
 
@@ -274,9 +273,3 @@ def held(path: str | os.PathLike[str]) -> Iterator[None]:
         except (ImportError, OSError):
             pass
         yield
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

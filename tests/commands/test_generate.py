@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -285,6 +286,18 @@ def test_mistakes_end_in_one_line(snapshots, tmp_path, arguments):
     assert result.exit_code == 2, result.output
     assert result.output.splitlines()[-1] == f'Error: {MISTAKES[arguments]}'
     assert not (tmp_path / 'out').exists()
+
+
+def test_an_image_that_cannot_be_written_ends_in_one_line(snapshots, tmp_path):
+    """A thread writes it; the images before it are whole, and nothing is half."""
+    (tmp_path / '000003.png').mkdir()
+    result = run(generate.main, f'--network={snapshots}/cond.pkl', f'--outdir={tmp_path}',
+                 '--seeds=0-7', '--batch=4', '--steps=2', '--device=cpu')
+    assert result.exit_code == 2, result.output
+    last = result.output.splitlines()[-1]
+    assert re.fullmatch(rf'Error: {tmp_path}/.000003.png.\w{{8}}.tmp: Is a directory', last)
+    assert len(pixels(tmp_path, range(3))) == 3
+    assert sorted(os.listdir(tmp_path)) == [f'{i:06d}.png' for i in range(4)]
 
 
 def damaged(path, tmp_path):

@@ -30,6 +30,17 @@ def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize('mask, mode', [(0o022, 0o644), (0o027, 0o640)])
+def test_a_file_has_the_rights_of_any_new_one(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        with atomic_write(tmp_path / 'a'):
+            pass
+        assert (tmp_path / 'a').stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(before)
+
+
 def test_a_link_stays_a_link(tmp_path):
     (tmp_path / 'elsewhere').mkdir()
     (tmp_path / 'link').symlink_to(tmp_path / 'elsewhere' / 'file')
