@@ -45,7 +45,8 @@ lint: .venv/.installed
 # Without what they need beside: the tests take single modules of them.
 peers: .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps k-diffusion==0.1.1.post1 \
-	  prdc==0.2 ema-pytorch==0.8.3 lmdb
+	  prdc==0.2 ema-pytorch==0.8.3 lmdb denoising-diffusion-pytorch==2.3.4 einops==0.8.2 \
+	  smalldiffusion==0.5.0
 
 gpu: .venv/.installed
 	$(BIN)/python -m benchmarks.gpu --dest=out/gpu

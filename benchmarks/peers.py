@@ -1,23 +1,23 @@
 """The same work in other programs, by the operations that it takes: networks of about equal size.
 
-    pip install 'diffusers>=0.35' denoising-diffusion-pytorch     # what is missing is left out
-    python -m benchmarks.peers                                    # to out/peers
+    pip install 'diffusers>=0.35' einops
+    pip install --no-deps k-diffusion denoising-diffusion-pytorch smalldiffusion
+    python -m benchmarks.peers      # to out/peers; programs that are missing are named, no more
 
 Three things are timed for each: one evaluation of a batch, a training step (denoising loss, Adam),
-and drawing images in 35 evaluations with the program's own sampler, where it has one for the
-network. Networks of other programs are not the same function, and take other numbers of
-operations, so compare the share of the device's matrix rate; torch-fidelity is in
+and drawing images in 35 evaluations with the program's own sampler. Networks of other programs are
+not the same function, and take other numbers of operations, so compare the share of the device's
+matrix rate, which is the throughput for each operation. torch-fidelity is in
 benchmarks/evaluation.py.
 """
 
 import dnnlib.early  # noqa: F401  # isort: skip  (before torch)
 
-import functools
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -25,9 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.parts import Missing, part_of
+from benchmarks.results import Bars, written
 from benchmarks.speed import CIFAR10, DEMO, NFE, machine, matrix_rates, times_of
 from dnnlib.cli import one_line_errors
-from dnnlib.files import atomic_write
 from dnnlib.markdown import table
 from limpid.resolution import height_and_width
 from limpid.sampling import sample
@@ -38,20 +39,16 @@ SIZES = {'CIFAR-10': CIFAR10, 'demo': DEMO}
 Function = Callable[[Tensor, Tensor], Tensor]
 
 
-class Missing(Exception):  # noqa: N818 (a state of affairs)
-    """A reason why a peer cannot be measured here."""
-
-
 @dataclass
 class Peer:
     """A network of a program.
 
     evaluate  (x [B, C, H, W], σ [B]) -> what the network answers, of the shape of x
-    draw      draws so many images in NFE evaluations; None where the program has no sampler for it
+    draw      draws so many images in NFE evaluations
     """
     net: nn.Module
     evaluate: Function
-    draw: Callable[[int], object] | None = None
+    draw: Callable[[int], object]
 
 
 def limpid(network: NetworkConfig, device: torch.device) -> Peer:
@@ -66,6 +63,25 @@ def limpid(network: NetworkConfig, device: torch.device) -> Peer:
     return Peer(net, lambda x, sigma: net(x, sigma, labels), draw)
 
 
+@dataclass(frozen=True)
+class Widths:
+    """The size of a network, as other programs ask for it: one entry for each resolution."""
+    side: int
+    img_channels: int
+    blocks: int
+    channels: list[int]
+    attends: list[bool]
+
+    @classmethod
+    def of(cls, network: NetworkConfig) -> 'Widths':
+        """Return the size of one of this project's U-Nets."""
+        model, (side, _) = network.model, height_and_width(network.img_resolution)
+        mults = model['channel_mult']
+        return cls(side, network.img_channels, model['num_blocks'],
+                   [model['model_channels'] * mult for mult in mults],
+                   [side >> level in model['attn_resolutions'] for level in range(len(mults))])
+
+
 def unet2d_of_diffusers(network: NetworkConfig, device: torch.device) -> Peer:
     """UNet2DModel of the same widths, blocks and attention, with EDM's Euler scheduler."""
     try:
@@ -73,15 +89,12 @@ def unet2d_of_diffusers(network: NetworkConfig, device: torch.device) -> Peer:
     except ImportError as error:
         raise Missing(f'diffusers is not there: {error}') from None
     library: Any = theirs
-    model, (side, _) = network.model, height_and_width(network.img_resolution)
-    attends = [side >> level in model['attn_resolutions']
-               for level in range(len(model['channel_mult']))]
+    size = Widths.of(network)
     net: Any = library.UNet2DModel(
-        sample_size=side, in_channels=network.img_channels, out_channels=network.img_channels,
-        layers_per_block=model['num_blocks'], attention_head_dim=None,
-        block_out_channels=[model['model_channels'] * mult for mult in model['channel_mult']],
-        down_block_types=['AttnDownBlock2D' if there else 'DownBlock2D' for there in attends],
-        up_block_types=['AttnUpBlock2D' if there else 'UpBlock2D' for there in attends[::-1]],
+        sample_size=size.side, in_channels=size.img_channels, out_channels=size.img_channels,
+        layers_per_block=size.blocks, attention_head_dim=None, block_out_channels=size.channels,
+        down_block_types=['AttnDownBlock2D' if there else 'DownBlock2D' for there in size.attends],
+        up_block_types=['AttnUpBlock2D' if there else 'UpBlock2D' for there in size.attends[::-1]],
     ).to(device)
 
     def evaluate(x: Tensor, sigma: Tensor) -> Tensor:
@@ -91,7 +104,7 @@ def unet2d_of_diffusers(network: NetworkConfig, device: torch.device) -> Peer:
     def draw(count: int) -> Tensor:
         scheduler: Any = library.EDMEulerScheduler()
         scheduler.set_timesteps(NFE, device=device)
-        x = torch.randn([count, network.img_channels, side, side],
+        x = torch.randn([count, size.img_channels, size.side, size.side],
                         device=device) * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
             answer = net(scheduler.scale_model_input(x, t), t).sample
@@ -102,43 +115,96 @@ def unet2d_of_diffusers(network: NetworkConfig, device: torch.device) -> Peer:
 
 
 def karras_unet(network: NetworkConfig, device: torch.device) -> Peer:
-    """KarrasUnet, of EDM2's design; its program's EDM sampler takes other networks only."""
-    try:
-        import denoising_diffusion_pytorch as theirs
-    except ImportError as error:
-        raise Missing(f'denoising-diffusion-pytorch is not there: {error}') from None
-    model, (side, _) = network.model, height_and_width(network.img_resolution)
-    library: Any = theirs
-    net: Any = library.KarrasUnet(
-        image_size=side, dim=model['model_channels'], channels=network.img_channels,
-        dim_max=model['model_channels'] * max(model['channel_mult']),
-        num_downsamples=len(model['channel_mult']) - 1,
-        num_blocks_per_stage=model['num_blocks'], attn_res=tuple(model['attn_resolutions']),
+    """KarrasUnet, of EDM2's design, in ElucidatedDiffusion, with Heun's method.
+
+    The sampler asks its network for an attribute that only the program's other U-Net has.
+    """
+    unet: Any
+    elucidated: Any
+    unet, elucidated = part_of('denoising_diffusion_pytorch', 'karras_unet', 'elucidated_diffusion')
+    size = Widths.of(network)
+    sides = [size.side >> level for level in range(len(size.channels))]
+    net: Any = unet.KarrasUnet(
+        image_size=size.side, dim=network.model['model_channels'], channels=size.img_channels,
+        dim_max=max(size.channels), num_downsamples=len(sides) - 1,
+        num_blocks_per_stage=size.blocks,
+        attn_res=tuple(side for side, there in zip(sides, size.attends, strict=True) if there),
         attn_flash=device.type == 'cuda').to(device)
-    return Peer(net, lambda x, sigma: net(x, sigma.log() / 4))
+    net.random_or_learned_sinusoidal_cond = True   # as it is: MPFourierEmbedding is random
+    elucidated.tqdm = lambda steps, desc=None: steps
+    diffusion: Any = elucidated.ElucidatedDiffusion(
+        net, image_size=size.side, channels=size.img_channels, num_sample_steps=(NFE + 1) // 2,
+        S_churn=0)
+    return Peer(net, diffusion.preconditioned_network_forward, diffusion.sample)
+
+
+def unet_of_k_diffusion(network: NetworkConfig, device: torch.device) -> Peer:
+    """ImageDenoiserModelV1 of the same widths, blocks and attention, with Heun's method."""
+    layers, sampling, models = part_of('k_diffusion', 'layers', 'sampling', 'models.image_v1')
+    size = Widths.of(network)
+    net: Any = layers.Denoiser(models.ImageDenoiserModelV1(
+        c_in=size.img_channels, feats_in=4 * network.model['model_channels'],
+        depths=[size.blocks] * len(size.channels), channels=size.channels,
+        self_attn_depths=size.attends), sigma_data=0.5).to(device)
+
+    def draw(count: int) -> Tensor:
+        sigmas = sampling.get_sigmas_karras((NFE + 1) // 2, 0.002, 80, device=device)
+        x = sigmas[0] * torch.randn([count, size.img_channels, size.side, size.side],
+                                    device=device)
+        drawn: Tensor = sampling.sample_heun(net, x, sigmas, disable=True)
+        return drawn
+
+    return Peer(net, net, draw)
+
+
+def unet_of_smalldiffusion(network: NetworkConfig, device: torch.device) -> Peer:
+    """Unet of the same widths, blocks and attention, with its accelerated sampler."""
+    unet, diffusion = part_of('smalldiffusion', 'model_unet', 'diffusion')
+    size = Widths.of(network)
+    width = network.model['model_channels']
+    net: Any = unet.Unet(
+        size.side, size.img_channels, size.img_channels, ch=width,
+        ch_mult=tuple(channels // width for channels in size.channels),
+        num_res_blocks=size.blocks, dropout=network.model['dropout'],
+        attn_resolutions=[size.side >> level for level, there in enumerate(size.attends) if there],
+    ).to(device)
+
+    def draw(count: int) -> Tensor:
+        sigmas = diffusion.ScheduleLogLinear(1000, 0.002, 80).sample_sigmas(NFE)
+        *_, last = diffusion.samples(net, sigmas, gam=2, batchsize=count,
+                                     accelerator=SimpleNamespace(device=device))
+        drawn: Tensor = last
+        return drawn
+
+    return Peer(net, net, draw)
 
 
 PEERS: dict[str, Callable[[NetworkConfig, torch.device], Peer]] = {
     'limpid': limpid, 'diffusers UNet2DModel': unet2d_of_diffusers,
-    'denoising-diffusion-pytorch KarrasUnet': karras_unet}
+    'k-diffusion ImageDenoiserModelV1': unet_of_k_diffusion,
+    'denoising-diffusion-pytorch KarrasUnet': karras_unet,
+    'smalldiffusion Unet': unet_of_smalldiffusion}
+TASKS = {'evaluation': 1, 'drawing': NFE, 'training step': 3}   # evaluations' worth of operations
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of a peer: a task is evaluation, training step or drawing.
+    """What was measured of a peer: a task is evaluation, drawing or training step.
 
-    gflop        of one evaluation of one image, as torch counts it
-    utilisation  operations per second over the matrix rate; None for a peer that is missing
+    gflop        floating-point operations for an image, in 10⁹, as torch counts them: those of one
+                 evaluation, of 35, or of one and twice as many for its gradient
+    seconds      of a batch
+    utilisation  operations per second over the matrix rate
     """
     size: str
     peer: str
     task: str
-    parameters: int = 0
-    gflop: float = 0.0
-    batch: int = 0
-    seconds: float = 0.0
-    utilisation: float | None = None
-    missing: str = ''
+    parameters: int
+    gflop: float
+    batch: int
+    seconds: float
+    images_per_second: float
+    utilisation: float
 
 
 @torch.no_grad()
@@ -162,53 +228,56 @@ def training_step(peer: Peer, optimizer: torch.optim.Optimizer, y: Tensor) -> No
 
 
 def measure(size: str, name: str, device: torch.device, rate: float, batch: int,
-            repeats: int) -> list[Result]:
-    """Time one peer at one size; a peer that is missing has one result, which says why."""
+            repeats: int) -> Iterator[Result]:
+    """Time one peer at one size; raises Missing for one that is not installed."""
     network = SIZES[size]
     torch.manual_seed(0)
-    try:
-        peer = PEERS[name](network, device)
-    except Missing as reason:
-        return [Result(size, name, 'all', missing=str(reason))]
+    peer = PEERS[name](network, device)
     sides = height_and_width(network.img_resolution)
     y = torch.randn([batch, network.img_channels, *sides], device=device)
     sigma = torch.full([batch], 0.7, device=device)
     peer.net.eval()
     operations = operations_of(PEERS[name](network, torch.device('meta')), y[:1], sigma[:1])
-    found = functools.partial(Result, size, name,
-                              parameters=sum(p.numel() for p in peer.net.parameters()),
-                              gflop=operations / 1e9, batch=batch)
-
-    def timed(task: str, work: Callable[[], object], evaluations: int) -> Result:
-        list(times_of(work, device, 2))
-        seconds = median(times_of(work, device, repeats))
-        return found(task, seconds=seconds,
-                     utilisation=evaluations * batch * operations / seconds / rate)
-
-    with torch.no_grad():
-        results = [timed('evaluation', lambda: peer.evaluate(y, sigma), 1)]
-        if peer.draw is not None:
-            draw = peer.draw
-            seconds, = times_of(lambda: draw(batch), device, 1)
-            results.append(found('drawing', seconds=seconds, utilisation=NFE * batch * operations
-                                 / seconds / rate))
-    peer.net.train()
+    parameters = sum(p.numel() for p in peer.net.parameters())
     optimizer = torch.optim.Adam(peer.net.parameters(), lr=1e-4)
-    results.append(timed('training step', lambda: training_step(peer, optimizer, y), 3))
-    return results
+    work: dict[str, Callable[[], object]] = {
+        'evaluation': lambda: peer.evaluate(y, sigma), 'drawing': lambda: peer.draw(batch),
+        'training step': lambda: training_step(peer, optimizer, y)}
+    for task, evaluations in TASKS.items():
+        training = task == 'training step'
+        peer.net.train(training)
+        with torch.set_grad_enabled(training):
+            if task != 'drawing':   # which repeats the same work often enough to be warm
+                list(times_of(work[task], device, 2))
+            seconds = median(times_of(work[task], device, 1 if task == 'drawing' else repeats))
+        gflop = evaluations * operations / 1e9
+        yield Result(size, name, task, parameters, gflop, batch, seconds, batch / seconds,
+                     batch * gflop * 1e9 / seconds / rate)
 
 
-def written(found: dict[str, Any], dest: Path) -> None:
-    """Write peers.json and peers.md."""
-    with atomic_write(dest / 'peers.json') as file:
-        file.write(json.dumps(found, indent=1).encode())
-    rows = [[r['size'], r['peer'], r['task'], f"{r['parameters'] / 1e6:.1f} M",
-             f"{r['gflop']:.3g}", str(r['batch']), f"{1e3 * r['seconds']:.4g}",
-             r['missing'] or f"{r['utilisation']:.1%}"] for r in found['results']]
-    head = ['size', 'program', 'task', 'parameters', 'GFLOP per evaluation', 'batch', 'ms',
-            'of the matrix rate']
-    with atomic_write(dest / 'peers.md') as file:
-        file.write(f'{", ".join(found["machine"].values())}\n\n{table(head, rows)}\n'.encode())
+HEAD = ['size', 'program', 'task', 'parameters', 'GFLOP per image', 'batch', 'ms', 'images/s',
+        'of the matrix rate']
+
+
+def report(found: dict[str, Any], dest: Path) -> None:
+    """Write peers.json, peers.md and peers.png."""
+    results = [Result(**result) for result in found['results']]
+    rows = [[r.size, r.peer, r.task, f'{r.parameters / 1e6:.1f} M', f'{r.gflop:.3g}', str(r.batch),
+             f'{1e3 * r.seconds:.4g}', f'{r.images_per_second:.4g}', f'{r.utilisation:.1%}']
+            for r in results]
+    bars: dict[str, dict[str, float]] = {}
+    for r in results:
+        bars.setdefault(f'{r.size}\n{r.task}', {})[r.peer] = 100 * r.utilisation
+    notes = [f'{name} at the size of {size} is left out: {reason}'
+             for size, name, reason in found['missing']]
+    written(dest, 'peers', found, '\n\n'.join([table(HEAD, rows), *notes]),
+            [Bars('% of the matrix rate', bars)])
+
+
+def line_of(result: Result) -> str:
+    """Return a result in one line."""
+    return (f'{result.size:8s} {result.peer:38s} {result.task:13s} {result.images_per_second:9.4g} '
+            f'images/s of {result.gflop:8.4g} GFLOP, {result.utilisation:6.1%} of the matrix rate')
 
 
 @click.command()
@@ -227,14 +296,19 @@ def main(dest: str, device: str, sizes: tuple[str, ...], batch: int | None, repe
     """Time limpid beside other programs, in float32 and eagerly."""
     on = distributed.init(device)
     rate = matrix_rates(on)['fp32']
-    found: dict[str, Any] = {'machine': machine(on), 'rate': rate, 'results': []}
+    found: dict[str, Any] = {'machine': machine(on), 'rate': rate, 'results': [], 'missing': []}
+    batch = batch or (128 if on.type == 'cuda' else 4)
     for size in sizes:
         for name in PEERS:
-            for result in measure(size, name, on, rate, batch or (128 if on.type == 'cuda' else 4),
-                                  repeats):
-                found['results'].append(asdict(result))
-                print(result, flush=True)
-                written(found, Path(dest))
+            try:
+                for result in measure(size, name, on, rate, batch, repeats):
+                    found['results'].append(asdict(result))
+                    print(line_of(result), flush=True)
+            except Exception as error:   # noqa: BLE001 (a program that fails leaves the others)
+                reason = str(error) if isinstance(error, Missing) else repr(error)
+                found['missing'].append([size, name, reason])
+                print(f'{name} at the size of {size} is left out: {reason}'[:300], flush=True)
+            report(found, Path(dest))
 
 
 if __name__ == '__main__':

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.plain import made_plain
+from benchmarks.results import Bars, written
 from dnnlib.cli import one_line_errors
-from dnnlib.files import atomic_write
 from dnnlib.markdown import table
 from limpid.denoiser import Denoiser, Network
 from limpid.loss import DenoisingLoss, InverseCOut, LogNormal
@@ -265,7 +265,7 @@ def machine(device: torch.device) -> dict[str, str]:
 @one_line_errors
 def main(dest: str, device: str, precisions: str | None, chosen: str, ways: str | None,
          repeats: int) -> None:
-    """Measure speed in several ways, and write speed.json and speed.md."""
+    """Measure speed in several ways, and write speed.json, speed.md and speed.png."""
     on = distributed.init(device)
     default = 'fp32,tf32,bf16,fp16' if on.type == 'cuda' else 'fp32'
     rates = matrix_rates(on)
@@ -289,16 +289,18 @@ def main(dest: str, device: str, precisions: str | None, chosen: str, ways: str 
 
 
 def write(found: dict[str, Any], dest: Path) -> None:
-    """Write what was found so far: speed.json, and speed.md, a table of the same."""
-    with atomic_write(dest / 'speed.json') as file:
-        file.write(json.dumps(found, indent=1).encode())
-    rows = [[r['task'], r['precision'], r['way'], str(r['batch']), f"{r['images_per_second']:.4g}",
-             f"{1e3 * r['seconds']:.4g}", f"{r['utilisation']:.1%}", f"{r['gigabytes']:.1f}",
-             f"{r['start_up']:.0f}"] for r in found['results']]
+    """Write what was found so far: speed.json, a table of it, and a picture."""
+    results = [Result(**result) for result in found['results']]
+    rows = [[r.task, r.precision, r.way, str(r.batch), f'{r.images_per_second:.4g}',
+             f'{1e3 * r.seconds:.4g}', f'{r.utilisation:.1%}', f'{r.gigabytes:.1f}',
+             f'{r.start_up:.0f}'] for r in results]
     head = ['task', 'precision', 'way', 'batch', 'images/s', 'ms per evaluation or step',
             'of the matrix rate', 'GB', 'start-up, s']
-    with atomic_write(dest / 'speed.md') as file:
-        file.write(f'{", ".join(found["machine"].values())}\n\n{table(head, rows)}\n'.encode())
+    bars: dict[str, dict[str, float]] = {}
+    for r in results:
+        bars.setdefault(f'{r.task}\n{r.precision}', {})[r.way] = r.images_per_second
+    charts = [Bars('images/s', {name: bar}) for name, bar in bars.items()]
+    written(dest, 'speed', found, table(head, rows), charts)
 
 
 def line_of(result: Result) -> str:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import click
 
+from benchmarks.results import Bars, written
 from dnnlib.cli import one_line_errors
-from dnnlib.files import atomic_write
 from dnnlib.markdown import table
 from dnnlib.threads import SPINS
 
@@ -61,7 +61,7 @@ def seconds_of_step(environment: Mapping[str, str], dest: Path, repeats: int) ->
               default=30, show_default=True)
 @one_line_errors
 def main(dest: str, repeats: int) -> None:
-    """Time a training step with several ways of waiting, and write waiting.json and waiting.md."""
+    """Time a training step with several ways of waiting; write waiting.json, .md and .png."""
     cores = os.cpu_count() or 1
     found: dict[str, dict[str, float]] = {}
     for way, environment in WAYS.items():
@@ -71,13 +71,17 @@ def main(dest: str, repeats: int) -> None:
                 seconds = seconds_of_step(environment, Path(dest), repeats)
             found[way][state] = seconds
             print(f'{way:25s} {state:20s} {1e3 * seconds:8.1f} ms', flush=True)
-        with atomic_write(Path(dest) / 'waiting.json') as file:
-            file.write(json.dumps({'cores': cores, 'seconds': found}, indent=1).encode())
-    rows = [[way, *(f'{1e3 * seconds:.1f}' for seconds in times.values())]
-            for way, times in found.items()]
-    with atomic_write(Path(dest) / 'waiting.md') as file:
-        heads = ['waiting', *(f'{state}, ms' for state in next(iter(found.values())))]
-        file.write(f'{cores} cores\n\n{table(heads, rows)}\n'.encode())
+        report(cores, found, Path(dest))
+
+
+def report(cores: int, found: Mapping[str, Mapping[str, float]], dest: Path) -> None:
+    """Write waiting.json, waiting.md and waiting.png; found[way][state] is in seconds."""
+    ms = {way: {state: 1e3 * seconds for state, seconds in times.items()}
+          for way, times in found.items()}
+    heads = ['waiting', *(f'{state}, ms' for state in next(iter(ms.values())))]
+    rows = [[way, *(f'{value:.1f}' for value in times.values())] for way, times in ms.items()]
+    written(dest, 'waiting', {'cores': cores, 'seconds': found},
+            f'{cores} cores\n\n{table(heads, rows)}', [Bars('ms of a training step', ms)])
 
 
 if __name__ == '__main__':

@@ -1,13 +1,9 @@
 """The solvers of other programs, stepped on the same denoiser and noise levels in float64."""
 
-import importlib.util
-import sys
-import types
-from pathlib import Path
-
 import pytest
 import torch
 
+from benchmarks.parts import Missing, part_of
 from limpid.brownian import BrownianPath, SDEMultistep
 from limpid.earlier import DDIM
 from limpid.exponential import DPMSolver2, Multistep3M, Singlestep2S, UniPC
@@ -141,22 +137,10 @@ def test_ipndm_of_diffusers():
 @pytest.fixture(scope='module')
 def k_diffusion():
     """Its module of samplers alone: what else the package imports is not needed here."""
-    found = importlib.util.find_spec('k_diffusion')
-    if found is None or found.submodule_search_locations is None:
-        pytest.skip('k-diffusion is not installed: pip install --no-deps k-diffusion')
-    folder = Path(found.submodule_search_locations[0])
-    stubs = {name: types.ModuleType(name) for name in (
-        'torchdiffeq', 'torchsde', 'peer', 'peer.utils')}
-    stubs['torchdiffeq'].odeint = None
-    stubs['peer.utils'].append_dims = lambda x, n: x.reshape(-1, *[1] * (n - 1))
-    stubs['peer'].utils, stubs['peer'].__path__ = stubs['peer.utils'], []
-    with pytest.MonkeyPatch.context() as patch:
-        for name, module in stubs.items():
-            patch.setitem(sys.modules, name, sys.modules.get(name, module))
-        spec = importlib.util.spec_from_file_location('peer.sampling', folder / 'sampling.py')
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
+    try:
+        return part_of('k_diffusion', 'sampling')[0]
+    except Missing as reason:
+        pytest.skip(f'{reason}: pip install --no-deps k-diffusion')
 
 
 @pytest.mark.parametrize(('name', 'settings', 'solver'), [
