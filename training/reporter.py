@@ -16,10 +16,11 @@ from dnnlib.files import append_line
 from torch_utils import distributed
 from training.clock import Clock
 from training.config import TrainConfig, learning_rate
+from training.curves import Curve
 from training.loggers import Loggers
 from training.run_folder import forget_after
 from training.state import TrainState
-from training.stats_file import SIGMA_RANGES, strict
+from training.stats_file import SIGMA_RANGES, read_statistics, strict
 from training.validation import line_of
 from training.work import Work
 
@@ -32,13 +33,14 @@ class Reporter:
     """A reporter that prints and stores the progress of training; `with` closes its bar.
 
     Statistics of steps after the state, which a killed run reported but did not save, are removed
-    at the beginning.
+    at the beginning. `curve`, on rank 0, is what the loss is compared with.
     """
 
     def __init__(self, config: TrainConfig, state: TrainState, run_dir: Path,
-                 device: torch.device, clock: Clock, loggers: Loggers | None = None) -> None:
+                 device: torch.device, clock: Clock, loggers: Loggers | None = None,
+                 curve: Curve | None = None) -> None:
         self.config, self.state, self.run_dir, self.device = config, state, run_dir, device
-        self.clock, self.loggers = clock, loggers or Loggers()
+        self.clock, self.loggers, self.curve = clock, loggers or Loggers(), curve
         self.is_first = distributed.get_rank() == 0
         self.work = Work.of(config.network, device) if self.is_first else None
         self.bar: tqdm.tqdm[Any] | None = None
@@ -48,6 +50,8 @@ class Reporter:
         if self.is_first and is_terminal():
             self.bar = tqdm.tqdm(total=self.config.total_nimg / 1000,
                                  initial=self.state.nimg / 1000, leave=False, bar_format=BAR)
+        if self.curve is not None and self.state.nimg < self.curve.nimg[-1]:
+            self.say(self.curve.announcement())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -106,6 +110,10 @@ class Reporter:
                         json.dumps(strict({**line, 'timestamp': time.time()})))
             self.loggers.numbers(self.state.nimg, {name: entry['mean']
                                                    for name, entry in line.items()})
+            if self.curve is not None and self.state.nimg in self.curve.nimg:
+                verdict = self.curve.verdict(read_statistics(self.run_dir / 'stats.jsonl'))
+                if verdict:
+                    self.say(verdict)
         self.tick_start, self.tick_nimg, self.clock.maintenance = now, self.state.nimg, 0.0
 
     def _numbers(self, now: float) -> dict[str, float]:

@@ -23,6 +23,7 @@ from torch_utils.stats import Collector
 from training.clock import Clock
 from training.compiled import set_tf32
 from training.config import TrainConfig, due
+from training.curves import curve_of
 from training.dataset import ImageFolderDataset, batches
 from training.ema import EMA
 from training.judging import Evaluation, judge
@@ -153,7 +154,8 @@ def training_loop(config: TrainConfig, state: TrainState, run_dir: Path, device:
     def stopping() -> bool:
         return should_stop() or clock.ready_by() > deadline
 
-    reporter = Reporter(config, state, run_dir, device, clock, loggers)
+    curve = curve_of(config, dataset, run_dir) if distributed.get_rank() == 0 else None
+    reporter = Reporter(config, state, run_dir, device, clock, loggers, curve)
     with reporter, saving_what_there_is(saver):
         saver.real_images()
         while True:
