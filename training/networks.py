@@ -213,9 +213,13 @@ def attention(qkv: Tensor, num_heads: int) -> Tensor:
     qkv [B, heads · c · 3, H, W], ordered head, channel, (q, k, v) -> [B, heads · c, H, W].
     """
     B, _, H, W = qkv.shape
+    dtype = qkv.dtype
+    if torch.is_grad_enabled() and qkv.device.type == 'cpu':
+        qkv = qkv.to(torch.float32)   # the gradient of bfloat16 takes four times as long there
     # [B, heads, HW, c]
     q, k, v = qkv.reshape(B, num_heads, -1, 3, H * W).permute(3, 0, 1, 4, 2).contiguous()
-    return functional.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(B, -1, H, W)
+    a = functional.scaled_dot_product_attention(q, k, v).to(dtype)
+    return a.transpose(2, 3).reshape(B, -1, H, W)
 
 
 class UNetBlock(nn.Module):

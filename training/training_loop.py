@@ -319,7 +319,8 @@ def build(config: TrainConfig, device: torch.device) -> TrainState:
     decay = config.optimizer.weight_decay
     Adam = torch.optim.AdamW if decay else torch.optim.Adam
     optimizer = Adam(net.parameters(), lr=config.optimizer.lr, betas=(beta1, beta2),
-                     eps=config.optimizer.eps, weight_decay=decay, fused=device.type == 'cuda')
+                     eps=config.optimizer.eps, weight_decay=decay,
+                     fused=place.type in ('cpu', 'cuda'))   # one pass over memory, not ten
     loss_scale = LossScale(2.0**16, dynamic=True)
     if config.loss_scaling is not None:
         loss_scale = LossScale(config.loss_scaling)

@@ -29,6 +29,7 @@ from training.networks import (
     GroupNorm,
     NetworkConfig,
     UNetBlock,
+    attention,
     build_network,
     group_norm_channels_last,
     is_channels_last,
@@ -181,18 +182,29 @@ def test_a_compiled_step_is_the_step(digits, monkeypatch):  # noqa: F811
 
 
 def test_an_optimizer_continues_as_its_device_works(digits, tmp_path):  # noqa: F811
-    """A state that was saved where Adam was fused goes on where it is not, and keeps its
+    """A state that was saved where Adam was not fused goes on where it is, and keeps its
     numbers."""
     config = small_config(digits)
     state = run_steps(config, 2)
     expected = run_steps(config, 1, copy.deepcopy(state))
     for group in state.optimizer.param_groups:
-        group['fused'] = True
+        group['fused'] = False
     path = save_state(state, config, tmp_path)
     restored = build(config, torch.device('cpu'))
     restore_state(restored, load_state(path), str(path))
-    assert restored.optimizer.param_groups[0]['fused'] is False
+    assert restored.optimizer.param_groups[0]['fused'] is True
     assert_same(run_steps(config, 1, restored).net.state_dict(), expected.net.state_dict())
+
+
+def test_attention_that_is_trained_in_half_precision_on_a_cpu_rounds_inputs_and_answer_only():
+    """Its products are those of float32: one rounding to 8 bits away from them."""
+    qkv = images(2, 24, 4, 4).to(torch.bfloat16)
+    exact = attention(qkv.to(torch.float32), num_heads=2)
+    trained = attention(qkv.requires_grad_(), num_heads=2)
+    assert trained.dtype == torch.bfloat16
+    assert torch.equal(trained, exact.to(torch.bfloat16))
+    trained.sum().backward()
+    assert qkv.grad.dtype == torch.bfloat16
 
 
 @needs_gpu
