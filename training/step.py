@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limpid.loss import DenoisingLoss, Loss, VelocityLoss
 from limpid.values import to_network
@@ -73,6 +73,17 @@ def norm_of(gradients: list[Tensor]) -> Tensor:
     return whole(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
 
 
+def settle_layouts(net: nn.Module) -> None:
+    """Let gradients of 1x1 convolutions have the strides of their weights.
+
+    A kernel of one pixel is in both memory layouts at once, and autograd takes the strides of the
+    features, which may be the other's. DistributedDataParallel warns of such gradients.
+    """
+    for parameter in net.parameters():
+        if parameter.ndim == 4 and parameter.shape[2:] == (1, 1) and parameter.requires_grad:
+            parameter.register_hook(lambda grad: grad.flatten(1)[:, :, None, None])
+
+
 class StepFunction:
     """One training step with Adam on this rank's share of a batch (Section 5)."""
 
@@ -100,7 +111,8 @@ class StepFunction:
                 self.loss = replace(config.loss, noise_distribution=Given())
                 self.recorder = Recorder(self._gradient)
         if self.world_size > 1 and not config.shard:
-            ddp = torch.nn.parallel.DistributedDataParallel
+            settle_layouts(state.net)
+            ddp = nn.parallel.DistributedDataParallel
             known = inspect.signature(ddp).parameters   # torch 2.13 has another name for it
             sync = ('forward_sync_buffers' if 'forward_sync_buffers' in known
                     else 'broadcast_buffers')
