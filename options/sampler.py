@@ -5,7 +5,7 @@ Every command that draws images uses them, so that all of these take the same op
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -28,16 +28,16 @@ from dnnlib.cli import (
 from limpid.adaptive import ADAPTIVE
 from limpid.brownian import MULTISTEP_SDES
 from limpid.denoiser import Network, Traits
-from limpid.earlier import CORRECTORS, EARLIER, PREDICTORS, VARIANCES
-from limpid.exponential import VARIANTS
+from limpid.earlier import CORRECTORS, EARLIER, PREDICTORS, VARIANCES, PredictorCorrector
+from limpid.exponential import VARIANTS, UniPC
 from limpid.levels import DISCRETE_SCHEDULES, SPACINGS
-from limpid.multistep import SPACES
+from limpid.multistep import DEIS, SPACES
 from limpid.noise_range import Steps, noise_range
 from limpid.samplers import ANGLE, FINALS, RULES, Churn, FlowSampler, Sampler
 from limpid.sampling import Plan, check_start, from_infinity, plan
 from limpid.schedules import SCALINGS, SCHEDULES, VPSchedule
-from limpid.sde import SDES
-from limpid.solvers import SOLVERS, SecondOrder
+from limpid.sde import SDES, GeneralSDE
+from limpid.solvers import EXPONENTIAL, SOLVERS, SecondOrder
 from limpid.steps import STEPS, DiscreteSteps, ExplicitSteps, VESteps
 from limpid.table1 import TABLE_1, Column
 from options.common import PHRASES, exponent_rho, not_negative, positive, share, steps_of_sampling
@@ -61,6 +61,25 @@ ROWS = {*OWN_STEPS, 'preset', 'solver', 'schedule', 'scaling'}
 
 # the fields of a sampler that are rows of Table 1; the others are numbers, each with an option
 ROW_FIELDS = {'schedule', 'scaling', 'solver', 'churn'}
+
+# Options that some values of others leave without effect: the class of sampler or solver, whether
+# it has these values, the options, and the values as they are told. They get notes, since a sweep
+# may include such values.
+IDLE: tuple[tuple[type, Callable[[Any], bool], tuple[str, ...], str], ...] = (
+    (DEIS, lambda it: it.order == 1, ('space', 'lower_order_final'), '--order=1'),
+    (UniPC, lambda it: it.order == 1, ('lower_order_final',), '--order=1'),
+    # the corrector of order 1 still has a B(h)
+    (UniPC, lambda it: it.order == 1 and not it.correct, ('bh',), '--order=1 --correct=False'),
+    (PredictorCorrector, lambda it: it.corrector == 'none', ('corrector_steps', 'snr', 'original'),
+     '--corrector=none'),
+    (PredictorCorrector, lambda it: it.corrector != 'none' and it.corrector_steps == 0,
+     ('corrector', 'snr', 'original'), '--corrector_steps=0'),
+    (PredictorCorrector, lambda it: it.corrector == 'ald' and it.corrector_steps > 0,
+     ('original',), '--corrector=ald'),
+    (GeneralSDE, lambda it: it.beta == 0, ('constant', 'S_min', 'S_max'), '--beta=0'),
+)
+# The numbers that place noise levels between the highest and the lowest.
+BETWEEN = {'rho', 'beta_a', 'beta_b'}
 
 # Settings of the paper: Section 3, Table 5 with the numbers of steps of Table 4, and the first row
 # of Table 3.
@@ -374,22 +393,31 @@ def _taken(sampler: object) -> set[str]:
 
 def note_unused(options: Mapping[str, Any], given: Mapping[str, Any], steps: Steps, name: str,
                 sampler: Sampler) -> list[str]:
-    """Return notes on EDM's options without effect; raise ValueError for any other such option."""
+    """Return notes on options of EDM, and a family, without effect; raise ValueError for others."""
     described = f'--sampler={name}'
     if name == 'table1' and 'solver' in given:
         described += f' --solver={given["solver"]}'
     if 'disc' in given:
         described += f' --disc={given["disc"]}'
     notes = []
-    for option in sorted(unused(options, _used(steps, name, sampler))):
+    for option in sorted(unused(options, _used(given, steps, name, sampler))):
         shown = FLAGS[option]
         if option in ('spacing', 'zero_terminal_snr'):
             raise ValueError(f'{shown} would have no effect without discrete timesteps: give '
                              f'--disc={", ".join(DISCRETE_SCHEDULES)}')
-        if option not in OLD:
+        if option not in OLD | {'family'}:   # other rows may replace all that it supplies
             raise ValueError(f'{shown} would have no effect with {described}')
         notes.append(f'{shown} has no effect with {described}')
-    return notes + _notes_on_churn(given, sampler)
+    return [*notes, *_notes_on_idle(options, sampler), *_notes_on_churn(given, sampler)]
+
+
+def _notes_on_idle(options: Mapping[str, Any], sampler: Sampler) -> list[str]:
+    """Return notes on options that values of others leave without effect."""
+    chosen = (sampler, sampler.solver if isinstance(sampler, FlowSampler) else None)
+    return [f'{FLAGS[name]} has no effect with {values}'
+            for cls, has_values, names, values in IDLE for one in chosen
+            if isinstance(one, cls) and has_values(one)
+            for name in names if options.get(name) is not None]
 
 
 def _notes_on_churn(given: Mapping[str, Any], sampler: Sampler) -> list[str]:
@@ -420,17 +448,22 @@ def _notes_on_rounding(sampler: Sampler, told: Traits) -> list[str]:
             f'knows, and it answers for the nearest: alpha = 1 does not']
 
 
-def _used(steps: Steps, name: str, sampler: Sampler) -> set[str]:
+def _used(given: Mapping[str, Any], steps: Steps, name: str, sampler: Sampler) -> set[str]:
     """Return the options that have an effect with these steps and this sampler."""
-    used = {'preset', 'sampler', 'family', 'sigmas', *_taken(sampler), *_numbers(sampler)}
-    for row in _taken(sampler) & {'solver', 'churn'}:
+    taken = _taken(sampler)
+    used = {'preset', 'sampler', 'sigmas', *taken, *_numbers(sampler)}
+    if isinstance(sampler, FlowSampler) and isinstance(sampler.solver, EXPONENTIAL):
+        used -= {'schedule', 'scaling'}   # it works in σ, whatever the time is
+    if not {'disc', 'sigmas'} & given.keys() or used & (ROW_FIELDS - {'churn'}) - given.keys():
+        used.add('family')
+    for row in taken & {'solver', 'churn'}:
         used |= _numbers(getattr(sampler, row))
     if isinstance(steps, ExplicitSteps):
         return used
     used |= {'disc', 'sigma_min', 'sigma_max', *_numbers(steps)}
     if isinstance(steps, DiscreteSteps):
         used |= _numbers(steps.schedule)
-    return used - {'rho'} if name in ADAPTIVE else used | {'num_steps'}
+    return used - BETWEEN if name in ADAPTIVE else used | {'num_steps'}
 
 
 def _numbers(obj: object) -> set[str]:

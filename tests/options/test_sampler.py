@@ -125,7 +125,9 @@ def test_presets_resolve_and_table_5_is_table_5():
     ({'solver': 'euler', 'alpha': 0.5}, '--alpha would have no effect with --sampler=table1 '
                                         '--solver=euler'),
     ({'eta': 0.5}, '--eta would have no effect with --sampler=table1'),
-    ({'sampler': 'rk45', 'eps_rel': 0.1}, '--eps_rel would have no effect with --sampler=rk45')])
+    ({'sampler': 'rk45', 'eps_rel': 0.1}, '--eps_rel would have no effect with --sampler=rk45'),
+    ({'sampler': 'rk45', 'disc': 'beta', 'beta_a': 0.9},
+     '--beta_a would have no effect with --sampler=rk45 --disc=beta')])
 def test_an_added_option_without_effect_is_an_error(given, message):
     with pytest.raises(ValueError, match=f'^{message}$'):
         resolve(**given)
@@ -137,12 +139,78 @@ def test_an_added_option_without_effect_is_an_error(given, message):
     ({'sampler': 'rk45', 'num_steps': 5}, '--steps has no effect with --sampler=rk45'),
     ({'sampler': 'em', 'S_churn': 5.0}, '--S_churn has no effect with --sampler=em'),
     ({'sigmas': [1.0], 'num_steps': 5}, '--steps has no effect with --sampler=table1'),
+    ({'solver': 'deis', 'schedule': 'vp'},
+     '--schedule has no effect with --sampler=table1 --solver=deis'),
+    ({'solver': 'dpmpp-2s', 'scaling': 'vp'},
+     '--scaling has no effect with --sampler=table1 --solver=dpmpp-2s'),
+    ({'sampler': 'rk45', 'rho': 5.0}, '--rho has no effect with --sampler=rk45'),
+    ({'sampler': 'ddim', 'family': 'vp', 'disc': 'edm'},
+     '--family has no effect with --sampler=ddim --disc=edm'),
+    ({'family': 'vp', 'disc': 'edm', 'solver': 'lms'},
+     '--family has no effect with --sampler=table1 --solver=lms --disc=edm'),
     ({'S_noise': 1.01}, '--S_noise has no effect without --S_churn'),
     ({'sampler': 'angle', 'S_min': 0.1}, '--S_min has no effect without --S_churn'),
     ({'S_churn': 5.0, 'S_min': 50.0, 'S_max': 1.0},
      'no fresh noise is added, as --S_min=50 is above --S_max=1')])
 def test_an_old_option_without_effect_is_a_note(given, note):
     assert resolve(**given).notes == (note,)
+
+
+# Options without effect beside values of others: what stays the same, and the note.
+IDLE = [
+    ({'solver': 'deis', 'order': 1}, {'space': 'log-rho'}, '--order=1'),
+    ({'solver': 'deis', 'order': 1}, {'lower_order_final': True}, '--order=1'),
+    ({'solver': 'unipc', 'order': 1}, {'lower_order_final': True}, '--order=1'),
+    ({'solver': 'unipc', 'order': 1, 'correct': False}, {'bh': 'bh1'}, '--order=1 --correct=False'),
+    ({'sampler': 'pc', 'corrector': 'none'}, {'snr': 0.5}, '--corrector=none'),
+    ({'sampler': 'pc', 'corrector': 'none'}, {'corrector_steps': 3}, '--corrector=none'),
+    ({'sampler': 'pc', 'corrector': 'none'}, {'original': True}, '--corrector=none'),
+    ({'sampler': 'pc', 'corrector_steps': 0}, {'corrector': 'ald'}, '--corrector_steps=0'),
+    ({'sampler': 'pc', 'corrector_steps': 0}, {'snr': 0.5}, '--corrector_steps=0'),
+    ({'sampler': 'pc', 'corrector': 'ald'}, {'original': True}, '--corrector=ald'),
+    ({'sampler': 'sde', 'beta': 0.0}, {'constant': True}, '--beta=0'),
+    ({'sampler': 'sde', 'beta': 0.0}, {'S_min': 1.0}, '--beta=0')]
+# As near to these as can be, and with an effect.
+BUSY = [
+    ({'solver': 'deis', 'order': 2}, {'space': 'log-rho'}),
+    ({'solver': 'deis', 'order': 2}, {'lower_order_final': True}),
+    ({'solver': 'unipc', 'order': 1}, {'bh': 'bh1'}),
+    ({'solver': 'unipc', 'order': 2, 'correct': False}, {'bh': 'bh1'}),
+    ({'solver': 'adams'}, {'schedule': 'vp'}), ({'solver': 'ipndm'}, {'scaling': 'vp'}),
+    ({'sampler': 'pc'}, {'snr': 0.5}), ({'sampler': 'pc'}, {'original': True}),
+    ({'sampler': 'pc', 'corrector': 'ald'}, {'snr': 0.5}),
+    ({'sampler': 'sde', 'beta': 0.5}, {'constant': True}),
+    ({'sampler': 'sde', 'beta': 0.5}, {'S_min': 1.0}),
+    ({'sampler': 'rk45', 'rtol': 0.01, 'atol': 0.01}, {'schedule': 'vp'}),
+    ({'family': 'vp', 'disc': 'edm', 'solver': 'heun'}, {'schedule': 'linear'})]
+OF_SIGMA = [({'solver': name}, {row: 'vp'}, f'--sampler=table1 --solver={name}')
+            for name in ('dpmpp-2m', 'dpmpp-3m', 'dpmpp-2s', 'dpm-2', 'unipc', 'deis', 'lms')
+            for row in ('schedule', 'scaling')]
+
+
+def drawn(given):
+    """What a sampler draws for a denoiser that is neither linear nor the same in σ."""
+    def net(x, sigma, labels=None):
+        sigma = sigma.reshape(-1, 1, 1, 1)
+        return torch.tanh(x / (0.3 + sigma)) * (1 - 0.1 * torch.sin(sigma + x))
+
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn([3, 1, 2, 2], dtype=torch.float64, generator=generator)
+    return resolve(**{'num_steps': 6, **given} if given.get('sampler') != 'rk45' else given).plan(
+        net)(net, noise, None, lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator))
+
+
+@pytest.mark.parametrize(('given', 'more', 'values'), [*IDLE, *OF_SIGMA])
+def test_what_is_noted_has_no_effect(given, more, values):
+    [name] = more
+    assert resolve(**given, **more).notes == (f'--{name} has no effect with {values}',)
+    torch.testing.assert_close(drawn(given), drawn({**given, **more}), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(('given', 'more'), BUSY)
+def test_what_is_not_noted_has_one(given, more):
+    assert resolve(**given, **more).notes == ()
+    assert float((drawn(given) - drawn({**given, **more})).abs().max()) > 1e-6
 
 
 def test_other_alphas_are_noted_where_levels_are_discrete():
