@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import dataset_tool
+import demo
 import train
 from reproduction import curves as maker
 from reproduction import small
@@ -141,6 +142,18 @@ def test_the_small_presets_have_one(pictures, column, letter):
     assert settings_by(small.run(column, letter, 7).command, pictures) == curve['settings']
     assert curve['nimg'] == [4000, 8000, 12000, 16000] and len(set(curve['seeds'])) >= 2
     assert curve['images'] == {'count': 60000, 'shape': [1, 16, 16], 'std': 0.675129}
+
+
+def test_the_demo_has_one(pictures, monkeypatch, tmp_path):
+    told = []
+    monkeypatch.setattr(demo, 'command', lambda line, capture=False: told.append(line))
+    monkeypatch.setattr(demo, 'RUN', tmp_path / 'run')
+    monkeypatch.setattr(demo, 'DATA', pictures)
+    demo.train_model(64, 'cpu')
+    [curve] = [one for one in stored()['curves'] if one['name'] == 'demo/digits']
+    assert settings_by(told[0], pictures) == curve['settings']
+    assert curve['nimg'] == [3200 * k for k in range(1, 21)]
+    assert curve['images']['count'] == 1797
 
 
 def test_the_curves_tell_right_from_wrong():
