@@ -8,8 +8,6 @@ import click
 
 from dnnlib.cli import GroupedCommand, Whole, check_writable, heading, one_line_errors
 from dnnlib.files import atomic_write
-from reports.page import report
-from reports.run import read_runs
 
 MOST_RUNS = 30   # with a line of their own
 
@@ -38,6 +36,9 @@ def main(folders: tuple[str, ...], dest: str | None, pictures: int) -> None:
     runs are drawn into the same curves, and the settings that differ come first. A run that is
     still going on can be shown too. Needs matplotlib.
     """
+    from reports.page import report  # what takes seconds to import: --help does without
+    from reports.run import read_runs
+
     if len(folders) > MOST_RUNS:
         raise ValueError(f'{len(folders)} runs are more than can be told apart: name at most '
                          f'{MOST_RUNS}')

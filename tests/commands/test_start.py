@@ -36,6 +36,12 @@ def test_commands_import_only_what_every_use_of_them_needs():
     assert modules.isdisjoint(NEEDED_LATER), modules & set(NEEDED_LATER)
 
 
+@pytest.mark.parametrize('name', ['demo', 'report'])
+def test_help_of_these_does_without_torch(name):
+    _, modules = run('-c', f'import {name}')
+    assert 'click' in modules and 'torch' not in modules
+
+
 @pytest.mark.parametrize('words', [['checkpoint.py'], ['fid.py', 'calc']])
 def test_a_second_help_imports_no_library_and_prints_the_same(words, tmp_path):
     text, modules = run(*words, '--help', home=tmp_path)
