@@ -12,7 +12,7 @@ import click
 from data import check, preview, split, stats
 from data.convert import ON_MISMATCH, convert
 from data.labels_file import with_labels
-from data.limits import IMAGE_PIXELS
+from data.limits import SET_PIXELS
 from data.source import Size
 from data.sources import open_source
 from data.transforms import TRANSFORMS
@@ -28,8 +28,8 @@ class Resolution(click.ParamType):   # type: ignore[type-arg]
         match = re.fullmatch(r'(\d{1,5})[x,](\d{1,5})', str(value))
         if match is None or int(match[1]) == 0 or int(match[2]) == 0:
             self.fail(f'{value!r} is not a width and a height in pixels such as 64x64', param, ctx)
-        if int(match[1]) * int(match[2]) > IMAGE_PIXELS:
-            self.fail(f'{value!r} has more than {IMAGE_PIXELS:,} pixels', param, ctx)
+        if int(match[1]) * int(match[2]) > SET_PIXELS:
+            self.fail(f'{value!r} has more than {SET_PIXELS:,} pixels', param, ctx)
         return int(match[1]), int(match[2])
 
 

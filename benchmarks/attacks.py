@@ -54,6 +54,11 @@ IMAGES = ('dataset_tool.py --source={0} --dest={}/out.zip --workers=1',
           'fid.py ref --data={0} --dest={}/ref.npz --detector=demo --workers=0 --device=cpu',
           'generate.py --network=ideal:{0} --outdir={}/out --seeds=0 --steps=2 --device=cpu')
 SOURCE, LOOK = IMAGES[:1], IMAGES[:2]
+ONE = (f'{SOURCE[0]} --max-images=1',)
+PICTURES = (*LOOK, *(f'{SOURCE[0]} --resolution=64x64{more}' for more in (
+    '', ' --transform=center-crop', ' --transform=center-crop-dhariwal', ' --color=keep')),
+            'dataset_tool.py stats {0} --workers=1',
+            'dataset_tool.py preview {0} --dest={}/out.png')
 SAMPLES = ('fid.py calc --images={0} --ref={}/files/ref.npz --num=2 --metrics=fid --detector=demo '
            '--workers=0 --device=cpu', *SOURCE)
 REFERENCE = ('fid.py dist {0} {}/files/ref.npz', 'fid.py calc --images={}/files/set.zip --ref={0} '
@@ -218,6 +223,22 @@ def encoded(mode: str, size: tuple[int, int], form: str, **options: Any) -> byte
     return file.getvalue()
 
 
+def large(mode: str, side: int, form: str, **options: Any) -> bytes:   # noqa: ANN401 (Pillow's)
+    """Return a square image of zeros with so many bytes that it may have its pixels."""
+    data = encoded(mode, (side, side), form, **options)
+    return data + bytes(max(side * side // 50 + 1 - len(data), 0))
+
+
+def scans(side: int, more: int) -> bytes:
+    """Return a JPEG that goes over its pixels so many more times than it should."""
+    data = encoded('RGB', (side, side), 'JPEG', progressive=True, subsampling=0)
+    last = data[data.rindex(b'\xff\xda'):-2]
+    return data[:-2] + last * more + data[-2:] + bytes(side * side // 50)
+
+
+TURNED = b'Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06' + bytes(7)
+
+
 def a_set(image: Callable[[], bytes], name: str = 'a.png') -> Callable[[Path], None]:
     """Return a function that writes a folder with an image."""
     def make(path: Path) -> None:
@@ -296,16 +317,27 @@ def gzipped(data: bytes, zeros: int) -> bytes:
 
 
 SIZES = {   # of a PNG: width, height, colour, depth, padding
-    '13000-grey': (13000, 13000, 0, 1), '8192-rgba16-padded': (8192, 8192, 6, 16, 2**20),
-    '8192-grey16-padded': (8192, 8192, 0, 16, 2**20), '8192-rgb-padded': (8192, 8192, 2, 8, 2**20),
-    '8192-palette-padded': (8192, 8192, 3, 8, 2**20),
-    '8192-grey-alpha-padded': (8192, 8192, 4, 8, 2**20), '4096-rgba16': (4096, 4096, 6, 16),
-    'wide-padded': (2**20, 2**6, 0, 1, 2**20)}
+    '13000-grey': (13000, 13000, 0, 1), '10124-rgb': (10124, 10124, 2, 8),
+    **{f'10124-{kind}-padded': (10124, 10124, *colors, 2_300_000) for kind, colors in {
+        'rgba16': (6, 16), 'grey16': (0, 16), 'rgb': (2, 8), 'palette': (3, 8),
+        'grey-alpha': (4, 8)}.items()},
+    '4096-rgba16': (4096, 4096, 6, 16), '4096-rgb': (4096, 4096, 2, 8),
+    'wide': (2**20, 2**4, 2, 8), 'wide-padded': (2**16, 1560, 6, 8, 2_300_000),
+    'high-padded': (1560, 2**16, 6, 8, 2_300_000)}
 NAMES = {   # of the same image in other formats
-    'tiff-8192-float.tif': lambda: encoded('F', (8192, 8192), 'TIFF', compression='tiff_deflate'),
-    'jpeg-8192-cmyk.jpg': lambda: encoded('CMYK', (8192, 8192), 'JPEG'),
-    'gif-8192.gif': lambda: encoded('P', (8192, 8192), 'GIF') + bytes(2**20),
-    'webp-8192.webp': lambda: encoded('RGBA', (8192, 8192), 'WEBP', lossless=True) + bytes(2**20),
+    'tiff-float.tif': lambda: large('F', 10124, 'TIFF', compression='tiff_deflate'),
+    'tiff-turned.tif': lambda: large('RGB', 7150, 'TIFF', compression='tiff_deflate', exif=TURNED),
+    'tiff-jpeg.tif': lambda: large('RGB', 5800, 'TIFF', compression='jpeg'),
+    'jpeg-cmyk.jpg': lambda: large('CMYK', 10124, 'JPEG'),
+    'jpeg-turned.jpg': lambda: large('RGB', 10124, 'JPEG', exif=TURNED),
+    'png-turned.png': lambda: large('RGB', 10124, 'PNG', exif=TURNED),
+    'jpeg-progressive-7600.jpg': lambda: large('RGB', 7600, 'JPEG', progressive=True),
+    'jpeg-progressive-6400.jpg': lambda: large('RGB', 6400, 'JPEG', progressive=True,
+                                               subsampling=0),
+    'jpeg-scans.jpg': lambda: scans(6400, 20), 'jpeg-more-scans.jpg': lambda: scans(4096, 1000),
+    'gif.gif': lambda: large('P', 10124, 'GIF'),
+    'webp.webp': lambda: large('RGBA', 5060, 'WEBP', lossless=True),
+    'webp-8192.webp': lambda: large('RGBA', 8192, 'WEBP', lossless=True),
     'tiff-1bit.tif': lambda: encoded('1', (30000, 30000), 'TIFF', compression='group4'),
     'ppm.ppm': lambda: b'P6 30000 30000 255\n',
     'bmp.bmp': lambda: encoded('L', (8, 8), 'BMP').replace(
@@ -422,9 +454,9 @@ def attacks(folder: Path) -> list[Attack]:
 
 def image_attacks() -> list[Attack]:
     """Return attacks with images, zips and tars."""
-    found = [Attack(f'png-{name}/set', a_set(functools.partial(large_png, *size)), LOOK)
+    found = [Attack(f'png-{name}/set', a_set(functools.partial(large_png, *size)), PICTURES)
              for name, size in SIZES.items()]
-    found += [Attack(f'{name}/set', a_set(data, name), LOOK) for name, data in NAMES.items()]
+    found += [Attack(f'{name}/set', a_set(data, name), PICTURES) for name, data in NAMES.items()]
     image = ('a.png', png(7))
     return [
         *found,
@@ -454,6 +486,9 @@ def image_attacks() -> list[Attack]:
         Attack('c/cifar-10-python.tar', text(tar_of(-512, name='data_batch_1')), SOURCE),
         Attack('idx-4gb-idx3-ubyte.gz', text(lambda: gzipped(
             bytes([0, 0, 8, 3]) + struct.pack('>III', 2**12, 2**10, 2**10), 2**32)), SOURCE),
+        Attack('idx-5mb-idx3-ubyte.gz', text(lambda: gzipped(
+            bytes([0, 0, 8, 3]) + struct.pack('>III', 532, 512, 512) + os.urandom(5 * 2**20),
+            2**27)), ONE),
         Attack('idx-claims-idx3-ubyte', text(
             bytes([0, 0, 8, 3]) + struct.pack('>III', 2**12, 2**10, 2**10)), SOURCE),
         Attack('idx-none-idx3-ubyte', text(
@@ -466,8 +501,8 @@ def label_attacks() -> list[Attack]:
     def pair(label: object) -> list[list[object]]:
         return [['0.png', label], ['1.png', 0]]
 
-    def many() -> list[list[object]]:   # a million take 5 to 12 s
-        return [['0.png', 0], ['1.png', 1], *([f'{i}', i] for i in range(100_000))]
+    def many(count: int) -> list[list[object]]:
+        return [['0.png', 0], ['1.png', 1], *([f'{i}', i] for i in range(count))]
     return [
         *(Attack(f'class-{name}/set', labelled(pair(value)), IMAGES) for name, value in {
             '2^31-1': 2**31 - 1, '2^16': 2**16, '65535': 65535, 'negative': -1, '1e300': 1e300,
@@ -476,13 +511,18 @@ def label_attacks() -> list[Attack]:
         Attack('vectors/set', labelled(
             lambda: [[f'{i}.png', [0.5] * 1_000_000] for i in range(2)]),
                IMAGES),
-        Attack('100000-names/set', labelled(many), IMAGES),
+        *(Attack(f'{count}-names/set', labelled(functools.partial(many, count)), IMAGES)
+          for count in (130_000, 1_000_000)),
+        Attack('keys/set', labelled(lambda: json.dumps({f'{i}': i for i in range(1_000_000)})),
+               IMAGES),
         Attack('deep/set', labelled('[' * 8_000_000), IMAGES),
         Attack('deep-labels/set', labelled('{"labels": ' + '[' * 100_000), IMAGES),
         Attack('pairs/set', labelled('{"labels": [' + '[],' * 8_000_000 + '[]]}'), IMAGES),
         Attack('numbers/set', labelled('[' + '0,' * 30_000_000 + '0]'), IMAGES),
         Attack('names/set', labelled(json.dumps(
             {'labels': pair(0), 'classes': ['\x1b[2J\u202e' * 100] * 10_000})), IMAGES),
+        Attack('names.json', text(lambda: json.dumps(
+            {f'{i}': i for i in range(1_000_000)}).encode()), LABELS),
         *(Attack(name, text(content), LABELS) for name, content in {
             'deep.json': '[' * 1_000_000, 'pairs.json': '[' + '[],' * 8_000_000 + '[]]',
             'numbers.json': '[' + '0,' * 30_000_000 + '0]', 'one-line.csv': 'a,' * 10_000_000,
@@ -508,6 +548,9 @@ def array_attacks() -> list[Attack]:
         *found,
         Attack('samples-300mb.npz', npz(arr_0=zeros((10_000, 100, 100, 3), '|u1')), SAMPLES),
         Attack('samples-16mb.npz', npz(arr_0=zeros((80, 256, 256, 3), '|u1')), SAMPLES),
+        Attack('samples-5mb.npz', npz(arr_0=lambda: npy(
+            '(712, 256, 256, 3)', data=os.urandom(5 * 2**20) + bytes(712 * 3 * 2**16 - 5 * 2**20))),
+               (*SAMPLES[:1], *ONE)),
         Attack('latents-1gb.npz', npz(latents=zeros((250_000, 1, 32, 32))), LATENTS),
         Attack('latents-16mb.npz', npz(latents=zeros((60_000, 1, 8, 8))), LATENTS),
         *(Attack(f'latents-{kind[1:]}.npz', npz(latents=zeros((2, 1, 8, 8), kind),

@@ -1,6 +1,8 @@
 """dataset_tool.py check: decode every image, and tell what is wrong or odd."""
 
+import hashlib
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +13,10 @@ import numpy as np
 
 from data.convert import some
 from data.parallel import in_order, processors
-from data.prepare import Job, Outcome, encoded
-from data.source import Source
+from data.prepare import Outcome
+from data.source import Image, Source
 from data.sources import open_source
-from data.transforms import kept
+from data.transforms import bands, kept, kind_of, oddities, size_of
 from dnnlib.cli import GroupedCommand, Whole, heading, one_line_errors
 from dnnlib.files import atomic_write
 from dnnlib.progress import Progress
@@ -47,13 +49,12 @@ def checked(source: Source, workers: int) -> Findings:
     """Decode all images of a source."""
     found = Findings()
     alike: dict[tuple[Any, ...], list[str]] = {}
-    job = Job(source, color='keep', send=False)
     with Progress(len(source.names), 'checking') as progress:
-        for chunk in in_order(job, source.names, 0, workers):
+        for chunk in in_order(Look(source), source.names, 0, workers):
             for told in chunk:
                 _count(found, told, source)
                 if told.ending:
-                    alike.setdefault((told.crc, told.length), []).append(told.name)
+                    alike.setdefault((told.crc, told.kind, told.size), []).append(told.name)
             progress.advance(len(chunk))
     for names in alike.values():
         if len(names) > 1:
@@ -75,13 +76,51 @@ def _count(found: Findings, told: Outcome, source: Source) -> None:
         found.labels[label] += 1
 
 
+@dataclass(frozen=True)
+class Look:
+    """Work for each image: what is known of it, with a checksum of its pixels, and no data."""
+    source: Source
+
+    def __call__(self, index: int, name: str) -> Outcome:
+        """Load and describe one image."""
+        try:
+            image = self.source.load(name)
+        except ValueError as error:
+            return Outcome(index, name, found=('unreadable',), problem=str(error))
+        found = [*oddities(image), *(['several images'] if self.source.several(name) else [])]
+        crc = 0
+        for part in _pixels(image):
+            crc = zlib.crc32(part.data, crc)
+        return Outcome(index, name, 'pixels', size_of(image), _kind(image), tuple(found), crc=crc)
+
+
+def _pixels(image: Image | np.ndarray) -> Iterator[np.ndarray]:
+    """Yield all numbers of an image, some at a time."""
+    if isinstance(image, np.ndarray):
+        yield np.ascontiguousarray(image)
+        return
+    for band in bands(image):
+        # a palette is a way of writing colours
+        plain = kept(band) if band.mode in ('P', '1') else band
+        yield np.ascontiguousarray(plain)
+
+
+def _kind(image: Image | np.ndarray) -> str:
+    if not isinstance(image, np.ndarray):
+        first = image.crop((0, 0, 1, 1))
+        first.format = image.format
+        image = kept(first)
+    return kind_of(image)
+
+
 def _same(source: Source, names: Sequence[str]) -> list[list[str]]:
     """Return groups of images whose pixels are the same, among those with the same checksum."""
     groups: dict[bytes, list[str]] = {}
     for name in names:
-        image = source.load(name)
-        groups.setdefault(encoded(image if isinstance(image, np.ndarray) else kept(image)),
-                          []).append(name)
+        sha256 = hashlib.sha256()
+        for part in _pixels(source.load(name)):
+            sha256.update(part.data)
+        groups.setdefault(sha256.digest(), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
 
 

@@ -15,6 +15,7 @@ import torch
 from data import arrays, labels
 from data.decoded import Decoded, key_of, shared
 from data.image_files import ImageFiles
+from data.limits import SET_PIXELS
 from data.parallel import processors
 from dnnlib.progress import progressing
 from limpid.labels import Labels
@@ -121,6 +122,9 @@ class ImageFolderDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]
     def _decode_image(self, name: str) -> np.ndarray:
         data = self.files.read(name)
         image = self.files.decode(name, data)
+        if image.width * image.height > SET_PIXELS:
+            raise ValueError(f'{self.path}: {name} has {image.width * image.height:,} pixels, more '
+                             f'than the {SET_PIXELS:,} of a data set: {self._conversion()}')
         if image.mode not in ('L', 'RGB') or _is_16_bit(data):
             mode = 'of more than 8 bits' if image.mode[0] in 'IF' else image.mode
             mode = '16-bit' if _is_16_bit(data) else mode

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import struct
+import tempfile
 import zipfile
 import zlib
 from collections import Counter
@@ -14,9 +15,10 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import PIL.PngImagePlugin
+import PIL.TiffImagePlugin
 
 from data import arrays, labels
-from data.limits import IMAGE_BYTES, IMAGE_PIXELS, JSON_BYTES, PIXELS_PER_BYTE, SMALL
+from data.limits import DECODED, IMAGE_BYTES, JSON_BYTES, PIXELS_PER_BYTE, SCANS, SIDE, SMALL
 from dnnlib.files import read_bounded
 
 # Pillow knows more formats, some of which start other programs: only these are ever opened.
@@ -43,6 +45,11 @@ UPRIGHT = {
     5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+# those that put columns in the place of rows, and those that begin at the end
+ASIDE = {Transpose.TRANSPOSE, Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90}
+FROM_END = {Transpose.ROTATE_180, Transpose.FLIP_TOP_BOTTOM, Transpose.TRANSVERSE,
+            Transpose.ROTATE_90}
+STRIP = 256   # rows or columns that are turned at a time
 
 
 class ImageFiles:
@@ -66,6 +73,7 @@ class ImageFiles:
         self._process = 0
         self.passed_over: dict[str, list[str]] = {}
         self.several: set[str] = set()
+        self._known: tuple[tuple[str, ...], dict[str, Any] | None] | None = None
         if not os.path.exists(self.path):
             raise ValueError(f'{self.path}: no such zip or folder')
         found: list[str] = []
@@ -204,7 +212,7 @@ class ImageFiles:
         if file is None:
             return None
         where = f'{self.path}: {file}'
-        pairs = labels.parse(self._contents(file), where)
+        pairs = labels.pairs_in(self._content(file), where)
         if pairs is None:
             return None
         found = labels.matched(pairs, self.names, where)
@@ -212,18 +220,28 @@ class ImageFiles:
 
     def class_names(self) -> tuple[str, ...]:
         """Return the names of the classes, if the dataset.json of the set tells them."""
-        file = self._json()
-        return () if file is None else labels.class_names(self._contents(file))
+        return self._facts()[0]
 
     def standardization(self) -> dict[str, Any] | None:
         """Return the mean and std of arrays as the dataset.json of the set tells them."""
-        file = self._json()
-        return None if file is None else arrays.told(self._contents(file))
+        return self._facts()[1]
 
-    def _contents(self, file: str) -> bytes:
-        data = self.read(file, JSON_BYTES)
-        labels.check_size(data, f'{self.path}: {file}')
-        return data
+    def _facts(self) -> tuple[tuple[str, ...], dict[str, Any] | None]:
+        """Return what dataset.json tells beside the labels, which may be large and are not kept."""
+        if self._known is None:
+            file = self._json()
+            if file is None:
+                return (), None
+            self._content(file)
+            assert self._known is not None
+        return self._known
+
+    def _content(self, file: str) -> object:
+        where, data = f'{self.path}: {file}', self.read(file, JSON_BYTES)
+        labels.check_size(data, len(self.names), where)
+        content = labels.parse(data, where)
+        self._known = labels.class_names(content), arrays.told(content)
+        return content
 
     def _json(self) -> str | None:
         """Return the name of the dataset.json that holds the labels, if there is one.
@@ -273,25 +291,70 @@ def decode(path: str, name: str, data: bytes) -> tuple[PIL.Image.Image, bool]:
     """
     try:
         image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
-        pixels = image.width * image.height
-        if pixels <= IMAGE_PIXELS and not _unfolds(pixels, len(data)):
+        too_large = _too_large(image, data)
+        if not too_large:
             image.load()
     except PIL.UnidentifiedImageError as error:
         raise ValueError(f'{path}: {name} is not an image, or a damaged one') from error
     except Exception as error:   # Pillow's decoders raise a dozen unrelated kinds
         raise ValueError(f'{path}: {name} is damaged: {error}') from error
-    if pixels > IMAGE_PIXELS:
-        raise ValueError(f'{path}: {name} is {image.width}x{image.height}, more than '
-                         f'{IMAGE_PIXELS:,} pixels: make it smaller')
-    if _unfolds(pixels, len(data)):
-        raise ValueError(f'{path}: {name} has {pixels:,} pixels in {len(data):,} bytes, far more '
-                         f'than any photograph: leave it out, or make it smaller')
-    return upright(image), _has_several(image, data)
+    if too_large:
+        raise ValueError(f'{path}: {name} {too_large}')
+    several = _has_several(image, data)
+    return upright(image), several
 
 
-def _unfolds(pixels: int, size: int) -> bool:
-    """Return whether a file of `size` bytes claims more pixels than images of such a size have."""
-    return pixels > max(SMALL, PIXELS_PER_BYTE * size)
+def _too_large(image: PIL.Image.Image, data: bytes) -> str:
+    """Say why an image, of which only the size was read so far, takes too much; '' for nothing."""
+    pixels, scans = image.width * image.height, 0
+    size = _bytes_per_pixel(image)
+    if image.format in ('JPEG', 'MPO') and _in_scans(data):
+        size, scans = size + _coefficients(image), data.count(b'\xff\xda')
+    if pixels * size > DECODED:
+        return (f'is {image.width}x{image.height}, more than the {int(DECODED / size):,} pixels '
+                f'that such an image may have: make it smaller')
+    if max(image.size) > SIDE:
+        return f'is {image.width}x{image.height}, more than {SIDE:,} pixels in a row: cut it up'
+    if pixels > max(SMALL, PIXELS_PER_BYTE * len(data)):
+        return (f'has {pixels:,} pixels in {len(data):,} bytes, far more than any photograph: '
+                f'leave it out, or make it smaller')
+    return f'has {scans} scans, more than {SCANS}: save it anew' if scans > SCANS else ''
+
+
+def _bytes_per_pixel(image: PIL.Image.Image) -> float:
+    """Return the most memory that Pillow takes for a pixel while it decodes."""
+    if image.format == 'WEBP':
+        return 16   # four copies of RGBA
+    if isinstance(image, PIL.TiffImagePlugin.TiffImageFile):
+        # a JPEG of several scans may be inside; what is turned is copied
+        in_jpeg = image.info.get('compression') == 'jpeg'
+        return 12 if in_jpeg else 8 if image.tag_v2.get(ORIENTATION, 1) != 1 else 4
+    return 4
+
+
+def _in_scans(data: bytes) -> bool:
+    """Return whether a JPEG has its pixels in several scans, for which it is kept as a whole."""
+    place, components = 2, 0
+    while place + 10 <= len(data):
+        kind, length = data[place + 1], int.from_bytes(data[place + 2:place + 4], 'big')
+        if data[place] != 0xff or kind == 0xff:
+            place += 1
+        elif kind == 0xda:
+            return data[place + 4] < components
+        elif kind in (0xc2, 0xc6, 0xca, 0xce):
+            return True
+        else:
+            if kind in (0xc0, 0xc1, 0xc9):
+                components = data[place + 9]
+            place += 2 + length
+    return False
+
+
+def _coefficients(image: PIL.Image.Image) -> float:
+    """Return the bytes of the coefficients of a JPEG, two each, for a pixel."""
+    layers: list[tuple[int, int, int, int]] = getattr(image, 'layer', [])
+    widest, highest = (max((layer[axis] for layer in layers), default=1) for axis in (1, 2))
+    return 2 * sum(layer[1] * layer[2] for layer in layers) / max(1, widest * highest)
 
 
 def _reason(name: str) -> str:
@@ -328,7 +391,10 @@ def _is_hidden(part: str) -> bool:
 
 
 def upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Return the image turned as its EXIF data say, like every program that shows it."""
+    """Return the image turned as its EXIF data say, like every program that shows it.
+
+    The image itself may be closed after that.
+    """
     if not image.info:
         return image
     try:
@@ -337,7 +403,32 @@ def upright(image: PIL.Image.Image) -> PIL.Image.Image:
         return image
     if orientation not in UPRIGHT:
         return image
-    turned = image.transpose(UPRIGHT[orientation])
-    turned.format = image.format
+    turned = turned_by(image, UPRIGHT[orientation])
     turned.info['turned'] = True   # dataset_tool.py tells of it
+    return turned
+
+
+def turned_by(image: PIL.Image.Image, how: Transpose) -> PIL.Image.Image:
+    """Return the image turned; a large one by way of a file, for two of them take much memory."""
+    W, H = image.size
+    if 2 * 4 * W * H <= DECODED or image.mode == 'P':
+        turned = image.transpose(how)
+        turned.format = image.format
+        return turned
+    length = W if how in ASIDE else H
+    starts = range(0, length, STRIP)
+    with tempfile.TemporaryFile() as file:
+        for start in starts:
+            end = min(start + STRIP, length)
+            box = (start, 0, end, H) if how in ASIDE else (0, start, W, end)
+            file.write(image.crop(box).transpose(how).tobytes())
+        image.close()
+        turned = PIL.Image.new(image.mode, (H, W) if how in ASIDE else (W, H))
+        turned.info, turned.format = image.info.copy(), image.format
+        file.seek(0)
+        for start in starts:
+            rows = min(STRIP, length - start)
+            row = len(PIL.Image.new(image.mode, (turned.width, 1)).tobytes())
+            part = PIL.Image.frombytes(image.mode, (turned.width, rows), file.read(rows * row))
+            turned.paste(part, (0, length - start - rows if how in FROM_END else start))
     return turned

@@ -7,6 +7,7 @@ compared without regard to how they spell a path or an accent, and to the folder
 import itertools
 import json
 import posixpath
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
@@ -18,8 +19,10 @@ from torch_utils.random import random_subset
 
 MOST_CLASSES = 2**16   # or one for each image
 MOST_DEPTH = 50        # folders above a set that may differ, and ways in which they may
-BRACKETS = 2**22       # in a dataset.json; that of ImageNet has 1.3 million, and ...
-COMMAS = 2**23         # ... 2.6 million of these
+COMMAS = 2**23         # in a dataset.json; that of ImageNet has 2.6 million
+SPARE = 16             # times as many labels as images may be there ...
+FEW_LABELS = 2**17     # ... or so many
+UNUSUAL = re.compile(r'\\|//|^/|/$|(^|/)\.\.?(/|$)')   # in a path
 LARGEST = float(np.finfo(np.float32).max)
 
 SHAPE = '{"labels": [["name.png", label], ...]}'
@@ -27,6 +30,8 @@ SHAPE = '{"labels": [["name.png", label], ...]}'
 
 def normal(name: str) -> str:
     """Return a file name with / between its parts, without ./, and with composed accents (NFC)."""
+    if name and name.isascii() and UNUSUAL.search(name) is None:
+        return name   # of a million names, nearly all
     path = posixpath.normpath(unicodedata.normalize('NFC', name).replace('\\', '/'))
     return path.lstrip('/')
 
@@ -37,15 +42,19 @@ def common_folders(names: Iterable[str]) -> list[str]:
     return path.split('/') if path else []
 
 
-def parse(data: bytes, where: str) -> list[tuple[str, Any]] | None:
+def parse(data: bytes, where: str) -> object:
+    """Return the content of a dataset.json; raise ValueError, naming `where`, if it is not JSON."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{where} is not JSON: {error}') from error
+
+
+def pairs_in(content: object, where: str) -> list[tuple[str, Any]] | None:
     """Return the pairs of a name and a label in a dataset.json, or None where it says null.
 
     Raises ValueError, which names `where` it was found, for anything of another shape.
     """
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f'{where} is not JSON: {error}') from error
     pairs = content.get('labels', 'missing') if isinstance(content, dict) else 'not a dictionary'
     if pairs is None:
         return None
@@ -54,17 +63,27 @@ def parse(data: bytes, where: str) -> list[tuple[str, Any]] | None:
     return [(name, label) for name, label in pairs]
 
 
-def check_size(data: bytes, where: str) -> None:
-    """Raise ValueError, which names `where` it was found, for JSON that becomes far larger."""
-    if data.count(b'[') + data.count(b'{') > BRACKETS:
-        raise ValueError(f'{where} has more than {BRACKETS:,} brackets')
+def most_labels(images: int) -> int:
+    """Return how many labels may be given where there are so many images."""
+    return max(FEW_LABELS, SPARE * images)
+
+
+def check_size(data: bytes, images: int, where: str) -> None:
+    """Raise ValueError, which names `where` it was found, for far more labels than images.
+
+    It looks at the bytes of JSON, without taking them apart: each label has one or two brackets,
+    or a colon.
+    """
+    most = most_labels(images)
+    if max(data.count(mark) for mark in (b'[', b'{', b':')) > 3 * most:
+        raise ValueError(f'{where} has more than {3 * most:,} brackets or colons for {images:,} '
+                         f'images: leave out the labels of others')
     if data.count(b',') > COMMAS:
         raise ValueError(f'{where} has more than {COMMAS:,} commas')
 
 
-def class_names(data: bytes) -> tuple[str, ...]:
+def class_names(content: object) -> tuple[str, ...]:
     """Return the names of the classes in a dataset.json, "classes": ["cat", ...]; () for none."""
-    content = json.loads(data) if b'"classes"' in data else None
     names = content.get('classes') if isinstance(content, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return ()
@@ -97,6 +116,9 @@ def matched(pairs: Sequence[tuple[str, Any]], names: Sequence[str], where: str) 
     there are left out. Raises ValueError, which shows a name of either side, for an image without
     a label, and for one with two.
     """
+    if len(pairs) > (most := most_labels(len(names))):
+        raise ValueError(f'{where} has {len(pairs):,} labels, more than {most:,}, and there are '
+                         f'only {len(names):,} images: leave out the labels of others')
     given: dict[str, Any] = {}
     for name, label in pairs:
         if given.setdefault(normal(name), label) != label:

@@ -6,12 +6,11 @@ import io
 import json
 from typing import Any
 
-from data.labels import check_size, label_array, matched
+from data.labels import check_size, label_array, matched, most_labels
 from data.limits import JSON_BYTES
 from data.source import Source
 from dnnlib.files import read_bounded
 
-MOST_LINES = 1_500_000   # of a CSV; that of ImageNet has 1.3 million
 SHAPE = ('a CSV with a line `name,label` for each image, or JSON {"name": label, ...} or '
          '{"labels": [["name", label], ...]}')
 
@@ -23,7 +22,7 @@ def with_labels(source: Source, path: str) -> Source:
     sorted order. Names are compared as those in a dataset.json. Raises ValueError for an image
     without a label, and a file of another shape.
     """
-    pairs = read(path)
+    pairs = read(path, len(source.names))
     found = matched(pairs, list(source.names), path)
     words = sorted({label for label in found.values() if isinstance(label, str)})
     if words:
@@ -37,13 +36,13 @@ def with_labels(source: Source, path: str) -> Source:
     return dataclasses.replace(source, labels=found, classes=tuple(words))
 
 
-def read(path: str) -> list[tuple[str, Any]]:
-    """Return the pairs of a name and a label in a file; see `with_labels`."""
+def read(path: str, images: int) -> list[tuple[str, Any]]:
+    """Return the pairs of a name and a label in a file for so many images; see `with_labels`."""
     data = read_bounded(path, JSON_BYTES)
-    check_size(data, path)
+    check_size(data, images, path)
     try:
         text = data.decode('utf-8-sig')
-        pairs = _json(text) if text.lstrip()[:1] in ('{', '[') else _csv(text)
+        pairs = _json(text) if text.lstrip()[:1] in ('{', '[') else _csv(text, images)
     except (ValueError, RecursionError, csv.Error) as error:
         raise ValueError(f'{path} is not {SHAPE}: {error}') from error
     if not pairs:
@@ -63,9 +62,9 @@ def _json(text: str) -> list[tuple[str, Any]]:
     return [(name, label) for name, label in pairs]
 
 
-def _csv(text: str) -> list[tuple[str, Any]]:
-    if text.count('\n') > MOST_LINES:
-        raise ValueError(f'it has more than {MOST_LINES:,} lines')
+def _csv(text: str, images: int) -> list[tuple[str, Any]]:
+    if text.count('\n') > (most := most_labels(images)):
+        raise ValueError(f'it has more than {most:,} lines for {images:,} images')
     first = text.partition('\n')[0]
     delimiter = next((mark for mark in (',', ';', '\t') if mark in first), ',')
     rows = [row for row in csv.reader(io.StringIO(text, newline=''), delimiter=delimiter) if row]

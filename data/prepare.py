@@ -1,5 +1,6 @@
 """One image on its way into a data set."""
 
+import functools
 import io
 import struct
 import zlib
@@ -10,8 +11,19 @@ import numpy as np
 import PIL.Image
 
 from data import arrays
+from data.limits import SET_PIXELS
 from data.source import Image, Size, Source
-from data.transforms import TRANSFORMS, kept, kind_of, oddities, resize, size_of, to_grey_or_rgb
+from data.transforms import (
+    KINDS,
+    TRANSFORMS,
+    kept,
+    kind_of,
+    oddities,
+    resize,
+    rgb,
+    size_of,
+    to_grey_or_rgb,
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,6 @@ class Job:
     canvas: Size | None = None
     wanted: tuple[Size, str] | None = None
     encode: bool = True
-    send: bool = True   # the data, and not only their checksum
 
     def __call__(self, index: int, name: str) -> 'Outcome':
         """Load, prepare and encode one image."""
@@ -95,16 +106,20 @@ def outcome(job: Job, index: int, name: str) -> Outcome:
     w, h = size_of(image)
     data = encoded(result) if job.encode else b''
     is_array = isinstance(result, np.ndarray)
-    needs_sums = is_array and job.encode and job.send
     return Outcome(index, name, 'npy' if is_array else 'png', (W, H), kind_of(result),
                    tuple(found), tuple(dict.fromkeys(done)),
                    enlarged=(w < W or h < H) and (w, h) != (W, H) and not job.canvas,
-                   crc=zlib.crc32(data), length=len(data), data=data if job.send else b'',
-                   sums=arrays.sums(np.asarray(result)) if needs_sums else ())
+                   crc=zlib.crc32(data), length=len(data), data=data,
+                   sums=arrays.sums(np.asarray(result)) if is_array and job.encode else ())
 
 
 def prepared(job: Job, image: Image | np.ndarray) -> Image | np.ndarray | None:
-    """Return the image as it goes into the data set, or None if the transform skips it."""
+    """Return the image as it goes into the data set, or None if the transform skips it.
+
+    Raises ValueError for one that cannot be, and for one that would be too large there.
+    """
+    if not isinstance(image, np.ndarray):
+        _check_pixels(job, image)
     if job.color == 'keep' and not isinstance(image, np.ndarray):
         image = kept(image)
     if isinstance(image, np.ndarray):
@@ -113,13 +128,27 @@ def prepared(job: Job, image: Image | np.ndarray) -> Image | np.ndarray | None:
             raise ValueError(f'only greyscale and RGB can be changed, and it is {kind_of(image)}: '
                              'leave out --transform, --color and --resolution')
         return image
-    image = image if job.color == 'keep' else to_grey_or_rgb(image, job.color)
     if job.canvas is not None:
-        image = on_canvas(image, job.canvas)
+        image = on_canvas(_converted(image, job.color), job.canvas)
     if job.resolution is None:
-        return image
-    result = (TRANSFORMS[job.transform] if job.transform else resize)(image, job.resolution)
+        return _converted(image, job.color)
+    if job.transform is None:
+        return resize(image, job.resolution, functools.partial(_converted, color=job.color))
+    result = TRANSFORMS[job.transform](
+        image, job.resolution, lambda part: rgb(_converted(part, job.color)))
     return result.convert('L') if result is not None and job.color == 'grey' else result
+
+
+def _converted(image: Image, color: str | None) -> Image:
+    return image if color == 'keep' else to_grey_or_rgb(image, color)
+
+
+def _check_pixels(job: Job, image: Image) -> None:
+    """Raise ValueError for an image that would stay larger than those of a data set may be."""
+    stays = job.resolution is None or (job.color == 'keep' and image.mode not in KINDS)
+    if stays and image.width * image.height > SET_PIXELS:
+        raise ValueError(f'it has {image.width * image.height:,} pixels, more than the '
+                         f'{SET_PIXELS:,} of a data set: give a --resolution')
 
 
 def on_canvas(image: Image, size: Size) -> Image:
@@ -172,7 +201,9 @@ def png(pixels: np.ndarray) -> bytes:
     rows = np.zeros([height, 1 + pixels[0].size], np.uint8)   # each begins with its filter, none
     rows[:, 1:] = pixels.reshape(height, -1)
     header = struct.pack('>IIBBBBB', width, height, 8, color, 0, 0, 0)
-    chunks = b'IHDR' + header, b'IDAT' + zlib.compress(rows.data, 0), b'IEND'
-    return b'\x89PNG\r\n\x1a\n' + b''.join(
-        struct.pack('>I', len(chunk) - 4) + chunk + struct.pack('>I', zlib.crc32(chunk))
-        for chunk in chunks)
+    parts = [b'\x89PNG\r\n\x1a\n']
+    for name, content in (
+            (b'IHDR', header), (b'IDAT', zlib.compress(rows.data, 0)), (b'IEND', b'')):
+        parts += [struct.pack('>I', len(content)), name, content,
+                  struct.pack('>I', zlib.crc32(content, zlib.crc32(name)))]
+    return b''.join(parts)

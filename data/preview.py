@@ -5,10 +5,13 @@ import numpy as np
 import PIL.Image
 
 from data.prepare import Job, on_canvas, prepared
-from data.source import Source
+from data.source import Image, Source
 from data.sources import open_source
+from data.transforms import size_of
 from dnnlib.cli import GroupedCommand, Whole, heading, one_line_errors
 from torch_utils.grids import save_grid
+
+SIDE = 512   # pixels of the larger side of an image in the grid
 
 
 def chosen(source: Source, rows: int, columns: int) -> list[str]:
@@ -27,10 +30,20 @@ def chosen(source: Source, rows: int, columns: int) -> list[str]:
 def grid(source: Source, names: list[str]) -> np.ndarray:
     """Return uint8 [N, 3, H, W] in the size of the first image; others are laid on black.
 
-    Raises ValueError for arrays, which are no pictures.
+    Where the first is larger than SIDE, all are made smaller. Raises ValueError for arrays, which
+    are no pictures.
     """
-    images = [prepared(Job(source, color='rgb'), source.load(name)) if name else None
-              for name in names]
+    images: list[Image | np.ndarray | None] = []
+    scale = 0.0
+    for name in names:
+        if not name:
+            images.append(None)
+            continue
+        image = source.load(name)
+        w, h = size_of(image)
+        scale = scale or min(1, SIDE / max(w, h))
+        images.append(prepared(Job(source, color='rgb', resolution=(
+            max(1, round(w * scale)), max(1, round(h * scale)))), image))
     first = next(image for image in images if isinstance(image, PIL.Image.Image))
     laid = [on_canvas(image, first.size) if isinstance(image, PIL.Image.Image)
             else PIL.Image.new('RGB', first.size) for image in images]

@@ -22,6 +22,7 @@ from torch_utils.random import random_subset
 BINS = 32           # of the histogram of brightness
 SAMPLE = 1000       # images whose distances are computed ...
 NUMBERS = 2**24     # ... or fewer, with so many numbers in all
+AT_ONCE = 2**22     # of these, in products
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,8 @@ class _Sums:
         return np.reshape(arrays.sums(pixels), [2, -1]) / [[unit], [unit**2]]
 
 
-def scaled(source: Source, name: str) -> np.ndarray:
-    """Return float64 [C, H, W]: uint8 is divided by 255, all else is as it is."""
-    pixels = _pixels(source, name)
-    return pixels / 255 if pixels.dtype == np.uint8 else pixels.astype(np.float64)
-
-
 def _pixels(source: Source, name: str) -> np.ndarray:
+    """Return an image [C, H, W]."""
     image = source.load(name)
     pixels = np.asarray(prepared(Job(source, canvas=source.canvas), image))
     if not isinstance(image, np.ndarray):
@@ -81,7 +77,7 @@ def stats_of(source: Source, workers: int = 1) -> Stats:
             progress.advance(len(chunk))
     first, second = np.mean(rows, axis=0)
     light = np.stack(rows)[:, 0].mean(axis=1)
-    eight_bit = isinstance(prepared(Job(source), source.load(source.names[0])), np.ndarray) is False
+    eight_bit = not isinstance(source.load(source.names[0]), np.ndarray)
     span = (0.0, 1.0) if eight_bit else (float(light.min()), float(light.max()))
     spread = 2 * float(np.sqrt(max(second.mean() - first.mean()**2, 0)))
     std = np.sqrt(np.maximum(second - first**2, 0))
@@ -98,18 +94,22 @@ def largest_distance(source: Source, units: np.ndarray) -> tuple[float, int]:
 
     `units` [C] is by how much each channel is divided.
     """
-    size = scaled(source, source.names[0]).size
-    chosen = random_subset(len(source.names), min(SAMPLE, max(NUMBERS // size, 2),
+    first = _pixels(source, source.names[0])
+    chosen = random_subset(len(source.names), min(SAMPLE, max(NUMBERS // first.size, 2),
                                                   len(source.names)), 0)
-    vectors = [(scaled(source, source.names[i]) / units[:, np.newaxis, np.newaxis]).ravel()
-               for i in chosen]
-    if len({len(vector) for vector in vectors}) > 1:
+    images = [_pixels(source, source.names[i]) if i else first for i in chosen]
+    if len({image.shape for image in images}) > 1:
         raise ValueError(f'{source.path} has images of several sizes: convert it first')
-    x = np.stack(vectors)
-    x -= x.mean(axis=0)
-    norms = np.square(x).sum(axis=1)
-    squares = norms[:, np.newaxis] + norms - 2 * x @ x.T
-    return float(np.sqrt(max(squares.max(), 0))), len(x)
+    products = np.zeros([len(images), len(images)])
+    rows = max(AT_ONCE // (len(images) * images[0].shape[2]), 1)
+    for c, unit in enumerate(units * (255 if images[0].dtype == np.uint8 else 1)):
+        for start in range(0, images[0].shape[1], rows):
+            x = np.stack([image[c, start:start + rows].ravel() for image in images]) / unit
+            x -= x.mean(axis=0)
+            products += x @ x.T
+    norms = np.diag(products)
+    squares = norms[:, np.newaxis] + norms - 2 * products
+    return float(np.sqrt(max(squares.max(), 0))), len(images)
 
 
 def draw(found: Stats, path: str) -> None:

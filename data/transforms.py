@@ -1,14 +1,19 @@
 """What is done to each image: its kind, its part and its size."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import PIL.Image
 
+from data.limits import SMALL
 from data.source import Image, Size
 
 Resampling = PIL.Image.Resampling
 KINDS = {'L': 'greyscale', 'RGB': 'RGB'}
+BAND = 2**21     # pixels of a large image at a time
+WIDEST = 2**25   # pixels of an image that has the width of the result and its own height
+Box = tuple[int, int, int, int]   # left, upper, right, lower, as in Pillow
+Convert = Callable[[Image], Image]
 
 
 def kind_of(image: Image | np.ndarray) -> str:
@@ -57,7 +62,8 @@ def to_grey_or_rgb(image: Image, color: str | None = None) -> Image:
     grey = image.mode in ('1', 'L', 'LA')
     if 'A' in image.getbands() or 'transparency' in image.info:
         white = PIL.Image.new('RGBA', image.size, 'white')
-        image = PIL.Image.alpha_composite(white, image.convert('RGBA'))
+        image = image if image.mode == 'RGBA' else image.convert('RGBA')
+        image = PIL.Image.alpha_composite(white, image)
     mode = {'grey': 'L', 'rgb': 'RGB', None: 'L' if grey else 'RGB'}[color]
     return image if image.mode == mode else image.convert(mode)   # which would copy it
 
@@ -78,20 +84,59 @@ def kept(image: Image) -> Image | np.ndarray:
     return np.ascontiguousarray(np.atleast_3d(pixels).transpose(2, 0, 1))
 
 
-def resize(image: Image, size: Size) -> Image:
-    """Return the image in another size, by Lanczos' filter."""
-    return image if image.size == size else image.resize(size, Resampling.LANCZOS)
+def bands(image: Image, box: Box | None = None) -> Iterator[Image]:
+    """Yield the rows of a part of an image, the whole if there is no box, some at a time."""
+    left, upper, right, lower = box or (0, 0, *image.size)
+    rows = max(BAND // (right - left), 1)
+    for start in range(upper, lower, rows):
+        band = image.crop((left, start, right, min(start + rows, lower)))
+        band.format = image.format
+        yield band
 
 
-def center_crop(image: Image, size: Size) -> Image:
+def resize(image: Image, size: Size, convert: Convert | None = None, box: Box | None = None,
+           filter: Resampling = Resampling.LANCZOS) -> Image:
+    """Return a part of an image, the whole if there is no box, converted and then resized.
+
+    Of a large image, a few rows at a time are converted and made as wide as the result, and then
+    all together as high, so that the part is never there as a whole. Pillow, left to itself, does
+    one or the other first; that changes the rounding. Raises ValueError where an image as wide as
+    the result and as high as the part takes too much.
+    """
+    box = box or (0, 0, *image.size)
+    w, h = box[2] - box[0], box[3] - box[1]
+    if size[0] * h > WIDEST:
+        raise ValueError(f'it is {w}x{h}, too large or too narrow to become {size[0]}x{size[1]}')
+    if w * h <= SMALL:
+        part = image if box == (0, 0, *image.size) else image.crop(box)
+        part.format = image.format
+        part = part if convert is None else convert(part)
+        return part if part.size == size else part.resize(size, filter)
+    narrow, row = None, 0
+    for band in bands(image, box):
+        part = band if convert is None else convert(band)
+        part = part.resize((size[0], part.height), filter)
+        narrow = narrow or PIL.Image.new(part.mode, (size[0], h))
+        narrow.paste(part, (0, row))
+        row += part.height
+    assert narrow is not None   # there are rows
+    return narrow.resize(size, filter)
+
+
+def rgb(image: Image) -> Image:
+    """Return an image of greyscale or RGB in RGB."""
+    return image if image.mode == 'RGB' else image.convert('RGB')
+
+
+def center_crop(image: Image, size: Size, convert: Convert = rgb) -> Image:
     """Return the largest middle part of the aspect ratio of `size`, resized, in RGB."""
     (w, h), (W, H) = image.size, size
     cw, ch = min(w, max(h * W // H, 1)), min(h, max(w * H // W, 1))
     box = ((w - cw) // 2, (h - ch) // 2, (w + cw) // 2, (h + ch) // 2)
-    return resize(image.convert('RGB').crop(box), size)
+    return resize(image, size, convert, box)
 
 
-def center_crop_wide(image: Image, size: Size) -> Image | None:
+def center_crop_wide(image: Image, size: Size, convert: Convert = rgb) -> Image | None:
     """Return the middle rows of aspect W:H, resized, on a black W x W canvas, in RGB.
 
     Returns None for an image that is too small.
@@ -100,29 +145,30 @@ def center_crop_wide(image: Image, size: Size) -> Image | None:
     ch = round(W * h / w)
     if w < W or ch < H:
         return None
-    middle = resize(image.convert('RGB').crop((0, (h - ch) // 2, w, (h + ch) // 2)), size)
+    middle = resize(image, size, convert, (0, (h - ch) // 2, w, (h + ch) // 2))
     canvas = PIL.Image.new('RGB', (W, W))
     canvas.paste(middle, (0, (W - H) // 2))
     return canvas
 
 
-def center_crop_dhariwal(image: Image, size: Size) -> Image:
+def center_crop_dhariwal(image: Image, size: Size, convert: Convert = rgb) -> Image:
     """Return the middle square as ADM's data have it (Dhariwal and Nichol 2021), in RGB.
 
     The image is halved by averaging (a box filter) while its shorter side is at least twice the
     target, then resized to the target on the shorter side by the bicubic filter, then cropped.
     """
-    target, image = size[0], image.convert('RGB')
+    target, first = size[0], convert
     while min(image.size) >= 2 * target:
-        image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
+        image = resize(image, (image.width // 2, image.height // 2), first, filter=Resampling.BOX)
+        first = rgb
     scale = target / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)),
-                         Resampling.BICUBIC)
+    image = resize(image, (round(image.width * scale), round(image.height * scale)), first,
+                   filter=Resampling.BICUBIC)
     left, top = (image.width - target) // 2, (image.height - target) // 2
     return image.crop((left, top, left + target, top + target))
 
 
-TRANSFORMS: dict[str, Callable[[Image, Size], Image | None]] = {
+TRANSFORMS: dict[str, Callable[[Image, Size, Convert], Image | None]] = {
     'center-crop': center_crop,
     'center-crop-wide': center_crop_wide,
     'center-crop-dhariwal': center_crop_dhariwal,

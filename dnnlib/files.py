@@ -181,7 +181,7 @@ def read_bounded(path: str | os.PathLike[str], most: int) -> bytes:
     return data
 
 
-MOST_RATIO = 200    # of what a compressed file unfolds to, to its size; real ones have 1 to 20 ...
+MOST_RATIO = 32    # of what a compressed file unfolds to, to its size; real ones have 1 to 15 ...
 SMALL_UNFOLDED = 2**24   # ... from so many bytes on: those of a constant are few
 
 

@@ -90,12 +90,16 @@ def read_npz(path: str | os.PathLike[str], *names: str) -> dict[str, np.ndarray]
     Raises ValueError for a name that it does not have, and for a damaged file.
     """
     with _opened(path) as archive:
-        arrays = {}
+        arrays, total = {}, 0
+        size = sum(info.compress_size for info in archive.filelist)
         for name in names or _names(archive):
             if f'{name}.npy' not in archive.NameToInfo:
                 raise ValueError(f'it has no array {name}')
             entry = archive.getinfo(f'{name}.npy')
             check_ratio(entry)
+            total += entry.file_size
+            if total > max(SMALL_UNFOLDED, MOST_RATIO * size):
+                raise ValueError(f'its arrays claim {total:,} bytes and take {size:,}')
             with archive.open(entry) as stream:
                 arrays[name] = read_array(stream, entry.file_size)
     return arrays
@@ -126,6 +130,8 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[zipfile.ZipFile]:
     """Open a zip; all that zipfile raises for a damaged one becomes a ValueError."""
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            if sum(info.compress_size for info in archive.filelist) > file.seek(0, 2):
+                raise ValueError('its arrays overlap')
             yield archive
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, struct.error,
             RuntimeError, LookupError) as error:

@@ -43,7 +43,7 @@ def source_of(files: ImageFiles, names: list[str]) -> Source:
 
     The labels are those of dataset.json, else the folders of the images; {} if neither has any.
     """
-    classes, found = files.class_names(), files.labels()   # the larger one last, for the memory
+    found, classes = files.labels(), files.class_names()   # in this order the file is read once
     if found is None:
         found, classes = folder_labels(names)
     else:   # labels that train.py would refuse are refused here, before the work

@@ -9,7 +9,7 @@ from typing import IO
 
 import numpy as np
 
-from data.limits import IMAGE_PIXELS
+from data.limits import SET_PIXELS
 from data.source import NumberedArrays, Source
 from dnnlib.files import open_regular, unfolded
 
@@ -28,7 +28,7 @@ def read_idx(path: str) -> Source:
     Scans of 28x28 are laid on a black 32x32, unless a --resolution asks for another size.
     """
     pixels = read(path, 3)
-    if not len(pixels) or not 0 < pixels.shape[1] * pixels.shape[2] <= IMAGE_PIXELS:
+    if not len(pixels) or not 0 < pixels.shape[1] * pixels.shape[2] <= SET_PIXELS:
         raise ValueError(f'{path} holds no images of a sensible size')
     load = NumberedArrays(pixels)
     canvas = (32, 32) if pixels.shape[1:] == (28, 28) else None

@@ -188,7 +188,7 @@ def test_torture_converted(torture, tmp_path):
     assert sorted(rows) == sorted([*UNREADABLE, *ODD, *UNLIKE])
     assert [name for name in rows if rows[name]['done'] == 'left out'] == UNREADABLE
     assert all(rows[name]['found'].startswith(what) for name, what in {**ODD, **UNLIKE}.items())
-    assert 'more than 67,108,864 pixels' in rows['vast.png']['error']
+    assert 'more than the 102,500,000 pixels' in rows['vast.png']['error']
     assert rows['wide.png']['done'] == 'became 12x12 RGB'
     count = len([path for path in torture.rglob('*') if path.is_file()
                  and 'circle' not in str(path)]) - len(UNREADABLE)
