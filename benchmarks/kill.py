@@ -25,7 +25,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,7 +187,7 @@ def same_numbers(place: Path, right: Path) -> bool:
 
 WORKS = {
     'dataset': Work(lambda data, place: script(
-        'dataset_tool.py', f'--source={data / "images"}', f'--dest={place}', '--resolution=64x64',
+        'dataset_tool.py', f'--source={data / "images"}', f'--dest={place}', '--resolution=128x128',
         '--transform=center-crop', '--overwrite'), 'data.zip', same_files),
     'generate': Work(lambda data, place: script(
         'generate.py', f'--network=ideal:{data / "digits.zip"}', f'--outdir={place}',
@@ -205,9 +204,9 @@ def prepare(folder: Path, what: str) -> None:
     digits = folder / 'digits.zip'
     subprocess.run(script('dataset_tool.py', '--source=digits', f'--dest={digits}',
                           '--resolution=8x8'), check=True)
-    if what == 'dataset':
-        with zipfile.ZipFile(digits) as archive:
-            archive.extractall(folder / 'images')
+    if what == 'dataset':   # large images, so that the work takes longer than the start
+        subprocess.run(script('dataset_tool.py', f'--source={digits}', '--resolution=256x256',
+                              f'--dest={folder / "images"}'), check=True)
     if what == 'fid':
         subprocess.run(script('fid.py', 'ref', f'--data={digits}', f'--dest={folder / "ref.npz"}',
                               '--detector=demo', '--device=cpu'), check=True)
