@@ -48,14 +48,16 @@ def _outermost(net: nn.Module, kinds: tuple[type, ...]) -> Iterator[nn.Module]:
             yield from _outermost(module, kinds)
 
 
-def prefers_channels_last(precision: torch.dtype, device: torch.device) -> bool:
-    """Return whether convolutions on `device` want the channels of a pixel side by side.
+def prefers_channels_last(precision: torch.dtype, device: torch.device, compiled: bool) -> bool:
+    """Return whether a network on `device` is faster with the channels of a pixel side by side.
 
-    Those of NVIDIA's matrix units do, that is all but true float32.
+    The convolutions of matrix units are: NVIDIA's, in all but true float32, and those that CPUs
+    have for half precision. But norms in that layout need the compiler on the former, and go
+    without it on the latter, where its loops are slow in that layout.
     """
-    if device.type != 'cuda':
-        return False
-    return precision != torch.float32 or torch.backends.cudnn.allow_tf32
+    if device.type == 'cuda':
+        return compiled and (precision != torch.float32 or torch.backends.cudnn.allow_tf32)
+    return device.type == 'cpu' and not compiled and precision != torch.float32
 
 
 def set_tf32(allowed: bool) -> None:
@@ -66,7 +68,7 @@ def set_tf32(allowed: bool) -> None:
 
 def hasten(net: Denoiser, device: torch.device) -> None:
     """Compile the blocks of a network that is trained, in place, in the layout they prefer."""
-    _set_layout(net, prefers_channels_last(net.dtype, device))
+    set_layout(net, device, compiled=True)
     compile_blocks(net.model)
 
 
@@ -81,7 +83,9 @@ def checkpoint_blocks(net: Denoiser) -> None:
             module.checkpointing = True
 
 
-def _set_layout(net: Denoiser, channels_last: bool) -> None:
+def set_layout(net: Denoiser, device: torch.device, compiled: bool) -> None:
+    """Let the network hold its features in the layout that is faster on `device`, in place."""
+    channels_last = prefers_channels_last(net.dtype, device, compiled)
     net.model.channels_last = channels_last  # type: ignore[assignment]  # not a module
 
 
@@ -109,8 +113,7 @@ def hastened_for_sampling(net: Denoiser, compiled: bool) -> Network:
     fast = copy.deepcopy(net).eval().requires_grad_(False)
     if fast.use_fp16 and device.type == 'cpu':
         fast.dtype = torch.float32   # as Denoiser does
-    # Without the compiler, normalisation in that layout would cost more than it saves.
-    _set_layout(fast, compiled and prefers_channels_last(fast.dtype, device))
+    set_layout(fast, device, compiled)
     cast_weights(fast)
     if not compiled:
         return fast
