@@ -219,8 +219,8 @@ def draw(losses: Mapping[str, Sequence[tuple[float, float]]], state: str, path: 
 
 
 def page(losses: Mapping[str, Sequence[tuple[float, float]]], state: str, kimg: int,
-         command: str) -> str:
-    """Return docs/reproduction/peer.md."""
+         command: str, version: str) -> str:
+    """Return docs/reproduction/peer.md; `version` is that of the peer."""
     rows = []
     for name in ('real', *losses):
         distance, points = distance_of(state, name), losses.get(name, [])
@@ -232,7 +232,7 @@ def page(losses: Mapping[str, Sequence[tuple[float, float]]], state: str, kimg: 
     commands = [task.command for name in RUNS for task in done_by_limpid(name, 'STATE', kimg)]
     return PAGE.format(
         command=command, where=machine(torch.device('cpu')), peer=PEER,
-        version=importlib.metadata.version(PEER), table=table(head, rows), kimg=kimg, num=NUM,
+        version=version, table=table(head, rows), kimg=kimg, num=NUM,
         reference=small.REFERENCE, batch=BATCH, lr=LR, half_life=HALF_LIFE, steps=STEPS,
         nfe=2 * STEPS - 1, beta=0.5**(BATCH / HALF_LIFE), betas=' and '.join(map(str, BETAS)),
         commands='\n'.join(f'python {line}' for line in commands))
@@ -245,14 +245,14 @@ Written by `{command}` on {where}.
 ![Images and losses](peer.png)
 
 The small network of [small-table2](small-table2.md) (configuration E, DDPM++, but without classes),
-on Fashion-MNIST at 16x16, trained on {kimg},000 images by limpid and by {peer} {version}
-(`ElucidatedDiffusion` and `Trainer`), which follows the same paper.
+on Fashion-MNIST at 16x16, trained on {kimg},000 images by limpid, and by {peer}
+{version} (`ElucidatedDiffusion` and `Trainer`), which follows the same paper.
 
 {table}
 
 The distance is that of {num} generated images to the first {reference:,} training images. It is not
-FID; 500 images make it too large, and one seed of each says nothing of differences of a few per
-cent: in small-table2 the spread over seeds of E is about 2 %.
+FID; {num} images make it too large. There is one seed of each, and in small-table2 the distances of
+seeds of one configuration differ by 1 to 12 % (standard deviation).
 
 Equal: the backbone and its first weights (limpid's snapshot before training); images, batch
 ({batch}), Adam with a learning rate of {lr} and betas {betas}, no clipping, dropout, EDM's
@@ -267,9 +267,9 @@ Not equal:
 * The averages start differently: limpid's half-life is 5 % of the images so far at most
   (`--ema-rampup`), the peer copies the weights for 100 steps and then has a ramp-up of its own.
 * Each program has its own noise, order of images and dropout masks, and draws its images from its
-  own noise. The peer's sampler clamps every denoised image to [-1, 1], limpid's does not.
-* The last row is the whole recipe, configuration F: with augmentation, which the peer does not
-  have.
+  own noise. A run of the peer that was stopped goes on with a new order.
+* The peer's sampler clamps every denoised image to [-1, 1], limpid's does not.
+* "With augmentation" is the whole recipe, configuration F. The peer has no such augmentation.
 
 limpid's commands, where STATE is the folder of the results:
 
@@ -301,7 +301,8 @@ def main(kimg: int, state: str, dest: str, page_only: bool) -> None:
     os.makedirs(dest, exist_ok=True)
     draw(losses, state, os.path.join(dest, 'peer.png'))
     options = '' if kimg == 48 else f' --kimg={kimg}'
-    text = page(losses, state, kimg, f'python -m benchmarks.peer_training{options}')
+    text = page(losses, state, kimg, f'python -m benchmarks.peer_training{options}',
+                importlib.metadata.version(PEER))
     with atomic_write(os.path.join(dest, 'peer.md')) as file:
         file.write(text.encode())
 
