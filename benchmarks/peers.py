@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.parts import Missing, part_of
 from benchmarks.results import Bars, written
-from benchmarks.speed import CIFAR10, DEMO, NFE, machine, matrix_rates, times_of
+from benchmarks.speed import CIFAR10, DEMO, NFE, machine, matrix_rate, times_of
 from dnnlib.cli import one_line_errors
 from dnnlib.markdown import table
 from limpid.resolution import height_and_width
@@ -194,7 +194,7 @@ class Result:
     gflop        floating-point operations for an image, in 10⁹, as torch counts them: those of one
                  evaluation, of 35, or of one and twice as many for its gradient
     seconds      of a batch
-    utilisation  operations per second over the matrix rate
+    utilisation  operations per second over the matrix rate, as measured right before
     """
     size: str
     peer: str
@@ -227,7 +227,7 @@ def training_step(peer: Peer, optimizer: torch.optim.Optimizer, y: Tensor) -> No
     optimizer.step()
 
 
-def measure(size: str, name: str, device: torch.device, rate: float, batch: int,
+def measure(size: str, name: str, device: torch.device, batch: int,
             repeats: int) -> Iterator[Result]:
     """Time one peer at one size; raises Missing for one that is not installed."""
     network = SIZES[size]
@@ -246,6 +246,7 @@ def measure(size: str, name: str, device: torch.device, rate: float, batch: int,
     for task, evaluations in TASKS.items():
         training = task == 'training step'
         peer.net.train(training)
+        rate = matrix_rate('fp32', device)   # its speed drifts
         with torch.set_grad_enabled(training):
             if task != 'drawing':   # which repeats the same work often enough to be warm
                 list(times_of(work[task], device, 2))
@@ -295,13 +296,12 @@ def line_of(result: Result) -> str:
 def main(dest: str, device: str, sizes: tuple[str, ...], batch: int | None, repeats: int) -> None:
     """Time limpid beside other programs, in float32 and eagerly."""
     on = distributed.init(device)
-    rate = matrix_rates(on)['fp32']
-    found: dict[str, Any] = {'machine': machine(on), 'rate': rate, 'results': [], 'missing': []}
+    found: dict[str, Any] = {'machine': machine(on), 'results': [], 'missing': []}
     batch = batch or (128 if on.type == 'cuda' else 4)
     for size in sizes:
         for name in PEERS:
             try:
-                for result in measure(size, name, on, rate, batch, repeats):
+                for result in measure(size, name, on, batch, repeats):
                     found['results'].append(asdict(result))
                     print(line_of(result), flush=True)
             except Exception as error:   # noqa: BLE001 (a program that fails leaves the others)

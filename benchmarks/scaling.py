@@ -35,7 +35,7 @@ from benchmarks.speed import (
     gigabytes,
     in_way,
     machine,
-    matrix_rates,
+    matrix_rate,
     measure,
     network_of,
     times_of,
@@ -76,15 +76,16 @@ class Point:
 
 
 def point(size: str, kind: str, batch: int, side: int, device: torch.device, precision: str,
-          rate: float, repeats: int) -> Point:
+          repeats: int) -> Point:
     """Measure eager evaluation or training with one batch size and side of the images."""
     task = task_of(size, kind)
     task = replace(task, batch=batch, small_batch=batch,
                    network=replace(task.network, img_resolution=side))
     if kind == 'training':
-        found = measure(task, 'eager', precision, device, rate, repeats)
-        seconds, most = found.seconds, found.gigabytes
+        found = measure(task, 'eager', precision, device, repeats)
+        seconds, rate, most = found.seconds, found.rate, found.gigabytes
     else:
+        rate = matrix_rate(precision, device)
         net = in_way(network_of(task, precision, device), 'eager')
         x = torch.randn([batch, task.network.img_channels, side, side], device=device)
         sigma, labels = torch.tensor(0.7, device=device), torch.zeros([1, 10], device=device)
@@ -226,12 +227,11 @@ def main(dest: str, over: tuple[str, ...], size: str | None, device: str, precis
         print(f'{ranks} processes: {1e3 * seconds:.4g} ms, {batch * ranks / seconds:.4g} images/s',
               flush=True)
         report(found, Path(dest))
-    rate = matrix_rates(on)[precision]
     for name in [name for name in ('batch', 'resolution') if name in over]:
         sizes = shapes(name, size, most_batch or (512 if on.type == 'cuda' else 64))
         for kind, (images, side) in itertools.product(EVALUATIONS, sizes):
             try:
-                made = point(size, kind, images, side, on, precision, rate, repeats)
+                made = point(size, kind, images, side, on, precision, repeats)
             except torch.cuda.OutOfMemoryError:
                 print(f'{kind}, {images} images of {side}x{side}: not enough memory', flush=True)
                 continue

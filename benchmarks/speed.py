@@ -13,7 +13,6 @@ import dnnlib.early  # noqa: F401  # isort: skip  (before torch)
 
 import functools
 import gc
-import json
 import os
 import platform
 import time
@@ -82,8 +81,9 @@ class Result:
     seconds    of one evaluation of a batch, or one training step; the median
     images_per_second
                whole images of 35 evaluations, or training images
+    rate       operations per second of a matrix product in that precision, right before
     utilisation
-               floating-point operations per second over the matrix rate of that precision
+               floating-point operations per second over that rate
     gigabytes  most memory that was in use
     start_up   seconds of the first call, compiling included, beyond one later call
     error      ‖D − D_ref‖/‖D_ref‖ against float32 eager of one evaluation; None in training
@@ -94,6 +94,7 @@ class Result:
     batch: int
     seconds: float
     images_per_second: float
+    rate: float
     utilisation: float
     gigabytes: float
     start_up: float
@@ -116,20 +117,20 @@ def times_of(work: Callable[[], object], device: torch.device, repeats: int) -> 
         yield time.perf_counter() - start
 
 
-def matrix_rates(device: torch.device) -> dict[str, float]:
-    """Return operations per second of a large matrix product in each precision, on random data."""
+def matrix_rate(precision: str, device: torch.device) -> float:
+    """Return operations per second of a large matrix product on random data.
+
+    It is measured before each task once more: the speed of a machine drifts, and of a virtual one
+    by a third within minutes.
+    """
     n = 8192 if device.type == 'cuda' else 1024
-    rates = {}
-    for precision, dtype in PRECISIONS.items():
-        if device.type != 'cuda' and precision != 'fp32':
-            continue
-        set_tf32(precision == 'tf32')
-        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-        product = functools.partial(torch.matmul, a, b)
-        list(times_of(product, device, 3))
-        rates[precision] = 2 * n**3 / median(times_of(product, device, 10))
+    set_tf32(precision == 'tf32')
+    a, b = (torch.randn(n, n, device=device).to(PRECISIONS[precision]) for _ in range(2))
+    product = functools.partial(torch.matmul, a, b)
+    list(times_of(product, device, 3))
+    rate = 2 * n**3 / median(times_of(product, device, 10))
     set_tf32(False)
-    return rates
+    return rate
 
 
 def network_of(task: Task, precision: str, device: torch.device) -> Denoiser:
@@ -152,8 +153,10 @@ def in_way(net: Denoiser, way: str) -> Network:
 
 
 def measure_sampling(task: Task, way: str, precision: str, device: torch.device,
-                     rate: float, repeats: int) -> Result:
+                     repeats: int) -> Result:
     """Measure whole images, and one evaluation, in one way."""
+    rate = matrix_rate(precision, device)
+    set_tf32(precision == 'tf32')
     batch = task.batch if device.type == 'cuda' else task.small_batch
     net = network_of(task, precision, device)
     shape = batch, net.img_channels, *height_and_width(net.img_resolution)
@@ -171,7 +174,7 @@ def measure_sampling(task: Task, way: str, precision: str, device: torch.device,
     sample(fast, noise, labels, num_steps=2)   # its precision differs, so that a graph is recorded
     whole = median(times_of(lambda: sample(fast, noise, labels), device, 1 + repeats // 4))
     images = batch / whole
-    return Result(task.name, way, precision, batch, seconds, images,
+    return Result(task.name, way, precision, batch, seconds, images, rate,
                   images * NFE * operations(task.network) / rate, gigabytes(device),
                   first - seconds, error_of(evaluate(), net, noise, sigma, labels))
 
@@ -207,8 +210,10 @@ def training_config(task: Task, precision: str, compiled: bool, batch: int) -> T
 
 
 def measure_training(task: Task, way: str, precision: str, device: torch.device,
-                     rate: float, repeats: int) -> Result:
+                     repeats: int) -> Result:
     """Measure training steps in one way, on images that are at hand."""
+    rate = matrix_rate(precision, device)
+    set_tf32(precision == 'tf32')
     batch = task.batch if device.type == 'cuda' else task.small_batch
     config = training_config(task, precision, way == 'compiled', batch)
     state = build(config, device)
@@ -222,19 +227,17 @@ def measure_training(task: Task, way: str, precision: str, device: torch.device,
     first, = times_of(lambda: step(images, labels), device, 1)
     list(times_of(lambda: step(images, labels), device, 2))
     seconds = median(times_of(lambda: step(images, labels), device, repeats))
-    return Result(task.name, way, precision, batch, seconds, batch / seconds,
+    return Result(task.name, way, precision, batch, seconds, batch / seconds, rate,
                   3 * batch * operations(task.network) / seconds / rate, gigabytes(device),
                   first - seconds)
 
 
-def measure(task: Task, way: str, precision: str, device: torch.device, rate: float,
-            repeats: int) -> Result:
+def measure(task: Task, way: str, precision: str, device: torch.device, repeats: int) -> Result:
     """Measure one task in one way and precision; nothing of it is left in memory."""
-    set_tf32(precision == 'tf32')
     torch.backends.cudnn.benchmark = True
     work = measure_sampling if task.kind == 'sampling' else measure_training
     try:
-        return work(task, way, precision, device, rate, repeats)
+        return work(task, way, precision, device, repeats)
     finally:
         set_tf32(False)
         gc.collect()
@@ -268,9 +271,8 @@ def main(dest: str, device: str, precisions: str | None, chosen: str, ways: str 
     """Measure speed in several ways, and write speed.json, speed.md and speed.png."""
     on = distributed.init(device)
     default = 'fp32,tf32,bf16,fp16' if on.type == 'cuda' else 'fp32'
-    rates = matrix_rates(on)
-    found: dict[str, Any] = {'machine': machine(on), 'rates': rates, 'results': []}
-    print(json.dumps({**found['machine'], **{k: f'{v / 1e12:.4g}' for k, v in rates.items()}}))
+    found: dict[str, Any] = {'machine': machine(on), 'results': []}
+    print(', '.join(found['machine'].values()))
     for task in TASKS:
         for precision in (precisions or default).split(','):
             for way in WAYS[task.kind]:
@@ -279,7 +281,7 @@ def main(dest: str, device: str, precisions: str | None, chosen: str, ways: str 
                 if way == 'graph' and on.type != 'cuda':
                     continue
                 try:
-                    result = measure(task, way, precision, on, rates[precision], repeats)
+                    result = measure(task, way, precision, on, repeats)
                 except Exception as error:   # noqa: BLE001 (one way that fails leaves the others)
                     print(f'{task.name} {way} {precision}: {error!r}'[:600], flush=True)
                     continue
@@ -292,10 +294,10 @@ def write(found: dict[str, Any], dest: Path) -> None:
     """Write what was found so far: speed.json, a table of it, and a picture."""
     results = [Result(**result) for result in found['results']]
     rows = [[r.task, r.precision, r.way, str(r.batch), f'{r.images_per_second:.4g}',
-             f'{1e3 * r.seconds:.4g}', f'{r.utilisation:.1%}', f'{r.gigabytes:.1f}',
-             f'{r.start_up:.0f}'] for r in results]
+             f'{1e3 * r.seconds:.4g}', f'{r.rate / 1e12:.3g}', f'{r.utilisation:.1%}',
+             f'{r.gigabytes:.1f}', f'{r.start_up:.0f}'] for r in results]
     head = ['task', 'precision', 'way', 'batch', 'images/s', 'ms per evaluation or step',
-            'of the matrix rate', 'GB', 'start-up, s']
+            'matrix rate, TFLOP/s', 'of it', 'GB', 'start-up, s']
     bars: dict[str, dict[str, float]] = {}
     for r in results:
         bars.setdefault(f'{r.task}\n{r.precision}', {})[r.way] = r.images_per_second
@@ -308,8 +310,8 @@ def line_of(result: Result) -> str:
     error = '' if result.error is None else f', error {result.error:.1e}'
     return (f'{result.task:32s} {result.precision:4s} {result.way:9s} batch {result.batch:4d}: '
             f'{result.images_per_second:9.4g} images/s, {result.seconds * 1e3:8.4g} ms, '
-            f'{result.utilisation:6.1%} of the matrix rate, {result.gigabytes:5.2f} GB, '
-            f'start-up {result.start_up:.1f} s{error}')
+            f'{result.utilisation:6.1%} of {result.rate / 1e12:.3g} TFLOP/s, '
+            f'{result.gigabytes:5.2f} GB, start-up {result.start_up:.1f} s{error}')
 
 
 if __name__ == '__main__':

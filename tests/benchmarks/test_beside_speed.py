@@ -13,7 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import gpu, paper, peers, scaling, waiting
+from benchmarks import gpu, paper, peers, scaling, speed, waiting
 from benchmarks.parts import Missing, part_of
 from benchmarks.speed import DEMO
 from training.work import operations
@@ -22,8 +22,9 @@ ROOT = Path(__file__).parents[2]
 CPU = torch.device('cpu')
 
 
-def test_this_program_beside_others(tmp_path):
-    found = list(peers.measure('demo', 'limpid', CPU, 1e9, 2, 1))
+def test_this_program_beside_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, 'matrix_rate', lambda precision, device: 1e9)
+    found = list(peers.measure('demo', 'limpid', CPU, 2, 1))
     assert [(result.task, result.batch) for result in found] == [
         ('evaluation', 2), ('drawing', 2), ('training step', 2)]
     for result, evaluations in zip(found, (1, 35, 3), strict=True):
@@ -64,7 +65,6 @@ def test_a_network_of_about_this_size_draws_in_35_evaluations(name):
 def test_programs_that_are_missing_are_told_in_one_line(monkeypatch, tmp_path, name, module):
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(peers, 'PEERS', {name: peers.PEERS[name]})
-    monkeypatch.setattr(peers, 'matrix_rates', lambda device: {'fp32': 1e9})
     result = CliRunner().invoke(peers.main, [f'--dest={tmp_path}', '--size=demo', '--device=cpu'])
     assert result.exit_code == 0
     line, = result.output.splitlines()
@@ -91,12 +91,14 @@ def test_parts_of_programs_leave_nothing_behind(tmp_path, monkeypatch):
     assert {name for name in set(sys.modules) - before if 'whole' in name or 'sde' in name} == set()
 
 
-def test_scaling_over_processes_batches_and_sides(tmp_path):
+def test_scaling_over_processes_batches_and_sides(tmp_path, monkeypatch):
     assert scaling.seconds_of_step('demo', CPU, 'fp32', batch=2, repeats=1) > 0
     assert scaling.shapes('batch', 'demo', 40) == [(1, 16), (2, 16), (4, 16), (8, 16), (16, 16),
                                                    (32, 16)]
     assert scaling.shapes('resolution', 'CIFAR-10', 8) == [(32, 16), (8, 32), (2, 64), (1, 128)]
-    made = [scaling.point('demo', kind, 2, 8, CPU, 'fp32', 1e9, 1)
+    for module in (scaling, speed):
+        monkeypatch.setattr(module, 'matrix_rate', lambda precision, device: 1e9)
+    made = [scaling.point('demo', kind, 2, 8, CPU, 'fp32', 1)
             for kind in ('sampling', 'training')]
     work = operations(replace(DEMO, img_resolution=8)) / 1e9
     assert [point.utilisation * point.seconds for point in made] == pytest.approx(
