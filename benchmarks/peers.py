@@ -4,11 +4,11 @@
     pip install --no-deps k-diffusion denoising-diffusion-pytorch smalldiffusion
     python -m benchmarks.peers      # to out/peers; programs that are missing are named, no more
 
-Three things are timed for each: one evaluation of a batch, a training step (denoising loss, Adam),
-and drawing images in 35 evaluations with the program's own sampler. Networks of other programs are
-not the same function, and take other numbers of operations, so compare the share of the device's
-matrix rate, which is the throughput for each operation. torch-fidelity is in
-benchmarks/evaluation.py.
+Three things are timed for each: one evaluation of a batch, drawing images in 35 evaluations with
+the program's own sampler, and a training step: denoising loss, and Adam as the program's trainer
+makes it. Networks of other programs are not the same function, and take other numbers of
+operations, so compare the share of the device's matrix rate, which is the throughput for each
+operation. torch-fidelity is in benchmarks/evaluation.py.
 """
 
 import dnnlib.early  # noqa: F401  # isort: skip  (before torch)
@@ -45,10 +45,12 @@ class Peer:
 
     evaluate  (x [B, C, H, W], σ [B]) -> what the network answers, of the shape of x
     draw      draws so many images in NFE evaluations
+    fused     whether its trainer asks for Adam in one kernel
     """
     net: nn.Module
     evaluate: Function
     draw: Callable[[int], object]
+    fused: bool | None = None
 
 
 def limpid(network: NetworkConfig, device: torch.device) -> Peer:
@@ -60,7 +62,7 @@ def limpid(network: NetworkConfig, device: torch.device) -> Peer:
     def draw(count: int) -> Tensor:
         return sample(net, torch.randn([count, *shape], device=device), labels)
 
-    return Peer(net, lambda x, sigma: net(x, sigma, labels), draw)
+    return Peer(net, lambda x, sigma: net(x, sigma, labels), draw, fused=True)
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ def measure(size: str, name: str, device: torch.device, batch: int,
     peer.net.eval()
     operations = operations_of(PEERS[name](network, torch.device('meta')), y[:1], sigma[:1])
     parameters = sum(p.numel() for p in peer.net.parameters())
-    optimizer = torch.optim.Adam(peer.net.parameters(), lr=1e-4)
+    optimizer = torch.optim.Adam(peer.net.parameters(), lr=1e-4, fused=peer.fused)
     work: dict[str, Callable[[], object]] = {
         'evaluation': lambda: peer.evaluate(y, sigma), 'drawing': lambda: peer.draw(batch),
         'training step': lambda: training_step(peer, optimizer, y)}

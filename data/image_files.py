@@ -176,7 +176,8 @@ class ImageFiles:
             size = self._archive().NameToInfo[name].file_size
             if size > most:
                 raise ValueError(f'it has {size:,} bytes, more than {most:,}')
-            return self._archive().read(name)
+            with self._archive().open(name) as file:
+                return file.read(size + 1)   # no more is unfolded of a file that lies about it
         except Exception as error:   # zipfile raises a dozen unrelated kinds on damaged files
             raise ValueError(f'{self.path}: {name} cannot be read: {error}') from error
 
