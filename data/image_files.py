@@ -396,7 +396,7 @@ def upright(image: PIL.Image.Image) -> PIL.Image.Image:
 
     The image itself may be closed after that.
     """
-    if not image.info:
+    if not image.info or image.format == 'TIFF':   # Pillow turns a TIFF while it decodes it
         return image
     try:
         orientation = image.getexif().get(ORIENTATION)

@@ -33,8 +33,10 @@ def compile_blocks(net: nn.Module, backend: str = 'inductor') -> None:
         # By itself it turns the convolutions of each block to channels-last, and features and
         # gradients of weights to and fro: a tenth of a training step of the CIFAR-10 network.
         options = {'layout_optimization': False}
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit,
-                                               KINDS_OF_BLOCKS)
+    settings: Any = torch._dynamo.config
+    # torch 2.6 has the second name
+    name = 'recompile_limit' if hasattr(settings, 'recompile_limit') else 'cache_size_limit'
+    setattr(settings, name, max(getattr(settings, name), KINDS_OF_BLOCKS))
     for module in _outermost(net, (UNetBlock, GroupNorm)):
         module.compile(backend=backend, dynamic=False, fullgraph=True, options=options)
 
