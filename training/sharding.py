@@ -30,6 +30,9 @@ def check_sharding(config: TrainConfig, others: Mapping[str, bool]) -> None:
     if distributed.get_world_size() == 1:
         raise ValueError('--shard=1 divides a model among several processes, and there is one: '
                          'start it with torchrun, or leave --shard out')
+    if torch.__version__.startswith('2.6.') and not torch.cuda.is_available():
+        raise ValueError(f'--shard=1 needs a GPU, or a newer torch than {torch.__version__}, whose '
+                         f'fully_shard does not run on CPUs')
     refused = {'--compile=1': config.compile,
                '--nan-then=rollback': config.nan.then == 'rollback', **others}
     for option, given in refused.items():

@@ -19,6 +19,8 @@ from training.state import load_state
 @pytest.fixture(scope='module')
 def states(digits, tmp_path_factory):  # noqa: F811
     """The last states of two processes: with whole and with divided models."""
+    if torch.__version__.startswith('2.6.') and not torch.cuda.is_available():
+        pytest.skip('fully_shard of torch 2.6 does not run on CPUs')
     folder = tmp_path_factory.mktemp('shard')
     result = torchrun(2, 'tests/training/shard_worker.py', digits, str(folder))
     assert result.returncode == 0, result.stderr
