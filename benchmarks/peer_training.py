@@ -64,19 +64,20 @@ class Backbone(nn.Module):
         return answer
 
 
-def peer_trainer(first: str, images: str, results: Path,
-                 kimg: int) -> Any:   # noqa: ANN401 (their Trainer)
-    """Return the peer's trainer for the network of a snapshot, at its last milestone.
-
-    Raises ValueError, in one line, where the peer is missing.
-    """
+def peer_library() -> Any:   # noqa: ANN401 (their package)
+    """Return the peer's package; raises ValueError, in one line, where it is missing."""
     try:
         import denoising_diffusion_pytorch as theirs
     except ImportError as error:
         raise ValueError(f'{PEER} cannot be imported ({error}): pip install {PEER}') from None
-    net = open_network(first)
+    return theirs
+
+
+def peer_trainer(first: str, images: str, results: Path,
+                 kimg: int) -> Any:   # noqa: ANN401 (their Trainer)
+    """Return the peer's trainer for the network of a snapshot, at its last milestone."""
+    library, net = peer_library(), open_network(first)
     assert isinstance(net, Denoiser)
-    library: Any = theirs
     diffusion = library.ElucidatedDiffusion(
         Backbone(net.model.train().requires_grad_(True)), image_size=SIDE, channels=1,
         num_sample_steps=STEPS, S_churn=0)
@@ -159,7 +160,10 @@ def done_by_limpid(name: str, state: str, kimg: int) -> list[Task]:
 
 def compare(state: str, kimg: int) -> None:
     """Do all that is not done: train, draw and judge."""
-    machine_of_all = Machine('cpu')
+    peer, machine_of_all = Path(state) / FOLDERS[PEER], Machine('cpu')
+    peer_is_done = (peer / 'images' / f'{NUM - 1:06d}.png').exists()
+    if not peer_is_done:
+        peer_library()   # fail now, not after the training of limpid, if it is missing
     held_out = small.HELD_OUT.replace(OUT, state)
     needs = {need.path: need.source for need in small.NEEDS}
     first, other = RUNS
@@ -167,8 +171,7 @@ def compare(state: str, kimg: int) -> None:
                    *done_by_limpid(first, state, kimg)], state, machine_of_all, needs)
     if missing:
         raise ValueError(missing[0])
-    peer = Path(state) / FOLDERS[PEER]
-    if not (peer / 'images' / f'{NUM - 1:06d}.png').exists():
+    if not peer_is_done:
         torch.manual_seed(SEED)
         trainer = peer_trainer(f'{state}/{FOLDERS[first]}/network-snapshot-000000.pkl',
                                f'{state}/train', peer, kimg)

@@ -246,7 +246,7 @@ def print0(text: str) -> None:
 
 def shutdown() -> None:
     """Leave the process group, if there is one."""
-    # gloo of torch 2.6 waits for ever in half of these calls of two ranks. Without them a process
-    # may abort when it ends, with torch 2.6 rarely, but 2.13 in one of eight, where none waits.
+    # With gloo of torch 2.6, about half of these calls by two ranks never return. Without the call
+    # a process may abort at its very end: seldom with 2.6, in one run of eight with 2.13.
     if _active() and not torch.__version__.startswith('2.6.'):
         torch.distributed.destroy_process_group()

@@ -1,6 +1,6 @@
 """Networks made faster without being changed: memory layout, weights cast once, compiler, graphs.
 
-    hasten(net, device)                              # for training, in place
+    hasten(net, device, compiled=True)               # for training, in place
     net = hastened_for_sampling(net, compiled=True)  # a copy that only draws images
 
 State dicts, checkpoints and averages stay as they are. Results are those of the plain network but
@@ -53,9 +53,9 @@ def _outermost(net: nn.Module, kinds: tuple[type, ...]) -> Iterator[nn.Module]:
 def prefers_channels_last(precision: torch.dtype, device: torch.device, compiled: bool) -> bool:
     """Return whether a network on `device` is faster with the channels of a pixel side by side.
 
-    The convolutions of matrix units are: NVIDIA's, in all but true float32, and those that CPUs
-    have for half precision. But norms in that layout need the compiler on the former, and go
-    without it on the latter, where its loops are slow in that layout.
+    Convolutions on matrix units are: those of NVIDIA in all but true float32, and those of CPUs in
+    half precision. Norms in that layout are fast with the compiler alone on a GPU, and without it
+    alone on a CPU.
     """
     if device.type == 'cuda':
         return compiled and (precision != torch.float32 or torch.backends.cudnn.allow_tf32)
@@ -68,10 +68,11 @@ def set_tf32(allowed: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
-def hasten(net: Denoiser, device: torch.device) -> None:
-    """Compile the blocks of a network that is trained, in place, in the layout they prefer."""
-    set_layout(net, device, compiled=True)
-    compile_blocks(net.model)
+def hasten(net: Denoiser, device: torch.device, compiled: bool) -> None:
+    """Give a network that is trained the faster layout, and compile its blocks if so, in place."""
+    _set_layout(net, device, compiled)
+    if compiled:
+        compile_blocks(net.model)
 
 
 def checkpoint_blocks(net: Denoiser) -> None:
@@ -85,7 +86,7 @@ def checkpoint_blocks(net: Denoiser) -> None:
             module.checkpointing = True
 
 
-def set_layout(net: Denoiser, device: torch.device, compiled: bool) -> None:
+def _set_layout(net: Denoiser, device: torch.device, compiled: bool) -> None:
     """Let the network hold its features in the layout that is faster on `device`, in place."""
     channels_last = prefers_channels_last(net.dtype, device, compiled)
     net.model.channels_last = channels_last  # type: ignore[assignment]  # not a module
@@ -115,7 +116,7 @@ def hastened_for_sampling(net: Denoiser, compiled: bool) -> Network:
     fast = copy.deepcopy(net).eval().requires_grad_(False)
     if fast.use_fp16 and device.type == 'cpu':
         fast.dtype = torch.float32   # as Denoiser does
-    set_layout(fast, device, compiled)
+    _set_layout(fast, device, compiled)
     cast_weights(fast)
     if not compiled:
         return fast

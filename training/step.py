@@ -14,7 +14,7 @@ from torch_utils import distributed
 from torch_utils.random import ALL, generator_at, normal_at, seed_of
 from torch_utils.tensors import local, whole
 from training.augment import Augmentation, AugmentPipe
-from training.compiled import Recorder, checkpoint_blocks, hasten, set_layout
+from training.compiled import Recorder, checkpoint_blocks, hasten
 from training.config import TrainConfig, learning_rate
 from training.course import FirstStep, first_step
 from training.ema import HalfLife
@@ -103,14 +103,13 @@ class StepFunction:
         self.recorder: Recorder | None = None
         if config.checkpointing:
             checkpoint_blocks(state.net)
-        set_layout(state.net, device, config.compile)
-        if config.compile:
-            hasten(state.net, device)
-            # CUDA graphs hold the forward and backward pass of the losses that stay on the GPU.
-            if (device.type == 'cuda' and self.world_size == 1 and not config.checkpointing
-                    and isinstance(config.loss, DenoisingLoss | VelocityLoss)):
-                self.loss = replace(config.loss, noise_distribution=Given())
-                self.recorder = Recorder(self._gradient)
+        hasten(state.net, device, config.compile)
+        # CUDA graphs hold the forward and backward pass of the losses that stay on the GPU.
+        if (config.compile and device.type == 'cuda' and self.world_size == 1
+                and not config.checkpointing
+                and isinstance(config.loss, DenoisingLoss | VelocityLoss)):
+            self.loss = replace(config.loss, noise_distribution=Given())
+            self.recorder = Recorder(self._gradient)
         if self.world_size > 1 and not config.shard:
             settle_layouts(state.net)
             ddp = nn.parallel.DistributedDataParallel

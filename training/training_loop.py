@@ -320,7 +320,7 @@ def build(config: TrainConfig, device: torch.device) -> TrainState:
     Adam = torch.optim.AdamW if decay else torch.optim.Adam
     optimizer = Adam(net.parameters(), lr=config.optimizer.lr, betas=(beta1, beta2),
                      eps=config.optimizer.eps, weight_decay=decay,
-                     fused=place.type in ('cpu', 'cuda'))   # one pass over memory, not ten
+                     fused=place.type in ('cpu', 'cuda'))   # one pass over memory
     loss_scale = LossScale(2.0**16, dynamic=True)
     if config.loss_scaling is not None:
         loss_scale = LossScale(config.loss_scaling)
